@@ -1,7 +1,7 @@
 """Data sets: five laws in the plane, 8x8 digits, Fashion-MNIST. Every one is a ``TensorData``.
 
-In the plane every law has mean 0 and standard deviation 1 per coordinate (up to sampling error), with the constants
-worked out in closed form, so that a draw of any size follows the same law:
+In the plane every law has mean 0 and standard deviation 1 per coordinate, with the constants worked out in
+closed form, so that a draw of any size follows the same law:
 
 - eight_gaussians: equal weights, means on a ring of radius sqrt(2), standard deviation 0.1 (overall 1.005)
 - checkerboard: uniform on the 8 dark squares of a 4 x 4 board with sides at +-sqrt(3)
@@ -26,9 +26,10 @@ from torch.utils.data import Dataset
 PLANE = ("eight_gaussians", "checkerboard", "two_moons", "spiral", "pinwheel")
 DATASETS = (*PLANE, "digits", "fashion_mnist", "fashion_mnist_full")
 SPLITS = ("train", "test")
+ASSETS = Path(__file__).parent / "assets"
 
 FASHION_SHA256 = "8b248b3e3f49d5bbafa5f119b3d46fa82fc31b2b4f63c46546c3c2cd80761cc0"
-DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # the Debian and Ubuntu package dataset-fashion-mnist
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 # sha256 of the uncompressed idx contents, the same whoever packed them
 FASHION_FULL = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -67,16 +68,20 @@ class TensorData(Dataset):
 def load(name: str, n: int | None = None, split: str = "train", seed: int = 0, root=None) -> TensorData:
     """Load a data set by name.
 
-    name: one of ``DATASETS``. In the plane: ``n`` points (100,000 for train and 10,000 for test if not given) drawn
-    with ``seed``; ``split="test"`` is an independent draw of the same law. Images: (B, 1, H, W) in [-1, 1] with
-    labels; ``n`` chooses that many at random with ``seed``, without replacement (all, in file order, if not given).
+    name: one of ``DATASETS``.
+    In the plane: ``n`` points (if not given, 100,000 for train and 10,000 for test) drawn with ``seed``;
+    ``split="test"`` is an independent draw of the same law.
+    Images: (B, 1, H, W) in [-1, 1] with labels; ``n`` of them chosen at random with ``seed``, without
+    replacement (if not given, all in file order).
 
     - digits: scikit-learn's 1,797 8x8 images, split at random once and for all (1,437 + 360)
-    - fashion_mnist: the balanced 10,000 + 2,000 of the 28x28 images that come with the package, checked by sha256
-    - fashion_mnist_full: all 60,000 + 10,000, checked by sha256, from ``root`` (a folder with the four idx or idx.gz
-      files), else from the folder of the Debian package dataset-fashion-mnist, else downloaded by torchvision
+    - fashion_mnist: the balanced 10,000 + 2,000 28x28 images that come with the package, checked by sha256
+    - fashion_mnist_full: all 60,000 + 10,000, checked by sha256, from ``root`` (a folder with the four idx or
+      idx.gz files), else from the folder of Debian's package dataset-fashion-mnist, else downloaded by
+      torchvision into ~/.cache/iflow_lib
 
-    Raises ValueError (unknown name or split, n or seed out of range, damaged file), FileNotFoundError (missing file).
+    Raises ValueError (unknown name or split, n or seed out of range, damaged file), FileNotFoundError
+    (missing file), OSError (failed download).
     """
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(DATASETS)}")
@@ -103,39 +108,47 @@ def load(name: str, n: int | None = None, split: str = "train", seed: int = 0, r
 
 
 def as_tensor(data) -> torch.Tensor:
-    """A float32 tensor (B, ...) from a tensor, a numpy array, a ``TensorData`` or a torch Dataset of x or (x, y).
+    """A float32 tensor (B, ...) from a tensor, a numpy array, a ``TensorData`` or a Dataset of x or (x, y).
 
-    Raises ValueError with one line for anything else, whole-number or complex data, rank below 2, no examples,
-    examples of differing shapes, NaN or infinity.
+    Raises ValueError with one line for anything else, whole-number or complex data, rank below 2, no
+    examples, examples of differing shapes, NaN or infinity.
     """
+    return checked(data).float()
+
+
+def checked(data, name: str = "data") -> torch.Tensor:
+    """As ``as_tensor``, same errors, but keeping the type of the floats; ``name`` is what errors call it."""
     if isinstance(data, TensorData):
         data = data.x
     if isinstance(data, np.ndarray):
         data = torch.from_numpy(np.ascontiguousarray(data))
     if not isinstance(data, torch.Tensor):
-        data = _stack(data)
+        data = _stack(data, name)
     if not data.is_floating_point():
-        raise ValueError(f"data has type {data.dtype}; expected floats, scaled to about unit size (x.float() / 255 * 2 - 1)")
+        raise ValueError(f"{name} has type {data.dtype}; expected floats of about unit size, "
+                         "for pictures x.float() / 255 * 2 - 1")
     if data.ndim < 2:
-        raise ValueError(f"data has shape {tuple(data.shape)}; expected (examples, ...) with at least two dimensions")
+        raise ValueError(f"{name} has shape {tuple(data.shape)}; expected rank 2 or more, (examples, ...)")
     if data.numel() == 0:
-        raise ValueError(f"data of shape {tuple(data.shape)} is empty")
+        raise ValueError(f"{name} of shape {tuple(data.shape)} is empty")
     bad = int((~torch.isfinite(data)).sum())
     if bad:
-        raise ValueError(f"data has {bad} NaN or infinite values; remove them first")
-    return data.detach().float()
+        raise ValueError(f"{name} has {bad} NaN or infinite values; remove them first")
+    return data.detach()
 
 
-def _stack(data) -> torch.Tensor:
+def _stack(data, name: str) -> torch.Tensor:
     if not isinstance(data, Dataset) or not hasattr(data, "__len__"):
-        raise ValueError(f"data is a {type(data).__name__}; expected a tensor (examples, ...) or a torch Dataset with a length")
+        raise ValueError(f"{name} is a {type(data).__name__}; "
+                         "expected a tensor (examples, ...) or a torch Dataset with a length")
     if len(data) == 0:
-        raise ValueError("data is empty: the data set has length 0")
+        raise ValueError(f"{name} is empty: the data set has length 0")
     items = (data[i] for i in range(len(data)))
     try:
-        return torch.stack([torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item) for item in items])
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"the data set's examples do not make one tensor: {str(error).splitlines()[0]}") from error
+        return torch.stack([torch.as_tensor(x[0] if isinstance(x, (tuple, list)) else x) for x in items])
+    except (TypeError, ValueError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"the examples of {name} do not make one tensor: {why}") from error
 
 
 # ---- laws in the plane: (n, rng) -> points (n, 2) float64, component (n,) or None
@@ -179,7 +192,7 @@ def _pinwheel(n, rng):
     angle = 2 * math.pi / 5 * k + 0.25 * np.exp(radial)
     x = np.cos(angle) * radial - np.sin(angle) * tangential
     y = np.sin(angle) * radial + np.cos(angle) * tangential
-    return np.stack([x, y], 1) / math.sqrt((1 + 0.3**2 + 0.05**2) / 2), k  # five-fold symmetry: equal variances
+    return np.stack([x, y], 1) / math.sqrt((1 + 0.3**2 + 0.05**2) / 2), k  # by five-fold symmetry
 
 
 _PLANE = {"eight_gaussians": _eight_gaussians, "checkerboard": _checkerboard, "two_moons": _two_moons,
@@ -193,18 +206,18 @@ def _digits(split, root):
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.images))  # the file's order repeats with period 10
+    order = np.random.default_rng(0).permutation(len(digits.images))  # the file has a rhythm of 10
     chosen = np.sort(order[:360] if split == "test" else order[360:])
     return digits.images[chosen].astype(np.float32), digits.target[chosen]
 
 
 def _fashion_mnist(split, root):
-    file = Path(__file__).parent / "assets" / "fashion_mnist.npz"
+    file = ASSETS / "fashion_mnist.npz"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; reinstall the package")
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != FASHION_SHA256:
-        raise ValueError(f"{file} is damaged: its sha256 is not {FASHION_SHA256[:12]}...; reinstall the package")
+        raise ValueError(f"{file} is damaged: its sha256 is wrong; reinstall the package")
     with np.load(io.BytesIO(content)) as arrays:
         return arrays[f"{split}_images"], arrays[f"{split}_labels"]
 
@@ -212,8 +225,9 @@ def _fashion_mnist(split, root):
 def _fashion_mnist_full(split, root):
     folder = _full_folder(root)
     prefix = "train" if split == "train" else "t10k"
-    images = np.frombuffer(_read_idx(folder, f"{prefix}-images-idx3-ubyte"), np.uint8, offset=16).reshape(-1, 28, 28)
-    return images, np.frombuffer(_read_idx(folder, f"{prefix}-labels-idx1-ubyte"), np.uint8, offset=8)
+    images = np.frombuffer(_read_idx(folder, f"{prefix}-images-idx3-ubyte"), np.uint8, offset=16)
+    labels = np.frombuffer(_read_idx(folder, f"{prefix}-labels-idx1-ubyte"), np.uint8, offset=8)
+    return images.reshape(-1, 28, 28), labels
 
 
 def _full_folder(root) -> Path:
@@ -221,8 +235,8 @@ def _full_folder(root) -> Path:
         return Path(root)
     if DEBIAN_FOLDER.is_dir():
         return DEBIAN_FOLDER
-    options = ("give root=FOLDER with the four idx or idx.gz files, install the Debian package dataset-fashion-mnist, "
-               "or install torchvision to download them")
+    options = ("give root=FOLDER with the four idx or idx.gz files, install Debian's package "
+               "dataset-fashion-mnist, or install torchvision to download them")
     try:
         from torchvision.datasets import FashionMNIST
     except ImportError:
@@ -231,7 +245,8 @@ def _full_folder(root) -> Path:
     try:
         FashionMNIST(cache, download=True)
     except (OSError, RuntimeError) as error:
-        raise OSError(f"torchvision could not download Fashion-MNIST ({str(error).splitlines()[0]}); {options}") from error
+        why = str(error).splitlines()[0]
+        raise OSError(f"torchvision could not download Fashion-MNIST ({why}); {options}") from error
     return cache / "FashionMNIST" / "raw"
 
 
@@ -246,9 +261,9 @@ def _read_idx(folder: Path, name: str) -> bytes:
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{packed} is damaged: {error}") from error
     else:
-        raise FileNotFoundError(f"{folder} has neither {name} nor {name}.gz; expected the four Fashion-MNIST files")
+        raise FileNotFoundError(f"{folder} has no {name} or {name}.gz; expected the four Fashion-MNIST files")
     if hashlib.sha256(content).hexdigest() != FASHION_FULL[name]:
-        raise ValueError(f"{file} is damaged or not Fashion-MNIST: its contents' sha256 is not {FASHION_FULL[name][:12]}...")
+        raise ValueError(f"{file} is damaged or not Fashion-MNIST: the sha256 of its contents is wrong")
     return content
 
 
