@@ -202,7 +202,8 @@ class Plain(Dataset):
 @pytest.mark.parametrize("given, word", [
     (torch.zeros(3, 2, dtype=torch.uint8), "uint8"), (torch.zeros(3, 2, dtype=torch.complex64), "complex64"),
     (torch.tensor([[0.0, float("nan")], [float("inf"), 0.0]]), "2 NaN or infinite"),
-    (torch.zeros(3), "shape (3,)"), (torch.zeros(()), "shape ()"), (torch.zeros(0, 2), "empty"), (Plain([]), "empty"), ([[1.0, 2.0]], "list"),
+    (torch.zeros(3), "shape (3,)"), (torch.zeros(()), "shape ()"),
+    (torch.zeros(0, 2), "empty"), (Plain([]), "empty"), ([[1.0, 2.0]], "list"),
     ("spiral", "str"), (Plain([torch.zeros(2), torch.zeros(3)]), "one tensor"),
     (Plain(["a", "b"]), "one tensor"),
     (TensorDataset(torch.zeros(3, 2, dtype=torch.int64)), "int64"),
