@@ -1,0 +1,240 @@
+"""Distances against closed forms, and their behaviour on Fashion-MNIST."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from iflow_lib import metrics
+from iflow_lib.data import load
+from iflow_lib.metrics import (
+    FashionFeatures,
+    embed,
+    fashion_reference,
+    frechet_distance,
+    kernel_distance,
+    real_floor,
+    real_pairs,
+    sliced_w2,
+    w2,
+)
+
+
+def one_line(error) -> str:
+    text = str(error.value)
+    assert text and "\n" not in text
+    return text
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+# ---- optimal transport
+
+
+@pytest.mark.parametrize("far", [0.0, 1e6])
+def test_w2_of_a_translation_is_its_length(far):
+    x = draw(200, 2) + far
+    shift = torch.tensor([3.0, -4.0], dtype=torch.float64)
+    assert w2(x, x + shift) == pytest.approx(5, abs=1e-6)
+    assert w2(x, x) == pytest.approx(0, abs=1e-6)
+    assert w2(x, x[torch.randperm(200)] + shift) == pytest.approx(5, abs=1e-6)  # whatever the order
+
+
+def test_w2_in_one_dimension_is_the_distance_of_sorted_points():
+    x, y = draw(200, 1), 0.5 + 2 * draw(200, 1, seed=1)
+    sorted_distance = (x.sort(0)[0] - y.sort(0)[0]).square().mean().sqrt()
+    assert w2(x, y) == pytest.approx(float(sorted_distance), rel=1e-9)
+    # exact quantiles of N(0, 1) and N(1, 3^2): W2^2 = (difference of means)^2 + (of deviations)^2 = 1 + 4
+    z = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(400, dtype=torch.float64) + 0.5) / 400)[:, None]
+    assert w2(z, 1 + 3 * z) == pytest.approx(5**0.5, rel=3e-3)
+
+
+def test_w2_of_different_counts_and_ranks():
+    # half of the mass at (0, 0) must go to (1, 1): cost 2 times 1/2
+    assert w2(torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0]])) == pytest.approx(1)
+    images = draw(20, 1, 4, 4)
+    assert w2(images, images + 1) == pytest.approx(4)  # 16 pixels, each moved by 1
+    assert w2(images.float(), images.flatten(1).float() + 1) == pytest.approx(4, rel=1e-6)
+
+
+def test_sliced_w2_of_a_translation():
+    # E (u . v)^2 = |v|^2 / d for u uniform on the sphere: |v| = 6, d = 4
+    x = draw(50, 4)
+    assert sliced_w2(x, x + 3, n_projections=4000) == pytest.approx(3, rel=0.03)
+    first = sliced_w2(x, 2 * x, n_projections=10, seed=1)
+    assert sliced_w2(x, 2 * x, n_projections=10, seed=1) == first
+    assert sliced_w2(x, 2 * x, n_projections=10, seed=2) != first
+
+
+@pytest.mark.parametrize("x, y, word", [
+    (torch.zeros(3, 2), torch.zeros(3, 3), "2 dimensions and y has 3"),
+    (torch.zeros(3), torch.zeros(3), "shape (3,)"),
+    (torch.zeros(3, 2), torch.zeros(0, 2), "y of shape (0, 2) is empty"),
+    (torch.zeros(3, 2).long(), torch.zeros(3, 2), "int64"),
+    (torch.full((3, 2), float("nan")), torch.zeros(3, 2), "6 NaN"),
+])
+@pytest.mark.parametrize("metric", [w2, sliced_w2])
+def test_transport_refuses(metric, x, y, word):
+    with pytest.raises(ValueError) as error:
+        metric(x, y)
+    assert word in one_line(error)
+
+
+# ---- features
+
+
+def test_classifier_is_as_accurate_as_its_card_says():
+    card = json.loads((metrics.ASSETS / "classifier.json").read_text())
+    test = load("fashion_mnist", n=1000, split="test")
+    model = FashionFeatures()
+    assert not model.training and sum(p.numel() for p in model.parameters()) == card["parameters"]
+    accuracy = (model.logits(test.x).argmax(1) == test.labels).double().mean().item()
+    assert card["accuracy_vendored_test_2000"] > 0.9 and accuracy == pytest.approx(
+        card["accuracy_vendored_test_2000"], abs=0.02)
+
+
+def test_features_are_standardised_and_of_full_rank():
+    reference = fashion_reference()
+    assert reference.shape == (2000, 64) and reference.dtype == torch.float64
+    assert reference.mean(0).abs().max() < 0.15 and (reference.std(0) - 1).abs().max() < 0.15
+    assert torch.linalg.matrix_rank(torch.cov(reference.T)) == 64
+    images = load("fashion_mnist", split="test").x[:50]
+    torch.testing.assert_close(embed(images, batch_size=7), reference[:50], atol=1e-4, rtol=0)
+
+
+def test_values_outside_the_range_are_clamped_not_rounded():
+    x = load("fashion_mnist", n=4).x
+    assert torch.equal(embed(x.where(x < 1, 5.0)), embed(x))
+    assert not torch.equal(embed(x * 0.999), embed(x))  # less than one of 256 levels still counts
+
+
+def test_damaged_or_missing_classifier(tmp_path, monkeypatch):
+    good = metrics.ASSETS
+    monkeypatch.setattr(metrics, "ASSETS", tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        FashionFeatures()
+    assert "classifier.json is missing" in one_line(error)
+    for name in ("classifier.json", "classifier.safetensors"):
+        shutil.copy(good / name, tmp_path)
+    FashionFeatures()
+    weights = tmp_path / "classifier.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        FashionFeatures()
+    assert "classifier.safetensors is damaged" in one_line(error)
+    (tmp_path / "classifier.json").write_text("{}")
+    with pytest.raises(ValueError) as error:
+        FashionFeatures()
+    assert "classifier.json is damaged" in one_line(error)
+
+
+def test_own_feature_module_is_used_and_left_in_its_mode():
+    class Mean(nn.Module):
+        def forward(self, x):
+            assert not self.training and x.dtype == torch.float32
+            return x.flatten(2).mean(2)
+
+    module = Mean()
+    x = draw(300, 3, 4, 4)
+    expected = x.float().mean((2, 3)).double()
+    assert torch.allclose(embed(x, module), expected) and module.training
+    assert frechet_distance(x + 1, x, features=module) == pytest.approx(3, rel=1e-5)  # three means moved by 1
+
+
+# ---- Frechet and kernel distance
+
+
+def test_frechet_distance_of_gaussians():
+    x = draw(100, 3)
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # mean 0, covariance 1
+    scale, shift = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1.0, -2.0, 0.0])
+    # commuting covariances: |shift|^2 + sum (scale - 1)^2
+    assert frechet_distance(x * scale + shift, x) == pytest.approx(5 + 17, rel=1e-6)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    # a rotation does not commute: compare with the formula by an independent matrix root
+    y = draw(100, 3, seed=1) @ draw(3, 3, seed=2)
+    a, b = torch.cov(x.T).numpy(), torch.cov(y.T).numpy()
+    from scipy.linalg import sqrtm
+    expected = float((x.mean(0) - y.mean(0)).square().sum()) + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernel_distance_is_the_unbiased_estimate():
+    x, y = draw(40, 3), draw(40, 3, seed=1) + 0.5
+
+    def kernel(a, b):
+        return (a @ b.T / 3 + 1) ** 3
+
+    off = ~torch.eye(40, dtype=torch.bool)
+    expected = kernel(x, x)[off].mean() + kernel(y, y)[off].mean() - 2 * kernel(x, y).mean()
+    assert kernel_distance(x, y, subset_size=40, subsets=2) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_kernel_distance_is_deterministic_and_leaves_the_generator_alone():
+    x, y = draw(100, 5), draw(100, 5, seed=1)
+    torch.manual_seed(3)
+    first = kernel_distance(x, y, subset_size=20, seed=1)
+    after = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(1))
+    torch.manual_seed(4)
+    assert kernel_distance(x, y, subset_size=20, seed=1) == first
+    assert kernel_distance(x, y, subset_size=20, seed=2) != first
+
+
+def test_image_distances_rise_with_noise_from_their_floor():
+    reference, x = fashion_reference(), load("fashion_mnist", n=1000).x
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    found = [embed(x + level * noise) for level in (0, 0.1, 0.3, 1)]
+    frechet = [frechet_distance(f, reference) for f in found]
+    kernel = [kernel_distance(f, reference, subsets=4) for f in found]
+    for values in (frechet, kernel):
+        assert values == sorted(values) and values[1] > 4 * abs(values[0])
+    floor = real_floor(frechet_distance, real_pairs("fashion_mnist", 1000), pairs=4)
+    assert 0.1 < floor.mean < 1 and frechet[0] < floor.mean + 6 * floor.std and floor.pairs == 4
+    assert frechet_distance(reference, reference) == pytest.approx(0, abs=1e-6)
+    assert abs(kernel[0]) < 0.01
+
+
+@pytest.mark.parametrize("call, word", [
+    (lambda: frechet_distance(torch.zeros(64, 64), torch.zeros(99, 64)), "more than 64 samples"),
+    (lambda: frechet_distance(torch.zeros(99, 3), torch.zeros(99, 4)), "3 features and y has 4"),
+    (lambda: frechet_distance(torch.zeros(9, 3, 32, 32), torch.zeros(9, 3, 32, 32)), "(n, 1, 28, 28)"),
+    (lambda: frechet_distance(torch.full((99, 3), float("inf")), torch.zeros(99, 3)), "297 NaN or infinite"),
+    (lambda: frechet_distance(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.zeros(9, 3)), "uint8"),
+    (lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(8, 3), subset_size=9), "samples, 8; got 9"),
+    (lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(1, 3)), "number of samples, 1"),
+    (lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(9, 3), subsets=0), "subsets must be"),
+    (lambda: sliced_w2(torch.zeros(9, 3), torch.zeros(9, 3), n_projections=0), "n_projections"),
+    (lambda: embed(torch.zeros(4, 1, 8, 8), nn.Flatten(0)), "expected (n, d)"),
+    (lambda: real_floor(w2, real_pairs("spiral"), pairs=1), "at least 2 pairs"),
+    (lambda: real_pairs("digits"), "fashion_mnist"),
+    (lambda: real_pairs("fashion_mnist", 10_001)(0), "10000 training images"),
+])
+def test_feature_distances_refuse(call, word):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert word in one_line(error)
+
+
+# ---- floors
+
+
+def test_real_floor_is_the_mean_over_independent_pairs():
+    values = iter([1.0, 2.0, 6.0])
+    floor = real_floor(lambda x, y: next(values), lambda i: (None, None), pairs=3)
+    assert floor == (3.0, pytest.approx(7**0.5), 3)
+    x, y = real_pairs("eight_gaussians", 300)(0)
+    again, other = real_pairs("eight_gaussians", 300)(0), real_pairs("eight_gaussians", 300)(1)
+    assert torch.equal(x, again[0]) and torch.equal(y, again[1])
+    for a, b in ((x, y), (x, other[0]), (y, other[1]), (x, other[1])):
+        assert not torch.equal(a, b)
+    # W2 between two draws falls as they grow
+    small, large = (real_floor(w2, real_pairs("spiral", n), pairs=3).mean for n in (50, 800))
+    assert 0.05 < large < 0.7 * small
