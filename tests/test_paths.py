@@ -1,5 +1,6 @@
 """Paths: every formula against autograd or an independent closed form; path families are one line."""
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -131,11 +132,11 @@ def posterior_mean(points, x, alpha, sigma):
 def solve(velocity, x, times):
     """States at the times after the first, each an end point of its own integration."""
     states = []
-    for a, b in zip(times, times[1:]):
-        run = scipy.integrate.solve_ivp(lambda t, y: velocity(y.reshape(x.shape), t).ravel(), (a, b), x.ravel(),
+    for a, b in pairwise(times):
+        run = scipy.integrate.solve_ivp(lambda t, y: velocity(y.reshape(-1, 2), t).ravel(), (a, b), x.ravel(),
                                         method="DOP853", rtol=1e-12, atol=1e-12)
         assert run.success
-        x = run.y[:, -1].reshape(x.shape)
+        x = run.y[:, -1].reshape(-1, 2)
         states.append(x)
     return states
 
@@ -208,7 +209,7 @@ def test_poisson_tends_to_ve():
     for aug_dim in (4, 16, 64, 1024):
         z = PoissonFlow(aug_dim).noise((n, dim), generator=torch.Generator().manual_seed(3))
         distances.append(scipy.stats.kstest(z.norm(dim=1).numpy(), scipy.stats.chi(dim).cdf).statistic)
-    assert all(b < 0.7 * a for a, b in zip(distances, distances[1:])), distances
+    assert all(b < 0.7 * a for a, b in pairwise(distances)), distances
     gauss = VarianceExploding().noise((n, dim), generator=torch.Generator().manual_seed(3))
     errors = []
     for aug_dim in (1e4, 1e6, 1e8):

@@ -1,0 +1,248 @@
+"""FlowMap: the boundary bit for bit, and jump, integral, velocity, denoiser against the exact Gaussian flow map in
+each path's own clock."""
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+from exact import MEAN, SHAPES, STD, GaussianNet, column, gaussian_jump, one_line, randomise, spread
+from torch import nn
+
+from iflow_lib.flow_map import FlowMap
+from iflow_lib.networks import MLP, UNet
+from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
+
+ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
+paths = pytest.mark.parametrize("path", ALL, ids=repr)
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def weights(path, t):
+    """(alpha, sigma), written out again."""
+    return (1 - t, t) if path.name == "RectifiedFlow" else (torch.ones_like(t), t)
+
+
+def draw(path, shape, n=40, seed=0, least=0.0):
+    """x with the law of x_t, t and s <= t in the path's clock, in float64; both corners of the path included."""
+    g = torch.Generator().manual_seed(seed)
+    s, t = (least + (path.t_max - least) * torch.rand(2, n, generator=g, dtype=torch.float64) ** 3).sort(0).values
+    t[0], s[0] = path.t_max, least
+    t[1], s[1] = path.t_max, path.t_max / 2
+    alpha, sigma = weights(path, t)
+    z = torch.randn((n, *shape), generator=g, dtype=torch.float64)
+    return column(alpha, z) * MEAN + column(spread(alpha, sigma), z) * z, t, s
+
+
+def exact_velocity(path, x, t):
+    """d/dt of the flow map at s = t, by hand: alpha' mean + S'/S (x - alpha mean)."""
+    alpha, sigma = weights(path, t)
+    alpha_dot = -1.0 if path.name == "RectifiedFlow" else 0.0
+    rate = (alpha * alpha_dot * STD**2 + sigma) / spread(alpha, sigma) ** 2
+    return alpha_dot * MEAN + column(rate, x) * (x - column(alpha, x) * MEAN)
+
+
+# ---------------------------------------------------------------- the boundary
+
+
+@paths
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("build", [lambda a: MLP(dim=3, hidden=16, layers=2, anchor=a),
+                                   lambda a: UNet(channels=1, size=8, width=8, blocks=1, anchor=a)], ids=["MLP", "UNet"])
+@pytest.mark.parametrize("anchor", [False, True])
+def test_jump_to_the_same_time_is_exactly_x(path, dtype, build, anchor):
+    for seed in range(3):
+        model = FlowMap(randomise(build(anchor), seed).to(dtype), path)
+        g = torch.Generator().manual_seed(seed)
+        n = 200 if model.data_shape == (3,) else 24
+        t = path.t_max * torch.rand(n, generator=g, dtype=dtype) ** 2
+        t[0], t[1], t[2], t[3] = 0, path.t_max, 1e-30, math.nextafter(path.t_max, 0)
+        x = (1 + path.t_max) * torch.randn((n, *model.data_shape), generator=g, dtype=dtype)
+        a = torch.randn(x.shape, generator=g, dtype=dtype) if anchor else None
+        t = t.clamp(max=path.t_max)
+        assert torch.equal(model.jump(x=x, t=t, s=t, anchor=a), x)
+        assert bool((model.integral(x=x, t=t, s=t, anchor=a) == 0).all())
+        # it is the boundary that makes it so, not a network that does nothing
+        moved = (model.jump(x=x, t=t, s=t / 2, anchor=a) - x).flatten(1).abs().amax(1)
+        assert bool((moved[t > 0.01 * path.t_max] > 0).all()) and float(moved.median()) > 1e-3
+
+
+# ---------------------------------------------------------------- closed form
+
+
+@paths
+@shapes
+def test_exact_network_gives_the_exact_flow_map(path, shape):
+    model = FlowMap(GaussianNet(shape), path)
+    x, t, s = draw(path, shape)
+    x_s = gaussian_jump(x, weights(path, t), weights(path, s))
+    torch.testing.assert_close(model.jump(x=x, t=t, s=s), x_s, rtol=1e-11, atol=1e-11)
+    integral = model.integral(x=x, t=t, s=s)
+    torch.testing.assert_close(integral, x - x_s, rtol=1e-11, atol=1e-10)
+    torch.testing.assert_close(model.average_velocity(x=x, t=t, s=s) * column(t - s, x), integral)
+
+
+@paths
+@shapes
+def test_velocity_and_denoiser(path, shape):
+    model = FlowMap(GaussianNet(shape), path)
+    x, t, _ = draw(path, shape)
+    t[2] = 0.0
+    velocity = model.velocity(x=x, t=t)
+    torch.testing.assert_close(velocity, exact_velocity(path, x, t), rtol=1e-11, atol=1e-11)
+    alpha, sigma = weights(path, t)
+    gain = column(alpha * STD**2 / spread(alpha, sigma) ** 2, x)  # the posterior mean of a Gaussian
+    torch.testing.assert_close(model.denoise(x=x, t=t), MEAN + gain * (x - column(alpha, x) * MEAN),
+                               rtol=1e-11, atol=1e-11)
+    late = t > 1e-3 * path.t_max  # against the jump itself: x moves by h v in a small time h
+    x, t, velocity = x[late], t[late], velocity[late]
+    h = 1e-6 * path.t_max
+    back = (x - model.jump(x=x, t=t, s=t - h)) / h
+    torch.testing.assert_close(back, velocity, rtol=1e-3, atol=1e-4)
+
+
+@paths
+def test_average_velocity_tends_to_the_velocity(path):
+    """Its limit as s -> t is the velocity, from which it differs by O(t - s); at s == t it is the velocity."""
+    model = FlowMap(GaussianNet((2,)), path)
+    x, t, _ = draw(path, (2,), least=0.1)
+    velocity = model.velocity(x=x, t=t)
+    errors = [float((model.average_velocity(x=x, t=t, s=t - h) - velocity).abs().max()) for h in (1e-2, 1e-3, 1e-4)]
+    assert errors[0] > 1e-4 and all(8 < a / b < 12 for a, b in pairwise(errors)), errors
+    assert torch.equal(model.average_velocity(x=x, t=t, s=t), velocity)
+    s = t.clone()
+    s[::2] -= 0.05  # a batch in which some pairs are equal and some are not
+    mixed = model.average_velocity(x=x, t=t, s=s)
+    assert torch.equal(mixed[1::2], velocity[1::2])
+    torch.testing.assert_close(mixed[::2], (x - gaussian_jump(x, weights(path, t), weights(path, s)))[::2] / 0.05)
+
+
+@paths
+def test_average_velocity_keeps_its_digits_in_float32(path):
+    model = FlowMap(GaussianNet((2,), torch.float32), path)
+    x, t, _ = draw(path, (2,), least=0.1)
+    s = t - 1e-3 * t
+    x, t, s = x.float(), t.float(), s.float()
+    exact = FlowMap(GaussianNet((2,)), path).average_velocity(x=x.double(), t=t.double(), s=s.double())
+    error = (model.average_velocity(x=x, t=t, s=s) - exact).abs() / (1 + exact.abs())
+    assert float(error.max().detach()) < 0.005
+
+
+@paths
+def test_integral_is_the_integral_of_velocity(path):
+    """G(t -> s) against quadrature of the velocity over the trajectory, which is solved from the velocity alone."""
+    model = FlowMap(GaussianNet((2,)), path)
+    x, t, s = torch.tensor([[1.3, -0.4]], dtype=torch.float64), *torch.tensor([[0.9], [0.2]], dtype=torch.float64)
+
+    def v(r, y):
+        return model.velocity(x=torch.from_numpy(y)[None], t=torch.tensor([r], dtype=torch.float64))[0].detach().numpy()
+
+    run = scipy.integrate.solve_ivp(v, (0.9, 0.2), x[0].numpy(), rtol=1e-11, atol=1e-11)
+    assert np.abs(run.y[:, -1] - model.jump(x=x, t=t, s=s)[0].detach().numpy()).max() < 1e-8
+    assert np.abs(x[0].numpy() - run.y[:, -1] - model.integral(x=x, t=t, s=s)[0].detach().numpy()).max() < 1e-8
+
+
+@paths
+def test_jumps_compose(path):
+    model = FlowMap(GaussianNet((24,)), path)
+    x, t, s = draw(path, (24,))
+    middle = (t + s) / 2
+    two = model.jump(x=model.jump(x=x, t=t, s=middle), t=middle, s=s)
+    torch.testing.assert_close(two, model.jump(x=x, t=t, s=s), rtol=1e-10, atol=1e-10)
+
+
+class FiniteDataNet(nn.Module):
+    """Exact velocity on the line of a finite data set, Gaussian noise: (x - E[x_0 | x]) / t. Ignores s."""
+
+    data_shape = (2,)
+
+    def __init__(self, points):
+        super().__init__()
+        self.points = points
+
+    def forward(self, x, t, s):
+        t = t[:, None]
+        logits = -((x[:, None] - (1 - t)[..., None] * self.points) ** 2).sum(-1) / (2 * t**2)
+        return (x - logits.softmax(1) @ self.points) / t
+
+
+@pytest.mark.parametrize("exact", [None, "gaussian"], ids=["finite data", "gaussian"])
+def test_trajectories_agree_after_the_change_of_clock(exact):
+    """Solve the ODE of ``FlowMap.velocity`` in the VE clock and in the rectified clock: the same curve to 1e-9."""
+    g = torch.Generator().manual_seed(0)
+    points = torch.randn(6, 2, generator=g, dtype=torch.float64)
+    net = GaussianNet((2,)) if exact else FiniteDataNet(points)
+    start = 80 * torch.randn(6, 2, generator=g, dtype=torch.float64)
+    ve, times = VarianceExploding(), [80.0, 3.0, 0.5, 0.1]
+
+    @torch.no_grad()
+    def solve(path, x, a, b):
+        model = FlowMap(net, path)
+
+        def v(t, y):
+            y = torch.from_numpy(y).reshape(x.shape)
+            return model.velocity(x=y, t=torch.full((len(y),), t, dtype=torch.float64)).numpy().ravel()
+
+        run = scipy.integrate.solve_ivp(v, (a, b), x.numpy().ravel(), method="DOP853", rtol=1e-12, atol=1e-12)
+        return torch.from_numpy(run.y[:, -1]).reshape(x.shape)
+
+    x, (y, tau) = start, ve.to_line(start, torch.full((6,), 80.0, dtype=torch.float64))
+    for a, b in pairwise(times):
+        x = solve(ve, x, a, b)
+        x_line, tau_b = ve.to_line(x, torch.full((6,), b, dtype=torch.float64))
+        y = solve(RectifiedFlow(), y, float(tau[0]), float(tau_b[0]))
+        tau = tau_b
+        assert float((x_line - y).abs().max()) < 1e-9
+        if exact:
+            t = torch.full((6,), 80.0, dtype=torch.float64)
+            one = torch.ones_like(t)
+            truth = gaussian_jump(start, (one, t), (one, torch.full_like(t, b)))
+            assert float((x - truth).abs().max()) < 1e-9
+
+
+# ---------------------------------------------------------------- refusals
+
+
+METHODS = ["jump", "integral", "average_velocity"]
+
+
+@paths
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_times(path, method):
+    model = FlowMap(MLP(dim=2, hidden=4, layers=1), path)
+    x, ok = torch.randn(3, 2), torch.tensor([0.1, 0.2, 0.3])
+    for t, s, words in ((ok, ok + 0.1, "s must not be later"), (ok + path.t_max, ok, "t is outside this path"),
+                        (ok, ok - 0.2, "s is outside this path"), (ok * math.nan, ok, "t is outside"),
+                        (ok, ok * math.nan, "s is outside"), (ok[:, None], ok, "times must have shape (3,)"),
+                        (ok[:2], ok[:2], "times must have shape (3,)"), (ok, ok[0], "times must have shape (3,)")):
+        with pytest.raises(ValueError) as error:
+            getattr(model, method)(x=x, t=t, s=s)
+        assert words in one_line(error)
+
+
+@paths
+@pytest.mark.parametrize("method", ["velocity", "denoise"])
+def test_bad_single_times(path, method):
+    model = FlowMap(MLP(dim=2, hidden=4, layers=1), path)
+    x, ok = torch.randn(3, 2), torch.tensor([0.1, 0.2, 0.3])
+    for t, words in ((ok + path.t_max, "outside"), (-ok, "outside"), (ok[:2], "(3,)")):
+        with pytest.raises(ValueError) as error:
+            getattr(model, method)(x=x, t=t)
+        assert words in one_line(error)
+
+
+def test_wrong_shapes_and_arguments():
+    t = torch.tensor([0.5, 0.5])
+    for net, bad in ((MLP(dim=2, hidden=4, layers=1), (2, 3)), (MLP(dim=2, hidden=4, layers=1), (2,)),
+                     (UNet(size=8, width=8), (2, 8, 8)), (UNet(size=8, width=8), (2, 3, 8, 8))):
+        model = FlowMap(net, RectifiedFlow())
+        for method, times in (("jump", {"t": t, "s": t}), ("velocity", {"t": t})):
+            with pytest.raises(ValueError) as error:
+                getattr(model, method)(x=torch.zeros(bad), **times)
+            assert "x must have shape (B, " in one_line(error) and str(tuple(bad)) in str(error.value)
+    with pytest.raises(TypeError):
+        model.jump(torch.zeros(2, 2), t, t)  # keyword-only
+    with pytest.raises(ValueError) as error:
+        FlowMap(MLP(dim=2), "rectified")
+    assert "path must be a path" in one_line(error)
