@@ -28,7 +28,7 @@ def spread(alpha, sigma):
 
 def gaussian_jump(x, start, end):
     """Exact flow map between two times given as pairs (alpha, sigma) of tensors (B,)."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = start, end
+    alpha_t, sigma_t, alpha_s, sigma_s = (r.to(x.dtype) for r in (*start, *end))
     ratio = column(spread(alpha_s, sigma_s) / spread(alpha_t, sigma_t), x)
     return column(alpha_s, x) * MEAN + ratio * (x - column(alpha_t, x) * MEAN)
 

@@ -49,7 +49,8 @@ def exact_velocity(path, x, t):
 @paths
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("build", [lambda a: MLP(dim=3, hidden=16, layers=2, anchor=a),
-                                   lambda a: UNet(channels=1, size=8, width=8, blocks=1, anchor=a)], ids=["MLP", "UNet"])
+                                   lambda a: UNet(channels=1, size=8, width=8, blocks=1, anchor=a)],
+                         ids=["MLP", "UNet"])
 @pytest.mark.parametrize("anchor", [False, True])
 def test_jump_to_the_same_time_is_exactly_x(path, dtype, build, anchor):
     for seed in range(3):

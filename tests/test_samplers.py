@@ -1,0 +1,269 @@
+"""Sampling: exact maps give exact samples, solvers have their order, calls are counted, noise never changes."""
+import numpy as np
+import pytest
+import torch
+from exact import MEAN, STD, GaussianNet, gaussian_jump, one_line, randomise
+from torch import nn
+
+from iflow_lib import samplers
+from iflow_lib.flow_map import FlowMap
+from iflow_lib.networks import MLP, UNet
+from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
+from iflow_lib.samplers import initial_noise, line_grid, pick_device, sample
+
+ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
+paths = pytest.mark.parametrize("path", ALL, ids=repr)
+DEVICES = ["cpu"] + [d for d, ok in (("cuda", torch.cuda.is_available()),
+                                     ("mps", torch.backends.mps.is_available())) if ok]
+
+
+class Spy(nn.Module):
+    """Wraps a network and keeps what it was called with."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.data_shape, self.inputs, self.times = net, net.data_shape, [], []
+
+    def forward(self, x, t, s):
+        self.inputs.append(x.detach().cpu().clone())
+        self.times.append((float(t[0]), float(s[0])))
+        return self.net(x, t, s)
+
+
+def spied(path, net=None):
+    return FlowMap(Spy(net or randomise(MLP(dim=2, hidden=16, layers=2))), path)
+
+
+def noise(model, n, seed=0):
+    return torch.cat(list(initial_noise(model, n, seed)))
+
+
+# ---------------------------------------------------------------- truth
+
+
+@paths
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8)], ids=str)
+@pytest.mark.parametrize("nfe", [1, 2, 4])
+def test_exact_map_gives_the_exact_jump(path, shape, nfe):
+    """At any NFE, in the line's terms and in the path's."""
+    model = FlowMap(GaussianNet(shape), path)
+    out = sample(model, 50, nfe, seed=3)
+    z, end = noise(model, 50, seed=3).double(), torch.tensor([path.tau_max], dtype=torch.float64)
+    truth = gaussian_jump(z, (1 - end, end), (torch.ones(1), torch.zeros(1)))
+    assert out.x.shape == (50, *shape) and out.nfe == nfe and out.trajectory is None
+    torch.testing.assert_close(out.x, truth, rtol=1e-9, atol=1e-9)
+    t_max = torch.full((50,), path.t_max, dtype=torch.float64)
+    prior = path.prior((256, *shape), generator=torch.Generator().manual_seed(3))[:50].double()
+    torch.testing.assert_close(out.x, model.jump(x=prior, t=t_max, s=0 * t_max).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_one_step_samples_have_the_law_of_the_data():
+    x = sample(FlowMap(GaussianNet((2,)), RectifiedFlow()), 20_000).x
+    assert float((x.mean(0) - MEAN).abs().max()) < 4 * STD / 20_000**0.5
+    assert float((x.std(0) - STD).abs().max()) < 4 * STD / 40_000**0.5
+
+
+@pytest.mark.parametrize("method, order", [("euler", 1), ("heun", 2)])
+@pytest.mark.parametrize("path", [RectifiedFlow(), VarianceExploding()], ids=repr)
+def test_order_of_convergence(path, method, order):
+    model = FlowMap(GaussianNet((2,)), path)
+    truth = sample(model, 64, 1, "map").x
+    errors = [float((sample(model, 64, nfe, method).x - truth).abs().max()) for nfe in (64, 128, 256)]
+    rates = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert np.abs(rates - order).max() < 0.25, (errors, rates)
+
+
+# ---------------------------------------------------------------- NFE
+
+
+@paths
+@pytest.mark.parametrize("method, nfe", [("map", 1), ("map", 3), ("euler", 1), ("euler", 7), ("heun", 2), ("heun", 8)])
+@pytest.mark.parametrize("trajectory", [False, True])
+def test_nfe_is_the_number_of_calls(path, method, nfe, trajectory):
+    model = FlowMap(GaussianNet((2,)), path)
+    out = sample(model, 10, nfe, method, trajectory=trajectory)
+    assert model.net.calls == nfe == out.nfe
+    model.net.calls = 0
+    assert sample(model, 10, nfe, method, batch_size=4).nfe == nfe and model.net.calls == 3 * nfe  # 3 batches
+
+
+@paths
+def test_times_the_network_sees(path):
+    for method, nfe in (("map", 3), ("euler", 3), ("heun", 6)):
+        model = spied(path)
+        sample(model, 5, nfe, method)
+        grid = line_grid(model, method, 3).tolist()
+        assert grid[0] == pytest.approx(path.tau_max) and grid[-1] == 0
+        pairs = list(zip(grid, grid[1:]))
+        expected = {"map": pairs, "euler": [(t, t) for t, _ in pairs],
+                    "heun": [(r, r) for pair in pairs for r in pair]}[method]
+        assert model.net.times == [pytest.approx(p, abs=1e-7) for p in expected]
+
+
+# ---------------------------------------------------------------- seeds, batches, devices
+
+
+@paths
+@pytest.mark.parametrize("method, nfe", [("map", 2), ("heun", 4)])
+def test_same_seed_and_batch_size_bit_for_bit(path, method, nfe):
+    model = spied(path)
+    torch.manual_seed(0)
+    first = sample(model, 300, nfe, method, seed=5, batch_size=64)
+    torch.manual_seed(1)  # the global generator plays no part
+    again, other = (sample(model, 300, nfe, method, seed=seed, batch_size=64) for seed in (5, 6))
+    assert torch.equal(first.x, again.x) and not torch.equal(first.x, other.x)
+
+
+@paths
+@pytest.mark.parametrize("n", [1, 256, 600])
+def test_batch_size_changes_nothing(path, n):
+    reference_model = spied(path)
+    reference = sample(reference_model, n, 1, batch_size=1000)
+    reference_noise = torch.cat(reference_model.net.inputs)
+    assert torch.equal(reference_noise, noise(reference_model, n)) and reference.x.shape == (n, 2)
+    for batch_size in (1, 7, 256, 300):
+        model = spied(path)
+        out = sample(model, n, 1, batch_size=batch_size)
+        assert torch.equal(torch.cat(model.net.inputs), reference_noise)
+        sizes = [len(x) for x in model.net.inputs]
+        assert max(sizes) <= batch_size and sum(sizes) == n
+        assert all(size == batch_size for size in sizes[:-1])
+        torch.testing.assert_close(out.x, reference.x, rtol=0, atol=1e-4)
+
+
+def test_batch_size_changes_nothing_for_images():
+    model = FlowMap(randomise(UNet(channels=1, size=8, width=8, blocks=1), scale=0.1), PoissonFlow(8))
+    reference = sample(model, 40, 4, "heun", batch_size=1000).x
+    for batch_size in (1, 7, 39):
+        torch.testing.assert_close(sample(model, 40, 4, "heun", batch_size=batch_size).x, reference, rtol=0, atol=1e-4)
+
+
+@paths
+def test_more_samples_extend_the_fewer(path):
+    model = spied(path)
+    long = noise(model, 1000, seed=2)
+    assert len(long) == 1000 and len(long.unique(dim=0)) == 1000
+    for n in (1, 2, 255, 256, 257, 999):
+        assert torch.equal(noise(model, n, seed=2), long[:n])
+    longer, shorter = (sample(model, n, 2, seed=2).x for n in (700, 300))
+    torch.testing.assert_close(longer[:300], shorter, rtol=0, atol=1e-4)
+
+
+@paths
+def test_noise_has_the_path_s_law_and_scale(path):
+    model = spied(path)
+    z = path.noise((256, 2), generator=torch.Generator().manual_seed(4))
+    assert torch.equal(noise(model, 100, seed=4), path.tau_max * z[:100])
+
+
+@paths
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_is_drawn_on_the_cpu_for_every_device(path, device, monkeypatch):
+    drawn = []
+    original = type(path).noise
+
+    def noise_spy(self, shape, *, generator=None, device=None, dtype=None):
+        assert generator is not None and generator.device.type == "cpu"
+        z = original(self, shape, generator=generator, device=device, dtype=dtype)
+        drawn.append(z)
+        return z
+
+    monkeypatch.setattr(type(path), "noise", noise_spy)
+    model = spied(path)
+    reference = sample(model, 20, 2, seed=1).x
+    fed = model.net.inputs[0]
+    assert all(z.device.type == "cpu" and z.dtype == torch.float32 for z in drawn) and drawn
+    moved = spied(path)
+    out = sample(moved, 20, 2, seed=1, device=device)
+    assert next(moved.parameters()).device.type == device
+    assert out.x.device.type == "cpu" and torch.equal(moved.net.inputs[0], fed)
+    torch.testing.assert_close(out.x, reference, rtol=0, atol=1e-4)
+
+
+def test_samples_take_the_model_s_dtype():
+    assert sample(FlowMap(randomise(MLP(dim=2, hidden=4).double()), RectifiedFlow()), 3).x.dtype == torch.float64
+
+
+def test_network_without_parameters():
+    class Still(nn.Module):
+        data_shape = (2,)
+
+        def forward(self, x, t, s):
+            return torch.zeros_like(x)
+
+    model = FlowMap(Still(), RectifiedFlow())
+    assert torch.equal(sample(model, 5).x, noise(model, 5))
+
+
+# ---------------------------------------------------------------- trajectory, modes
+
+
+@paths
+@pytest.mark.parametrize("method, nfe", [("map", 4), ("euler", 4), ("heun", 8)])
+def test_trajectory(path, method, nfe):
+    """Starts at the prior, ends at the samples, and for the exact map lies on the ODE's solution."""
+    model = FlowMap(GaussianNet((3,)), path)
+    out = sample(model, 300, nfe, method, seed=1, batch_size=100, trajectory=True)
+    assert out.trajectory.shape == (5, 300, 3) and out.times.shape == (5,)
+    assert float(out.times[0]) == pytest.approx(path.t_max) and out.times[-1] == 0
+    assert bool((out.times.diff() < 0).all())
+    assert torch.equal(out.trajectory[-1], out.x) and torch.equal(out.x, sample(model, 300, nfe, method, seed=1,
+                                                                                batch_size=100).x)
+    start = out.trajectory[0]
+    g = torch.Generator().manual_seed(1)
+    prior = torch.cat([path.prior((256, 3), generator=g) for _ in range(2)])[:300]
+    torch.testing.assert_close(start, prior.double(), rtol=1e-5, atol=1e-5)
+    if method == "map":
+        for t, x in zip(out.times, out.trajectory):
+            ends = [torch.full((300,), float(r), dtype=torch.float64) for r in (out.times[0], t)]
+            weights = [((1 - r), r) if path.name == "RectifiedFlow" else (torch.ones_like(r), r) for r in ends]
+            torch.testing.assert_close(x, gaussian_jump(start, *weights), rtol=1e-9, atol=1e-9)
+
+
+def test_sampling_leaves_the_model_as_it_was():
+    model = FlowMap(MLP(dim=2, hidden=4), RectifiedFlow())
+    for training in (True, False):
+        model.train(training)
+        x = sample(model, 3).x
+        assert model.training is training and not x.requires_grad
+        assert all(p.grad is None for p in model.parameters())
+    model.train()
+    model.net.data_shape = (3,)  # the network will fail: the mode must come back even then
+    with pytest.raises(RuntimeError):
+        sample(model, 3)
+    assert model.training
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ({"nfe": 0}, "nfe must be"), ({"nfe": -1}, "nfe must be"), ({"nfe": 1.5}, "nfe must be"), ({"n": 0}, "n must be"),
+    ({"nfe": True}, "nfe must be"), ({"n": "3"}, "n must be"), ({"batch_size": 0}, "batch_size must be"),
+    ({"method": "rk4"}, "unknown method 'rk4': expected one of map, euler, heun"),
+    ({"method": "heun", "nfe": 3}, "nfe must be even; got 3"), ({"method": "heun", "nfe": 1}, "even; got 1"),
+    ({"device": "tpu"}, "unknown device 'tpu': expected auto, cpu, cuda or mps"),
+    ({"device": "cpux"}, "unknown device"), ({"device": "cuda:99"}, "not available")])
+def test_bad_arguments_before_any_call(arguments, words):
+    model = FlowMap(GaussianNet(), RectifiedFlow())
+    with pytest.raises(ValueError) as error:
+        sample(model, **{"n": 4, **arguments})
+    assert words in one_line(error) and model.net.calls == 0
+
+
+def test_pick_device(monkeypatch):
+    for cuda, mps, best in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=cuda: answer)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda answer=mps: answer)
+        assert pick_device("auto") == torch.device(best) and pick_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "cuda:0", "mps"):
+        with pytest.raises(ValueError) as error:
+            pick_device(name)
+        assert "not available on this machine" in one_line(error) and name in str(error.value)
+    for name in ("", "gpu", "cpu:x", "cuda:x", "cuda:", "cpu:-1"):
+        with pytest.raises(ValueError) as error:
+            pick_device(name)
+        one_line(error)
+
+
+def test_noise_comes_in_blocks_of_bounded_size():
+    model = spied(RectifiedFlow())
+    sizes = [len(block) for block in initial_noise(model, 10 * samplers.NOISE_BLOCK + 3)]
+    assert max(sizes) == samplers.NOISE_BLOCK and sizes[-1] == 3
