@@ -1,0 +1,98 @@
+"""``FlowMap``: a network on the line and a path give velocity, integral, jump and denoiser in the path's own terms."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import checkpoints
+from .paths import Path, expand
+
+
+class FlowMap(nn.Module):
+    """A network that returns the average velocity ``u(x, t, s)`` on the line, seen through a path.
+
+    Written with ``v`` the velocity of the probability-flow ODE and the trajectory through ``x_t``,
+
+        integral G(x_t; t -> s) = int_s^t v(x_r, r) dr = (t - s) * average_velocity,
+        jump       x_s = x_t - G(x_t; t -> s)          (one network call; s = 0 generates in one step).
+
+    The boundary ``jump(x, t, t) == x`` is exact by construction. All methods take and return tensors in the path's
+    own scale and clock: x (B, ...), t and s (B,), with ``0 <= s <= t <= t_max`` (ValueError otherwise).
+
+    net: any module with the call ``net(x_line, tau_t, tau_s, anchor=None)``; path: see ``iflow_lib.paths``.
+    """
+
+    def __init__(self, net: nn.Module, path: Path):
+        super().__init__()
+        if not isinstance(path, Path):
+            raise ValueError(f"path must be a path such as RectifiedFlow(), got {type(path).__name__}")
+        self.net, self.path = net, path
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one example, as the network states it."""
+        return tuple(self.net.data_shape)
+
+    @property
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self.net.parameters())
+
+    def forward(self, x_line: Tensor, tau_t: Tensor, tau_s: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """The network itself: average velocity on the line. Objectives and samplers call this."""
+        return self.net(x_line, tau_t, tau_s) if anchor is None else self.net(x_line, tau_t, tau_s, anchor)
+
+    def jump(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """Solution at time ``s`` of the ODE through ``(x, t)``, in one network call. Shape of x."""
+        self._check(x, t, s)
+        (x_line, tau_t), tau_s = self.path.to_line(x, t), self.path.tau(s)
+        moved = expand(self.path.scale(s) * (tau_t - tau_s), x) * self(x_line, tau_t, tau_s, anchor)
+        # x / scale(t) * scale(s), arranged so that s == t returns x bit for bit: the ratio is then exactly 1
+        return expand(self.path.scale(s) / self.path.scale(t), x) * x - moved
+
+    def integral(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """``G(x; t -> s) = x - jump``: the integral of the velocity from s to t along the trajectory through x."""
+        return x - self.jump(x=x, t=t, s=s, anchor=anchor)
+
+    def average_velocity(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """``G / (t - s)``; where s == t, its limit, the velocity."""
+        span = expand(t - s, x)
+        mean = self.integral(x=x, t=t, s=s, anchor=anchor) / torch.where(span > 0, span, torch.ones_like(span))
+        return torch.where(span > 0, mean, self.velocity(x=x, t=t, anchor=anchor)) if (t == s).any() else mean
+
+    def velocity(self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """``v(x, t) = alpha'(t) x_0 + sigma'(t) z`` at the network's own estimates of ``x_0`` and ``z``."""
+        x_0, z = self._ends(x, t, anchor)
+        return expand(self.path.alpha_dot(t), x) * x_0 + expand(self.path.sigma_dot(t), x) * z
+
+    def denoise(self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None) -> Tensor:
+        """``E[x_0 | x_t]`` as the instantaneous velocity implies it: the end of the tangent, not of the trajectory."""
+        return self._ends(x, t, anchor)[0]
+
+    def _ends(self, x: Tensor, t: Tensor, anchor: Tensor | None) -> tuple[Tensor, Tensor]:
+        """On the line the velocity is ``E[z - x_0 | x]``, so both ends of the tangent follow from it."""
+        self._check(x, t, t)
+        x_line, tau = self.path.to_line(x, t)
+        v = self(x_line, tau, tau, anchor)
+        return x_line - expand(tau, x) * v, x_line + expand(1 - tau, x) * v
+
+    def _check(self, x: Tensor, t: Tensor, s: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.data_shape:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}")
+        if t.shape != x.shape[:1] or s.shape != x.shape[:1]:
+            raise ValueError(f"times must have shape ({len(x)},), got t {tuple(t.shape)} and s {tuple(s.shape)}")
+        self.path.check_times(t, s)
+
+    # ------------------------------------------------------------------ files
+    def save_pretrained(self, folder, *, card: str | None = None, dtype: torch.dtype | None = None, **info) -> None:
+        """Write ``model.safetensors``, ``config.json`` and, if given, the model card ``README.md`` into ``folder``.
+
+        Safetensors and JSON only; each file is written whole or not at all. dtype: store weights as, for example,
+        ``torch.float16``; info: JSON values kept in the configuration. Raises OSError if the folder cannot be written.
+        """
+        checkpoints.save(self, folder, card=card, dtype=dtype, info=info)
+
+    @classmethod
+    def from_pretrained(cls, folder, *, device="cpu") -> FlowMap:
+        """Load what ``save_pretrained`` wrote. Raises FileNotFoundError if a file is missing and ValueError if one is
+        damaged (the weights' checksum is in ``config.json``) or names an unknown network or path."""
+        return checkpoints.load(cls, folder, device=device)
