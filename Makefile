@@ -1,0 +1,59 @@
+# Needs python3 (3.10 to 3.13) and make; everything is installed into .venv, once.
+# `make help` lists the commands.
+#
+# Without make, the same steps, in the folder of this file (they are in README.md too, and tested):
+#   Windows                                                              Linux, macOS
+#   py -m venv .venv                                                     python3 -m venv .venv
+#   .venv\Scripts\python -m pip install -r requirements.lock             .venv/bin/python -m pip ...
+#   .venv\Scripts\python -m pip install --no-deps --no-build-isolation -e .
+PROFILE ?= quick
+DEVICE ?= auto
+PYTHON ?= python3
+
+$(if $(wildcard iflow_lib/__init__.py),,$(error run make in the folder of this Makefile))
+.PHONY: help reproduce test lab lock clean
+
+help:
+	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
+	@echo 'make test        run every check'
+	@echo 'make lab         open JupyterLab on the notebooks'
+	@echo 'make lock        pin the newest versions that pyproject.toml allows: requirements.lock, environment.yml'
+	@echo 'make clean       remove .venv, results/runs and caches'
+	@echo 'Another Python: make PYTHON=python3.12 ...'
+
+reproduce: .venv/installed
+	.venv/bin/iflow reproduce --profile $(PROFILE) --device $(DEVICE)
+
+test: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/python -m pytest
+
+lab: .venv/installed
+	.venv/bin/jupyter lab notebooks
+
+# The stamp comes last: an interrupted install starts anew. uv, itself pinned and hashed in the lock, installs
+# the rest in a tenth of pip's time.
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 10) <= v <= (3, 13) or sys.exit( \
+		"error: Python 3.10 to 3.13 is needed, this is %d.%d; try: make PYTHON=python3.12" % v)'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo 'error: this Python has no venv; on Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	.venv/bin/uv pip install --python .venv/bin/python --require-hashes -r requirements.lock
+	.venv/bin/uv pip install --python .venv/bin/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+# One version of each package for all Pythons and systems where there is one, so that numbers agree between them.
+# environment.yml repeats the pins: pip accepts no hashes beside `-e .`.
+lock: .venv/installed
+	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --fork-strategy fewest \
+		--generate-hashes --upgrade --quiet --custom-compile-command 'make lock' --output-file requirements.lock
+	sed -n '1,/- -e \./p' environment.yml > environment.tmp
+	sed -n 's/^\([a-z0-9].*[^ ]\) \\$$/      - \1/p' requirements.lock >> environment.tmp
+	mv environment.tmp environment.yml
+
+clean:
+	rm -rf .venv results/runs build dist iflow_lib.egg-info .pytest_cache .ruff_cache
+	find iflow_lib notebooks tests tools -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} + 2>/dev/null || true
