@@ -41,9 +41,9 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if not self.lr > 0 or not self.clip > 0 or self.warmup < 0:
+        if not 0 < self.lr < math.inf or not self.clip > 0 or self.warmup < 0:
             raise ValueError(f"need lr > 0, clip > 0, warmup >= 0; got {self.lr!r}, {self.clip!r}, {self.warmup!r}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema!r}")
@@ -99,7 +99,8 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
     average = copy.deepcopy(model).eval().requires_grad_(False)
     weights, averaged = list(model.parameters()), list(average.parameters())
     optimizer = torch.optim.Adam(weights, lr=config.lr, betas=(0.9, 0.99))
-    generator = torch.Generator(device).manual_seed(config.seed)
+    source = device if device.type == "cuda" else torch.device("cpu")  # mps cannot draw all the noise laws
+    generator = torch.Generator(source).manual_seed(config.seed)
 
     rows, losses, start, step, interrupted = [], [], time.perf_counter(), 0, False
     bar = tqdm(total=config.steps, desc=objective.name, disable=not config.progress, mininterval=0.5)
@@ -107,8 +108,8 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
         for step in range(1, config.steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step - 1)
-            index = torch.randint(len(x), (config.batch_size,), generator=generator, device=device)
-            batch = x[index]
+            index = torch.randint(len(x), (config.batch_size,), generator=generator, device=source)
+            batch = x[index.to(device)]
             if images:
                 batch = batch.contiguous(memory_format=torch.channels_last)
             loss = objective(model, batch, generator)
