@@ -1,0 +1,235 @@
+"""Objectives against the Gaussian whose average velocity is known: it is their fixed point, and nothing near it is."""
+import math
+
+import pytest
+import torch
+from exact import MEAN, STD, GaussianNet, column, one_line, randomise, spread
+from torch import nn
+
+from iflow_lib.flow_map import FlowMap
+from iflow_lib.networks import MLP, UNet
+from iflow_lib.objectives import FlowMatching, IntegralIdentity
+from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
+
+ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
+paths = pytest.mark.parametrize("path", ALL, ids=repr)
+gaussian_paths = pytest.mark.parametrize("path", ALL[:2], ids=repr)
+
+
+def triples(n=400, seed=0):
+    """x_t of the Gaussian, t and s < t on the line, corners included."""
+    g = torch.Generator().manual_seed(seed)
+    s, t = torch.rand(2, n, generator=g, dtype=torch.float64).sort(0).values
+    t[:20], s[10:30] = 1.0, 0.0
+    z = torch.randn(n, 2, generator=g, dtype=torch.float64)
+    return column(1 - t, z) * MEAN + column(spread(1 - t, t), z) * z, t, s
+
+
+@pytest.mark.parametrize("derivative, tolerance", [("jvp", 1e-6), ("difference", 1e-3)])
+def test_the_exact_average_velocity_obeys_the_identity(derivative, tolerance):
+    """u = v - (t - s) du/dt, with the objective's own du/dt; a wrong u does not obey it."""
+    x, t, s = triples()
+    inside = (t + 0.01 < 1) & (t - s > 0.01) if derivative == "difference" else t >= s  # away from its one-sided ends
+    objective = IntegralIdentity(derivative=derivative)
+
+    def residual(net):
+        model = FlowMap(net, RectifiedFlow())
+        with torch.no_grad():
+            v = GaussianNet()(x, t, t)
+            rate = objective.total_derivative(model, x, t, s, v)
+            return (model(x, t, s) - v + (t - s)[:, None] * rate)[inside].abs().max()
+
+    exact, wrong = GaussianNet(), GaussianNet()
+    assert float(residual(exact)) < tolerance
+    with torch.no_grad():
+        wrong.tilt.fill_(0.1)
+    assert float(residual(wrong)) > 0.03
+
+
+def test_difference_at_the_ends_of_the_line():
+    """One-sided at t = 1, where sampling starts, and near s: first order in the step, so held to a looser bound."""
+    x, t, s = triples()
+    model = FlowMap(GaussianNet(), RectifiedFlow())
+    with torch.no_grad():
+        v = model(x, t, t)
+        exact, rough = (IntegralIdentity(derivative=name).total_derivative(model, x, t, s, v)
+                        for name in ("jvp", "difference"))
+    error = (t - s)[:, None] * (exact - rough)
+    assert float(error.abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "difference"])
+def test_total_derivative_follows_the_given_velocity(derivative):
+    """d_t u + v . grad_x u with s held: against autograd, for a velocity that is not the model's."""
+    net = randomise(MLP(dim=2, hidden=16, layers=2).double())
+    x, t, s = triples(50)
+    keep = (t < 0.98) & (t - s > 0.02)
+    x, t, s = x[keep].requires_grad_(), t[keep].requires_grad_(), s[keep]
+    velocity = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    rate = IntegralIdentity(derivative=derivative, step=1e-3).total_derivative(
+        FlowMap(net, RectifiedFlow()), x, t, s, velocity)
+    for i in range(2):
+        grad_x, grad_t = torch.autograd.grad(net(x, t, s)[:, i].sum(), (x, t))
+        expected = grad_t + (grad_x * velocity).sum(1)
+        assert float((rate[:, i] - expected).abs().max().detach()) < (1e-9 if derivative == "jvp" else 1e-3)
+
+
+# ---------------------------------------------------------------- fixed point of the whole loss
+
+
+def gradient_scores(objective, path, net, batches=40, size=1500):
+    """Mean of the loss' gradient in each of GaussianNet's parameters, in its own standard errors."""
+    model, g, rows = FlowMap(net, path), torch.Generator().manual_seed(0), []
+    for _ in range(batches):
+        x_0 = MEAN + STD * torch.randn(size, 2, generator=g, dtype=torch.float64)
+        grads = torch.autograd.grad(objective(model, x_0, g), list(net.parameters()), allow_unused=True)
+        rows.append(torch.stack([torch.zeros((), dtype=torch.float64) if d is None else d for d in grads]))
+    rows = torch.stack(rows)
+    return rows.mean(0) / (rows.std(0) / math.sqrt(batches)).clamp(min=1e-12)
+
+
+OBJECTIVES = [FlowMatching(), *[IntegralIdentity(tangent=tangent, derivative=derivative, power=0.0)
+                                for tangent in ("network", "conditional") for derivative in ("jvp", "difference")]]
+
+
+@gaussian_paths
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: "-".join([o.name, *(
+    [o.tangent, o.derivative] if o.name == "IntegralIdentity" else [])]))
+def test_the_truth_is_the_fixed_point(objective, path):
+    """At the exact average velocity the gradient has mean zero; each displaced parameter is pushed back."""
+    scores = gradient_scores(objective, path, GaussianNet())
+    assert float(scores.abs().max()) < 4, scores
+    assert float(scores[:2].abs().min()) > 0
+    for i, name in enumerate(["gain", "shift", "tilt"][: 2 if objective.name == "FlowMatching" else 3]):
+        for sign in (1, -1):
+            net = GaussianNet()
+            with torch.no_grad():
+                getattr(net, name).add_(0.3 * sign)
+            pushed = gradient_scores(objective, path, net, batches=10)
+            assert sign * float(pushed[i]) > 6, (name, sign, pushed)
+
+
+def test_value_of_flow_matching_at_the_truth():
+    """The loss left at the exact velocity is Var(z - x_0 | x_t) = std^2 + 1 - cov^2 / S^2, averaged over times."""
+    path, g = RectifiedFlow(), torch.Generator().manual_seed(0)
+    x_0 = MEAN + STD * torch.randn(100_000, 2, generator=g, dtype=torch.float64)
+    loss = float(FlowMatching()(FlowMap(GaussianNet(), path), x_0, g).detach())
+    t = path.sample_times(100_000, generator=g).double()
+    expected = float((STD**2 + 1 - (t - (1 - t) * STD**2) ** 2 / spread(1 - t, t) ** 2).mean())
+    assert abs(loss / expected - 1) < 0.02
+
+
+class Slope(nn.Module):
+    """u = c (t - s), for which the loss can be differentiated by hand."""
+
+    data_shape = (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, x, t, s):
+        return self.c * (t - s)[:, None] + 0 * x
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "difference"])
+def test_no_gradient_through_the_target(derivative):
+    """With u = c (t - s) the error is 2 c (t - s) - (z - x_0), one c of which is in the target: the gradient is half
+    the slope of the loss in c."""
+    model = FlowMap(Slope(), RectifiedFlow())
+    objective = IntegralIdentity(equal_share=0.0, power=0.0, derivative=derivative)
+
+    def loss(c):
+        with torch.no_grad():
+            model.net.c.fill_(c)
+        g = torch.Generator().manual_seed(0)
+        return objective(model, torch.randn(500, 2, generator=g, dtype=torch.float64), g)
+
+    slope = float((loss(0.501) - loss(0.499)).detach()) / 0.002
+    gradient = float(torch.autograd.grad(loss(0.5), model.net.c)[0])
+    assert gradient == pytest.approx(slope / 2, rel=1e-3) and abs(slope) > 0.1
+
+
+# ---------------------------------------------------------------- what the network is asked
+
+
+@paths
+@pytest.mark.parametrize("equal, start, end", [(0.5, 0.1, 0.1), (0.0, 0.0, 0.0), (0.25, 0.5, 0.25), (1.0, 0.3, 0.3)])
+def test_times_and_their_shares(path, equal, start, end):
+    objective, n = IntegralIdentity(equal_share=equal, start_share=start, end_share=end), 4000
+    model = FlowMap(MLP(dim=2), path)
+    t, s = objective.times(model, n, torch.Generator().manual_seed(0), "cpu")
+    assert t.shape == s.shape == (n,) and bool(((s >= 0) & (s <= t)).all())
+    assert float(t.max()) <= path.tau_max * (1 + 1e-6)
+    k = n - round(equal * n)
+    assert bool((t[k:] == s[k:]).all())
+    if k:
+        assert float((t[:k] == s[:k]).float().mean()) < 0.001
+        # the rest of the density may reach tau_max or 0 by itself, but rarely
+        margin = 4 * (0.25 / k) ** 0.5
+        assert abs(float((t[:k] >= path.tau_max * (1 - 1e-6)).float().mean()) - start) < margin + 0.02
+        assert abs(float((s[:k] == 0).float().mean()) - end) < margin + 0.02
+    again = objective.times(model, n, torch.Generator().manual_seed(0), "cpu")
+    assert torch.equal(again[0], t) and torch.equal(again[1], s)
+
+
+@paths
+@pytest.mark.parametrize("objective", [FlowMatching(), IntegralIdentity(), IntegralIdentity(derivative="difference"),
+                                       IntegralIdentity(equal_share=1.0), IntegralIdentity(equal_share=0.0)], ids=repr)
+@pytest.mark.parametrize("build", [lambda: MLP(dim=3, hidden=8, layers=2),
+                                   lambda: UNet(channels=1, size=8, width=8, blocks=1)], ids=["MLP", "UNet"])
+def test_one_step_of_every_objective(objective, path, build):
+    """A finite scalar with gradients for every weight; seeded by the generator alone; only times 0 <= s <= t <= 1."""
+
+    class Watch(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net, self.data_shape = net, net.data_shape
+
+        def forward(self, x, t, s):
+            if type(t) is torch.Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(t):
+                assert bool(((s >= 0) & (s <= t) & (t <= 1)).all()) and x.shape[1:] == self.data_shape
+            return self.net(x, t, s)
+
+    model = FlowMap(Watch(randomise(build(), scale=0.1)), path)
+    losses = []
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        g = torch.Generator().manual_seed(0)
+        x_0 = torch.randn(17, *model.data_shape, generator=g)
+        losses.append(objective(model, x_0, g))
+    assert losses[0].ndim == 0 and bool(torch.isfinite(losses[0])) and torch.equal(*losses)
+    losses[0].backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+    assert all(float(p.grad.abs().max()) > 0 for p in model.parameters())
+
+
+def test_power_weighs_large_errors_down():
+    """Each example's share is e / (e + 1e-3)^power: with power 1 nearly one, whatever the error."""
+    model = FlowMap(MLP(dim=2), RectifiedFlow())
+    losses = {}
+    for scale in (1, 100):
+        for power in (0.0, 0.5, 1.0):
+            g = torch.Generator().manual_seed(0)
+            x_0 = scale * torch.randn(2000, 2, generator=g)
+            losses[scale, power] = float(IntegralIdentity(power=power)(model, x_0, g).detach())
+    for power in (0.0, 0.5, 1.0):
+        assert losses[100, power] / losses[1, power] == pytest.approx((100**2 / 2) ** (1 - power), rel=0.2)
+    assert losses[1, 1.0] < 1
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"anchor": "store"}, "anchor must be"), ({"derivative": "exact"}, "derivative must be"),
+    ({"tangent": "both"}, "tangent must be"), ({"equal_share": 1.1}, "equal_share must be in [0, 1], got 1.1"),
+    ({"start_share": -0.1}, "start_share"), ({"end_share": 2}, "end_share"),
+    ({"equal_share": math.nan}, "equal_share")])
+def test_bad_options(options, words):
+    with pytest.raises(ValueError) as error:
+        IntegralIdentity(**options)
+    assert words in one_line(error)
+
+
+def test_config_names_every_setting():
+    objective = IntegralIdentity(power=0.5, derivative="difference")
+    assert IntegralIdentity(**objective.config()) == objective and objective.name == "IntegralIdentity"
+    assert FlowMatching().config() == {} and FlowMatching().name == "FlowMatching"
