@@ -1,0 +1,101 @@
+"""The command line, ``iflow``. Anything heavy is imported by the command that needs it."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from . import __version__
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})
+# the base class of all that typer says about wrong use; newer versions bring their own copy of click
+_WrongUse = typer.BadParameter.__mro__[2]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"iflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def iflow(context: typer.Context, version: Annotated[bool, typer.Option(
+        "--version", callback=_version, is_eager=True, help="Show the version.")] = False):
+    """Integration Flow Models: one-step generation, reproduced in notebooks."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def reproduce(
+    notebooks: Annotated[Optional[list[str]], typer.Argument(  # noqa: UP045 (typer evaluates it on Python 3.10)
+        metavar="NOTEBOOK", help="Numbers or names, such as 06 or 06_nfe_vs_quality; all if none is given.")] = None,
+    profile: Annotated[str, typer.Option(help="smoke, quick or full: a table of notebooks/profiles.toml.")] = "quick",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    parameter: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+        "-p", "--parameter", metavar="NAME VALUE", help="Set a parameter of the notebooks. May be repeated.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run notebooks again that are unchanged.")] = False,
+    out: Annotated[Optional[Path], typer.Option(  # noqa: UP045
+        metavar="DIR", help="Folder for the results. [default: results/runs/PROFILE]")] = None,
+) -> int:
+    """Run the notebooks; write tables, figures and index.html to results/runs/PROFILE."""
+    from . import reproduce as job_module
+
+    values = dict(p.split("=", 1) for p in parameter or ())
+    try:
+        job = job_module.prepare(notebooks or (), profile, device, values, out)
+    except (ValueError, OSError) as error:
+        return _complain(error, 2)
+    print(f"profile {job.profile}, device {job.device}, {len(job.tasks)} notebook{'s' * (len(job.tasks) > 1)}", flush=True)
+    try:
+        manifest = job.execute(fresh)
+    except (ValueError, OSError) as error:
+        return _complain(error, 1)
+    for name, entry in manifest["notebooks"].items():
+        if entry["status"] in ("failed", "interrupted") and entry.get("started", "") >= manifest["started"]:
+            _complain(f"{name} {entry['status']}: {entry['error']}", 1)
+    print(f"results: {_short(job.out / 'index.html')}")
+    return {"ok": 0, "interrupted": 130}.get(manifest["status"], 1)
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _complain(what, code: int) -> int:
+    print("iflow:", " ".join(str(what).split()), file=sys.stderr)
+    return code
+
+
+def _join_parameters(arguments: list[str]) -> list[str]:
+    """``-p NAME VALUE`` -> ``-p NAME=VALUE`` (typer has no repeated option with two values). NAME=VALUE may be given too."""
+    joined, rest = [], iter(arguments)
+    for argument in rest:
+        joined.append(argument)
+        if argument in ("-p", "--parameter"):
+            name, value = next(rest, None), None
+            if name is not None and "=" not in name:
+                value = next(rest, None)
+            if name is None or "=" not in name and value is None:
+                raise typer.BadParameter("-p needs two values, NAME VALUE")
+            joined.append(name if value is None else f"{name}={value}")
+    return joined
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 the run failed, 2 wrong use, 130 interrupted."""
+    try:
+        code = app(_join_parameters(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except _WrongUse as error:
+        code = _complain(error.format_message(), 2)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted", 130)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
