@@ -72,7 +72,7 @@ def _complain(what, code: int) -> int:
 
 
 def _join_parameters(arguments: list[str]) -> list[str]:
-    """``-p NAME VALUE`` -> ``-p NAME=VALUE`` (typer has no repeated option with two values). NAME=VALUE may be given too."""
+    """``-p NAME VALUE`` -> ``-p NAME=VALUE``, which may be given too: typer has no repeated option with two values."""
     joined, rest = [], iter(arguments)
     for argument in rest:
         joined.append(argument)

@@ -642,7 +642,8 @@ def _gpu_name(device: str) -> str | None:
 def _cpu_name() -> str:
     try:
         if sys.platform == "darwin":
-            return subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout.strip()
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip()
         found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
         return found[1].strip() if found else platform.machine()
     except OSError:

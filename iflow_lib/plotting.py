@@ -1,0 +1,163 @@
+"""One look for every figure: the same colour and marker for the same method in every notebook."""
+from __future__ import annotations
+
+import math
+
+#: Colour-blind-safe (after Okabe and Ito): cold for Integration Flow, warm for the solvers it is compared with.
+METHOD_COLORS = {
+    "Integration Flow, rectified": "#0072B2", "Integration Flow, VE": "#56B4E9", "Integration Flow, PFGM++": "#009E73",
+    "Rectified Flow, Euler": "#D55E00", "Rectified Flow, Heun": "#E69F00", "VE, Euler": "#B5508B", "VE, Heun": "#DDA3C6",
+    "PFGM++, Euler": "#6B4C9A", "PFGM++, Heun": "#B3A0D0", "floor": "#8A8F98", "data": "#3C4048",
+}
+_MARKERS = {"Integration Flow": "o", "Euler": "s", "Heun": "^"}
+_PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+
+
+def use_style() -> None:
+    """Seaborn's ticks theme with our sizes and palette. Call it once, in a notebook's first cell."""
+    import seaborn as sns
+
+    sns.set_theme(context="notebook", style="ticks", palette=list(METHOD_COLORS.values()), rc={
+        "figure.dpi": 110, "figure.constrained_layout.use": True, "font.size": 11, "axes.titlesize": 12,
+        "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11, "xtick.labelsize": 10,
+        "ytick.labelsize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9AA0A8",
+        "xtick.color": "#555B64", "ytick.color": "#555B64", "axes.labelcolor": "#3C4048", "text.color": "#24292F",
+        "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#E6E8EB", "grid.linewidth": 0.8, "lines.linewidth": 2.0,
+        "xtick.major.size": 3, "ytick.major.size": 0, "legend.frameon": False, "legend.fontsize": 10,
+    })
+
+
+def method_name(path: str, method: str) -> str:
+    """Name of a method in figures, from the columns of a row of results: ("ve", "map") -> "Integration Flow, VE"."""
+    if method in ("floor", "data"):
+        return method
+    shown = _PATHS.get(path, path)
+    if method == "map":
+        return f"Integration Flow, {shown}"
+    return f"{'Rectified Flow' if path == 'rectified' else shown}, {method.capitalize()}"
+
+
+def quality_against_nfe(df, ax=None, *, metric: str | None = None, ylabel: str = "", title: str = "", band: str = "range",
+                        label: bool = True):
+    """A metric against the network calls per sample, both axes logarithmic: mean over the rows of each method and NFE.
+
+    df: rows of results of one data set, with columns path, method, nfe, metric, value; one row a seed; rows with method
+    "floor" make the grey band. metric: which one, if there are several. band: "range" (least to greatest) or "interval"
+    (95 % of the mean, Student's t). label: name the lines at the right. Returns the axes. ValueError for no or mixed rows.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    df = df if metric is None else df[df["metric"] == metric]
+    if df["metric"].nunique() != 1 or df["dataset"].nunique() > 1:
+        raise ValueError(f"need rows of one metric and one data set, got metrics {sorted(set(df['metric']))} and data sets "
+                         f"{sorted(set(df['dataset']))}")
+    if band not in ("range", "interval"):
+        raise ValueError(f"unknown band {band!r}: expected range or interval")
+    ax = plt.gca() if ax is None else ax
+    names = [method_name(p, m) for p, m in zip(df["path"], df["method"])]
+    order = {name: i for i, name in enumerate(METHOD_COLORS)}
+    ends = {}
+    for name in sorted(set(names) - {"floor"}, key=lambda n: (order.get(n, len(order)), n)):
+        values = df[[n == name for n in names]].groupby("nfe")["value"]
+        mean, (low, high) = values.mean(), _band(values, band)
+        color, marker = METHOD_COLORS.get(name, "#8A8F98"), _marker(name)
+        ax.fill_between(mean.index.astype(float), low, high, color=color, alpha=0.18, linewidth=0)
+        ax.plot(mean.index.astype(float), mean, color=color, marker=marker, markersize=5.5, markeredgecolor="white",
+                markeredgewidth=0.8, linestyle="--" if name.endswith("Heun") else "-", label=name,
+                zorder=3 if name.startswith("Integration Flow") else 2)
+        ends[name] = mean.iloc[-1]
+    floor = df["value"][[n == "floor" for n in names]]
+    if len(floor):
+        ax.axhspan(floor.min(), floor.max(), color=METHOD_COLORS["floor"], alpha=0.2, linewidth=0, zorder=0)
+        ax.axhline(floor.mean(), color=METHOD_COLORS["floor"], linewidth=1, zorder=0)
+        ends["floor"] = floor.mean()
+    ticks = sorted(int(n) for n in df["nfe"].dropna().unique())
+    ax.set(xscale="log", yscale="log", xlabel="network calls per sample (NFE)", title=title, xticks=ticks,
+           xticklabels=ticks, ylabel=ylabel or df["metric"].iloc[0])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    if label:
+        _label_ends(ax, ends)
+    return ax
+
+
+def _band(values, kind: str):
+    if kind == "range":
+        return values.min(), values.max()
+    from scipy.stats import t
+
+    count = values.count()
+    half = values.std().fillna(0) / count**0.5 * t.ppf(0.975, count.clip(lower=2) - 1)
+    return values.mean() - half, values.mean() + half
+
+
+def _marker(name: str) -> str:
+    return next((m for part, m in _MARKERS.items() if part in name), "D")
+
+
+def _label_ends(ax, ends: dict) -> None:
+    """Names right of the axes, each at the height where its line ends, moved apart where they would touch."""
+    size = 9.5
+    ax.figure.canvas.draw()  # the heights need the final limits and layout
+    gap = 1.5 * size * ax.figure.dpi / 72 / ax.get_window_extent().height
+    to_axes = ax.transAxes.inverted()
+    names = sorted(ends, key=ends.get)
+    heights = [to_axes.transform(ax.transData.transform((1, ends[n])))[1] for n in names]
+    for _ in range(200):
+        for i in range(len(heights) - 1):
+            push = max(0, gap - (heights[i + 1] - heights[i])) / 2
+            heights[i], heights[i + 1] = heights[i] - push, heights[i + 1] + push
+    lift = max(0, min(0.02 - heights[0], 0.98 - heights[-1]))  # none below the axes, if there is room above
+    for name, y in zip(names, [h + lift for h in heights]):
+        color = METHOD_COLORS.get(name, "#8A8F98")
+        ax.plot(1.035, y, marker=_marker(name) if name != "floor" else "_", color=color, markersize=6, clip_on=False,
+                transform=ax.transAxes)
+        ax.text(1.065, y, "data against data" if name == "floor" else name, color="#24292F", fontsize=size, va="center",
+                transform=ax.transAxes)
+
+
+def _array(x):
+    import numpy as np
+
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+
+
+def image_grid(x, ax=None, *, columns: int | None = None, title: str = ""):
+    """Images (n, C, H, W) in [-1, 1], C = 1 or 3, side by side on one axes, as square as can be unless ``columns``."""
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    x = _array(x)
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
+        raise ValueError(f"need images (n, 1 or 3, H, W), got shape {x.shape}")
+    ax = plt.gca() if ax is None else ax
+    n, channels, height, width = x.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows, pad = math.ceil(n / columns), max(1, height // 14)
+    sheet = np.ones((rows * (height + pad) - pad, columns * (width + pad) - pad, channels))
+    for i, image in enumerate(np.clip(x.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)):
+        top, left = i // columns * (height + pad), i % columns * (width + pad)
+        sheet[top : top + height, left : left + width] = image
+    ax.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(title)
+    return ax
+
+
+def scatter_2d(x, ax=None, *, color: str = METHOD_COLORS["data"], title: str = "", limit: float | None = None):
+    """Points (n, 2) on one axes, square, without ticks. limit: shows [-limit, limit] on both; else what holds them all."""
+    import matplotlib.pyplot as plt
+
+    x = _array(x)
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ValueError(f"need points (n, 2), got shape {x.shape}")
+    ax = plt.gca() if ax is None else ax
+    ax.scatter(x[:, 0], x[:, 1], s=4, alpha=min(0.7, max(0.15, 700 / max(1, len(x)))), color=color, linewidths=0, rasterized=True)
+    limit = limit or 1.05 * float(abs(x).max(initial=0.1))
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], title=title)
+    ax.set_aspect("equal")
+    ax.spines[:].set_visible(False)
+    return ax
