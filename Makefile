@@ -1,11 +1,10 @@
-# Needs python3 (3.10 to 3.13) and make; everything is installed into .venv, once.
-# `make help` lists the commands.
+# Needs python3 (3.10 to 3.13) and make; everything is installed into .venv, once. `make help` lists the commands.
 #
-# Without make, the same steps, in the folder of this file (they are in README.md too, and tested):
-#   Windows                                                              Linux, macOS
-#   py -m venv .venv                                                     python3 -m venv .venv
-#   .venv\Scripts\python -m pip install -r requirements.lock             .venv/bin/python -m pip ...
+# Without make, on Windows (elsewhere python is python3, and .venv\Scripts\ is .venv/bin/); README.md says the same:
+#   python -m venv .venv
+#   .venv\Scripts\python -m pip install --require-hashes -r requirements.lock
 #   .venv\Scripts\python -m pip install --no-deps --no-build-isolation -e .
+#   .venv\Scripts\iflow reproduce
 PROFILE ?= quick
 DEVICE ?= auto
 PYTHON ?= python3
