@@ -45,13 +45,17 @@ lab: .venv/installed
 	@touch $@
 
 # One version of each package for all Pythons and systems where there is one, so that numbers agree between them.
-# environment.yml repeats the pins: pip accepts no hashes beside `-e .`.
+# environment.yml repeats the pins: pip accepts no hashes beside `-e .`. Last: are there wheels for each of them?
 lock: .venv/installed
 	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --fork-strategy fewest \
 		--generate-hashes --upgrade --quiet --custom-compile-command 'make lock' --output-file requirements.lock
 	sed -n '1,/- -e \./p' environment.yml > environment.tmp
 	sed -n 's/^\([a-z0-9].*[^ ]\) \\$$/      - \1/p' requirements.lock >> environment.tmp
 	mv environment.tmp environment.yml
+	for python in 3.10 3.11 3.12 3.13; do for system in linux macos windows; do \
+		MACOSX_DEPLOYMENT_TARGET=14.0 .venv/bin/uv pip install --python .venv/bin/python --target .venv/none \
+			--dry-run --quiet --only-binary :all: --python-version $$python --python-platform $$system \
+			--require-hashes -r requirements.lock && echo "locked: Python $$python, $$system" || exit 1; done; done
 
 clean:
 	rm -rf .venv results/runs build dist iflow_lib.egg-info .pytest_cache .ruff_cache
