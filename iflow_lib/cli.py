@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = _complain(error.format_message(), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _complain("interrupted", 130)
-    sys.exit(code)
+    sys.exit(code or 0)
 
 
 if __name__ == "__main__":

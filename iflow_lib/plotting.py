@@ -155,7 +155,8 @@ def scatter_2d(x, ax=None, *, color: str = METHOD_COLORS["data"], title: str = "
     if x.ndim != 2 or x.shape[1] != 2:
         raise ValueError(f"need points (n, 2), got shape {x.shape}")
     ax = plt.gca() if ax is None else ax
-    ax.scatter(x[:, 0], x[:, 1], s=4, alpha=min(0.7, max(0.15, 700 / max(1, len(x)))), color=color, linewidths=0, rasterized=True)
+    alpha = min(0.7, max(0.15, 700 / max(1, len(x))))
+    ax.scatter(x[:, 0], x[:, 1], s=4, alpha=alpha, color=color, linewidths=0, rasterized=True)
     limit = limit or 1.05 * float(abs(x).max(initial=0.1))
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=[], yticks=[], title=title)
     ax.set_aspect("equal")

@@ -64,8 +64,8 @@ def _results(rows: list[dict]) -> str:
     columns = [c for c in _SHOWN if any(r[c] for r in rows)]
     head = "".join(f'<th{_align(c)}>{c}</th>' for c in columns)
     body = "".join("<tr>" + "".join(f"<td{_align(c)}>{escape(_short(r[c], c))}</td>" for c in columns) + "</tr>\n"
-                   for r in rows[:HEAD_ROWS])
-    more = f"The first {HEAD_ROWS} of {len(rows):,} rows" if len(rows) > HEAD_ROWS else "All rows"
+                   for r in sorted(rows, key=lambda r: r["method"] == "floor")[:HEAD_ROWS])
+    more = f"{HEAD_ROWS} of {len(rows):,} rows" if len(rows) > HEAD_ROWS else "All rows"
     return (f'<h2>Results</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
             f'<p>{more}; everything is in <a href="results.csv">results.csv</a>.</p>')
 

@@ -186,8 +186,8 @@ def prepare(notebooks=(), profile: str = "quick", device: str = "auto", paramete
     missing = [p for p in ("papermill", "ipykernel") if importlib.util.find_spec(p) is None]
     if missing:
         raise ValueError(f"running notebooks needs {missing[0]}: pip install 'iflow-lib[notebooks]'")
-    out = _check_out(Path(out) if out is not None else root / "results" / "runs" / profile)
     device = _resolve_device(device)
+    out = _check_out(Path(out) if out is not None else root / "results" / "runs" / profile)
     environment = _environment(root, device)
     shared = [environment, _digest(_PACKAGE, "*.py", "assets/*"), _digest(root / "results" / "reference", "**/*")]
     tasks = []
@@ -398,6 +398,7 @@ def _run_notebook(job: Job, task: Task, work: Path, progress: _Progress, number:
             kernel_name="python3", language="python", kernel_manager_class=_kernel_manager(job), progress_bar=False,
             start_timeout=180, iopub_timeout=60,
             shutdown_kernel="immediate", on_cell_start=on_cell_start)
+        _check_table(work / "tables" / f"{task.name}.csv")
     except KeyboardInterrupt:
         entry.update(status="interrupted", error=f"interrupted in cell {last[0]}")
     except DeadKernelError:
@@ -406,7 +407,7 @@ def _run_notebook(job: Job, task: Task, work: Path, progress: _Progress, number:
     except papermill.PapermillExecutionError as error:
         entry.update(status="failed", error=f"cell {last[0]}: {error.ename}: {error.evalue}")
     except Exception as error:  # the kernel did not start, the disk is full, ...
-        entry.update(status="failed", error=f"cell {last[0]}: {type(error).__name__}: {error}")
+        entry.update(status="failed", error=f"after cell {last[0]}: {type(error).__name__}: {error}")
     finally:
         progress.stop()
     if entry["error"]:
@@ -435,6 +436,17 @@ def _kernel_manager(job: Job) -> type:
         kernel_spec = spec
 
     return ThisPython
+
+
+def _check_table(file: Path) -> None:
+    """Refuse a table that a notebook wrote without the ``Recorder`` and that does not fit the others."""
+    if file.is_file():
+        with open(file, encoding="utf-8", newline="") as lines:
+            table = csv.DictReader(lines)
+            if tuple(table.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"tables/{file.name} must have the columns {', '.join(COLUMNS)}")
+            for row in table:
+                float(row["value"])
 
 
 def _clean_notebook(file: Path, work: Path) -> None:

@@ -1,0 +1,36 @@
+"""Small projects (notebooks and profiles) for the tests of the main job."""
+import json
+import os
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+PARAMETERS = ("steps: int = 3  # of nothing\nrate: float = 0.5\nlabel: str = 'x'\nnfes: list = [1, 2]\nflag: bool = True\n"
+              'device: str = "auto"\nout_dir: str = ""')
+
+
+def write_notebook(file, *cells, parameters=PARAMETERS, title="# A title"):
+    """A notebook with a title, a parameters cell and code cells."""
+    def cell(i, kind, source, tags=()):
+        code = {"outputs": [], "execution_count": None} if kind == "code" else {}
+        return {"cell_type": kind, "id": f"c{i}", "metadata": {"tags": list(tags)}, "source": source, **code}
+
+    code = [cell(i, "code", source) for i, source in enumerate(cells, 2)]
+    if parameters is not None:
+        code.insert(0, cell(1, "code", parameters, ["parameters"]))
+    # the kernel that the file asks for does not exist: whoever runs it must use this Python
+    metadata = {"kernelspec": {"name": "missing", "display_name": "Missing", "language": "python"}}
+    file.write_text(json.dumps({"cells": [cell(0, "markdown", title), *code], "metadata": metadata, "nbformat": 4,
+                                "nbformat_minor": 5}))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Folder of notebooks 01_first and 02_second with profiles quick and other."""
+    folder = tmp_path / "project" / "notebooks"
+    folder.mkdir(parents=True)
+    (folder / "profiles.toml").write_text('[quick."01_first"]\nsteps = 2\nrate = 1\n\n[other]\n')
+    write_notebook(folder / "01_first.ipynb", "print(steps, rate, label, nfes, flag, device)")
+    write_notebook(folder / "02_second.ipynb", "seen = label", parameters='label: str = "x"\nextra: int = 1')
+    return folder

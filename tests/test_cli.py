@@ -1,0 +1,99 @@
+"""The command line: quick to answer, one line for wrong use, exit codes."""
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import write_notebook
+
+from iflow_lib import __version__, cli, reproduce
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60)
+
+
+def iflow(capfd, *arguments):
+    """(exit code, stdout, stderr) of the command line, in this process."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    return end.value.code, *capfd.readouterr()
+
+
+@pytest.fixture
+def here(project, monkeypatch):
+    monkeypatch.setattr(reproduce, "checkout", lambda: project.parent)
+    monkeypatch.chdir(project.parent)
+    return project
+
+
+def test_help_within_a_second():
+    def seconds():
+        start = time.perf_counter()
+        answer = python("-m", "iflow_lib.cli", "--help")
+        assert answer.returncode == 0 and "reproduce" in answer.stdout
+        return time.perf_counter() - start
+
+    assert any(seconds() < 1 for _ in range(3))  # at best: others may keep the machine busy
+
+
+def test_import_adds_at_most_half_a_second():
+    """The whole API, beyond torch itself."""
+    code = "import time, torch; t = time.perf_counter(); from iflow_lib import *; print(time.perf_counter() - t)"
+    assert any(float(python("-c", code).stdout) < 0.5 for _ in range(3))
+
+
+def test_light_import():
+    code = ("import sys, iflow_lib.cli, iflow_lib.reproduce\n"
+            "print({'torch', 'pandas', 'papermill', 'matplotlib'} & {*sys.modules})")
+    assert python("-c", code).stdout.strip() == "set()"
+
+
+def test_version_and_help(capfd):
+    assert iflow(capfd, "--version") == (0, f"iflow {__version__}\n", "")
+    for arguments in ([], ["--help"], ["reproduce", "-h"]):
+        code, out, err = iflow(capfd, *arguments)
+        assert code == 0 and "Usage:" in out and not err
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["repro"], ["repro"]),
+    (["reproduce", "--profil", "quick"], ["--profil"]),
+    (["reproduce", "--profile"], ["--profile"]),
+    (["reproduce", "--profile", "quik"], ["unknown profile 'quik'", "quick, other"]),
+    (["reproduce", "--device", "tpu"], ["unknown device 'tpu'", "auto, cpu, cuda or mps"]),
+    (["reproduce", "42"], ["unknown notebook '42'", "01_first, 02_second"]),
+    (["reproduce", "-p", "size", "3"], ["unknown parameter 'size'", "extra, flag, label"]),
+    (["reproduce", "-p", "steps", "three"], ["steps of 01_first must be a whole number, got 'three'"]),
+    (["reproduce", "-p", "steps"], ["NAME VALUE"]),
+    (["reproduce", "-p"], ["NAME VALUE"]),
+    (["reproduce", "--out", "notebooks"], ["holds other files"]),
+    (["reproduce", "--out", "notebooks/profiles.toml"], ["cannot write to"]),
+])
+def test_wrong_use(here, capfd, arguments, words):
+    code, out, err = iflow(capfd, *arguments, *(["--device", "cpu"] if "quick" in arguments else []))
+    assert code == 2 and not out
+    assert err.startswith("iflow: ") and err.count("\n") == 1
+    assert all(w in err for w in words), err
+    assert not (here.parent / "results").exists()
+
+
+def test_real_process_and_real_notebooks():
+    answer = python("-m", "iflow_lib.cli", "reproduce", "--profile", "nonsense")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert answer.stderr == "iflow: unknown profile 'nonsense': expected one of smoke, quick, full\n"
+
+
+def test_run(here, capfd, tmp_path):
+    out_folder = tmp_path / "elsewhere"
+    write_notebook(here / "01_first.ipynb", "assert steps != 13, f'{steps} is\\nunlucky'",
+                   "assert (label, flag) == ('a b', False)")
+    arguments = ["reproduce", "01", "--device", "cpu", "-p", "label", "a b", "-p", "flag=false", "--out", str(out_folder)]
+    code, out, err = iflow(capfd, *arguments)
+    assert (code, err) == (0, "") and (out_folder / "index.html").is_file()
+    assert out.splitlines()[0] == "profile quick, device cpu, 1 notebook"
+    assert out.splitlines()[-1] == f"results: {out_folder / 'index.html'}"
+    assert not (here.parent / "results").exists()
+    code, out, err = iflow(capfd, *arguments, "-p", "steps", "13")
+    assert (code, err) == (1, "iflow: 01_first failed: cell 4: AssertionError: 13 is unlucky\n")
+    assert "failed" in out

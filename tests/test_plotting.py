@@ -1,0 +1,70 @@
+"""Figures: the right lines in the right colours, and one-line errors."""
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from exact import one_line
+
+from iflow_lib import plotting
+
+ROWS = [{"dataset": "d", "path": path, "method": method, "nfe": nfe, "seed": seed, "metric": "w2",
+         "value": (2 + seed) / nfe}
+        for path, method in (("rectified", "euler"), ("rectified", "heun"), ("ve", "map"), ("pfgmpp", "map"))
+        for nfe in (2, 4, 8) for seed in range(3)]
+FLOOR = [{"dataset": "d", "method": "floor", "metric": "w2", "value": v} for v in (0.1, 0.2)]
+
+
+@pytest.fixture(autouse=True)
+def close():
+    plotting.use_style()
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("band", ["range", "interval"])
+def test_quality(band):
+    axes = plotting.quality_against_nfe(pd.DataFrame(ROWS + FLOOR), plt.figure().add_subplot(), band=band)
+    lines = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+    assert list(lines) == ["Integration Flow, VE", "Integration Flow, PFGM++", "Rectified Flow, Euler",
+                           "Rectified Flow, Heun"]
+    for name, line in lines.items():
+        assert line.get_color() == plotting.METHOD_COLORS[name]
+        assert line.get_xdata().tolist() == [2, 4, 8] and line.get_ydata() == pytest.approx([1.5, 0.75, 0.375])
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["2", "4", "8"] and axes.get_xscale() == "log"
+    heights = sorted(t.get_position()[1] for t in axes.texts)
+    assert len(heights) == 5 and min(b - a for a, b in zip(heights, heights[1:])) > 0.03  # none on top of another
+
+
+def test_one_seed():
+    axes = plotting.quality_against_nfe(pd.DataFrame(ROWS)[lambda d: d["seed"] == 0], band="interval", label=False)
+    assert len(axes.get_lines()) == 4 and not axes.texts
+
+
+@pytest.mark.parametrize("x, columns, shape", [
+    (torch.zeros(5, 1, 28, 28), None, (58, 88)), (torch.zeros(4, 3, 8, 8, requires_grad=True), 4, (8, 35, 3))])
+def test_image_grid(x, columns, shape):
+    image = plotting.image_grid(x, plt.figure().add_subplot(), columns=columns).get_images()[0].get_array()
+    assert image.shape == shape and image[0, 0].max() == 0.5
+
+
+def test_scatter():
+    axes = plotting.scatter_2d(torch.tensor([[0.0, 1.0], [2.0, -1.0]]), plt.figure().add_subplot(), limit=3)
+    assert axes.get_xlim() == axes.get_ylim() == (-3, 3) and len(axes.collections[0].get_offsets()) == 2
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: plotting.image_grid(torch.zeros(3, 2, 8, 8)), "(3, 2, 8, 8)"),
+    (lambda: plotting.scatter_2d(torch.zeros(3, 3)), "(3, 3)"),
+    (lambda: plotting.quality_against_nfe(pd.DataFrame(ROWS), metric="w1"), "one metric"),
+    (lambda: plotting.quality_against_nfe(pd.DataFrame(ROWS), band="sd"), "range or interval"),
+])
+def test_wrong_use(call, words):
+    with pytest.raises(ValueError) as error:
+        call()
+    assert words in one_line(error)
+
+
+def test_names_have_colours():
+    for path in ("rectified", "ve", "pfgmpp"):
+        for method in ("map", "euler", "heun"):
+            assert plotting.method_name(path, method) in plotting.METHOD_COLORS

@@ -1,0 +1,28 @@
+"""The real notebooks from the real command line, with the shortest profile."""
+import csv
+import json
+import subprocess
+import sys
+
+from iflow_lib.reproduce import COLUMNS
+
+
+def test_smoke(tmp_path):
+    out = tmp_path / "run"
+    answer = subprocess.run(
+        [sys.executable, "-m", "iflow_lib.cli", "reproduce", "--profile", "smoke", "--device", "cpu", "--out", str(out)],
+        capture_output=True, text=True, timeout=600)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "ok" and {e["status"] for e in manifest["notebooks"].values()} == {"ok"}
+    page = (out / "index.html").read_text()
+    figures = [f for entry in manifest["notebooks"].values() for f in entry["figures"]]
+    assert figures
+    for figure in figures:
+        assert (out / figure["file"]).stat().st_size > 1000 and figure["file"] in page and figure["caption"]
+    with open(out / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows and tuple(rows[0]) == COLUMNS
+    for row in rows:
+        float(row["value"])
+        assert row["run_id"] and row["dataset"] and row["method"] and row["metric"]
