@@ -16,7 +16,7 @@ _HOME = {
     "TrainConfig": "training", "TrainRun": "training", "fit": "training",
     "SampleResult": "samplers", "sample": "samplers",
 }
-_MODULES = ("checkpoints", "data", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers",
+_MODULES = ("checkpoints", "data", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers", "studies",
             "training")
 __all__ = [*_HOME, *_MODULES]
 

@@ -95,7 +95,7 @@ def sample(
     method: str = "map",
     seed: int = 0,
     *,
-    batch_size: int = 1024,
+    batch_size: int = 256,
     device: str | torch.device | None = None,
     trajectory: bool = False,
 ) -> SampleResult:

@@ -1,0 +1,209 @@
+"""Comparisons that the notebooks share: same network, data, steps and seeds; tidy rows out.
+
+A *system* is a path with a way of training: ``rectified_velocity`` is 1-Rectified Flow, ``ve_integral`` an Integration
+Flow on VE, and so on for ``pfgmpp``. Settings live here once, for the notebooks, the shipped checkpoints and the
+reference results alike.
+"""
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path as FilePath
+
+import torch
+
+from . import data as data_sets
+from . import metrics
+from .checkpoints import read_config, write_atomic
+from .flow_map import FlowMap
+from .networks import MLP, UNet
+from .objectives import FlowMatching, IntegralIdentity, Objective
+from .paths import Path, PoissonFlow, RectifiedFlow, VarianceExploding
+from .samplers import SampleResult, sample
+from .training import TrainConfig, TrainRun, fit
+
+PATH_NAMES = ("rectified", "ve", "pfgmpp")
+SYSTEMS = tuple(f"{path}_{kind}" for kind in ("integral", "velocity") for path in PATH_NAMES)
+NFES = (1, 2, 4, 8, 16, 32, 100)
+#: Gradient steps of the reference results and of the shipped checkpoints.
+PLANE_STEPS, IMAGE_STEPS = 6000, 8000
+POINTS = 2000  # every metric compares this many samples with as many real ones
+
+
+def make_path(name: str, *, images: bool) -> Path:
+    """"rectified", "ve" or "pfgmpp" (aug_dim 8 in the plane, 128 for images)."""
+    if name not in PATH_NAMES:
+        raise ValueError(f"unknown path {name!r}: expected one of {', '.join(PATH_NAMES)}")
+    return {"rectified": RectifiedFlow, "ve": VarianceExploding}.get(name, lambda: PoissonFlow(128 if images else 8))()
+
+
+def parse_system(name: str) -> tuple[str, str]:
+    """``"ve_integral" -> ("ve", "integral")``. ValueError for an unknown name."""
+    if name not in SYSTEMS:
+        raise ValueError(f"unknown system {name!r}: expected one of {', '.join(SYSTEMS)}")
+    return tuple(name.split("_"))
+
+
+def train_plane(
+    system: str, dataset: str, *, seed: int, steps: int = PLANE_STEPS, device: str = "cpu", progress: bool = False
+) -> TrainRun:
+    """Train one system on one of the sets in the plane: MLP 128 x 4, batch 512, Adam 2e-3 with half a cosine."""
+    path, kind = parse_system(system)
+    objective = FlowMatching() if kind == "velocity" else IntegralIdentity(derivative="difference")
+    torch.manual_seed(seed)  # the network's own start
+    model = FlowMap(MLP(dim=2, hidden=128, layers=4), make_path(path, images=False))
+    config = TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device=device, progress=progress)
+    return fit(model, objective, data_sets.load(dataset), config)
+
+
+def image_setup(system: str) -> tuple[FlowMap, Objective, dict]:
+    """Fresh Fashion-MNIST model, its objective and the settings of its training, one setup for all systems."""
+    path, kind = parse_system(system)
+    objective = FlowMatching()
+    if kind == "integral":
+        objective = IntegralIdentity(derivative="difference", power=0.5)
+    torch.manual_seed(0)
+    model = FlowMap(UNet(channels=1, size=28, width=32, blocks=1), make_path(path, images=True))
+    return model, objective, dict(batch_size=64, lr=1e-3, ema=0.999, seed=0)
+
+
+def train_images(system: str, folder, *, steps: int = IMAGE_STEPS, device: str = "auto", progress: bool = True) -> FlowMap:
+    """Train one system on the vendored Fashion-MNIST and save it, with its model card, into ``folder``."""
+    model, objective, settings = image_setup(system)
+    train = data_sets.load("fashion_mnist")
+    run = fit(model, objective, train, TrainConfig(steps=steps, device=device, progress=progress, **settings))
+    save_with_card(run.model, system, run.manifest, folder)
+    return run.model
+
+
+def save_with_card(model: FlowMap, system: str, manifest: dict, folder) -> None:
+    """Measure a trained image model and save it (float16 weights) with a card that says what it is."""
+    table = evaluate_images(model, system, nfes=(1, 2, 4, 50), manifest=manifest)
+    lines = [f"| {row['method']} | {row['nfe']} | {row['metric']} | {row['value']:.3f} |" for row in table]
+    floor = {name: metrics.real_floor(metric, metrics.real_pairs("fashion_mnist", POINTS))
+             for name, metric in (("frechet", metrics.frechet_distance), ("kernel", metrics.kernel_distance))}
+    note = f" {manifest['note']}" if "note" in manifest else ""
+    card = f"""# {system}
+
+A {manifest['path']['name']} model of Fashion-MNIST, 28x28, trained with `{manifest['objective']['name']}`.
+
+- Network: {manifest['network']['name']}, {manifest['network']['parameters']:,} parameters, stored as float16.
+- Data: {manifest['data']['shape'][0]:,} training images (the vendored subset), MIT licence, Zalando SE.
+- Training: {manifest['steps_done']:,} steps of batch {manifest['config']['batch_size']}, seed {manifest['config']['seed']},
+  {manifest['seconds']:.0f} seconds of wall clock on {manifest['hardware']}.{note}
+- Objective: `{manifest['objective']}`
+- Use: `iflow_lib.studies.pretrained("{system}")`. Made for teaching and comparison; it knows ten kinds of clothing.
+
+Measured on {POINTS:,} samples against the {POINTS:,} test images (floor, real against real:
+frechet {floor['frechet'].mean:.3f}, kernel {floor['kernel'].mean:.4f}). `frechet` and `kernel` are distances on the
+features of this package's classifier; they are not the Inception FID and KID.
+
+| method | nfe | metric | value |
+|---|---|---|---|
+""" + "\n".join(lines) + "\n"
+    model.save_pretrained(folder, card=card, dtype=torch.float16, system=system, manifest=manifest)
+
+
+def pretrained(system: str, folder=None, *, device: str = "cpu") -> FlowMap:
+    """A shipped Fashion-MNIST model (``results/reference/checkpoints``), or one from another folder of them."""
+    from .reproduce import reference
+
+    parse_system(system)
+    return FlowMap.from_pretrained((FilePath(folder) if folder else reference("checkpoints")) / system, device=device)
+
+
+def methods(kind: str, nfes=NFES) -> list[tuple[str, int]]:
+    """(method, nfe) pairs a system is sampled with: jumps up to 8 for integrals, Euler and Heun for velocities."""
+    if kind == "integral":
+        return [("map", nfe) for nfe in nfes if nfe <= 8]
+    return [("euler", nfe) for nfe in nfes] + [("heun", nfe) for nfe in nfes if nfe % 2 == 0 and nfe < 100]
+
+
+def _row(model: FlowMap, system: str, manifest: dict, dataset: str, nfe: int, method: str) -> dict:
+    return {
+        "dataset": dataset, "path": parse_system(system)[0], "objective": manifest["objective"]["name"],
+        "anchor": "none", "network": type(model.net).__name__, "params": model.parameter_count,
+        "seed": manifest["config"]["seed"], "step": manifest["steps_done"], "nfe": nfe, "method": method,
+        "n_samples": POINTS, "device": str(next(model.parameters()).device),
+    }
+
+
+def timed_sample(model: FlowMap, n: int, nfe: int, method: str, seed: int) -> tuple[SampleResult, float]:
+    """A sample and the seconds it took (wall clock; compare only within one run on one machine)."""
+    start = time.perf_counter()
+    result = sample(model, n, nfe, method, seed)
+    return result, time.perf_counter() - start
+
+
+def evaluate_plane(run: TrainRun, system: str, dataset: str, *, nfes=NFES, draws: int = 5) -> list[dict]:
+    """Exact W2 to fresh draws of the data for every method and NFE, each the mean of ``draws`` comparisons."""
+    rows = []
+    for method, nfe in methods(parse_system(system)[1], nfes):
+        results = [timed_sample(run.model, POINTS, nfe, method, seed=1000 + i) for i in range(draws)]
+        real = [data_sets.load(dataset, n=POINTS, split="test", seed=1000 + i).x for i in range(draws)]
+        value = sum(metrics.w2(r.x, y) for (r, _), y in zip(results, real)) / draws
+        rows.append(_row(run.model, system, run.manifest, dataset, nfe, method)
+                    | {"metric": "w2", "value": value, "seconds": sum(s for _, s in results) / draws})
+    return rows
+
+
+def floor_rows(dataset: str, *, pairs: int = 10) -> list[dict]:
+    """Real against real at the same size, one row a pair of independent draws: what no model can be asked to beat."""
+    image_metrics = (("frechet", metrics.frechet_distance), ("kernel", metrics.kernel_distance))
+    named = image_metrics if dataset == "fashion_mnist" else (("w2", metrics.w2),)
+    make = metrics.real_pairs(dataset, POINTS)
+    base = {"dataset": dataset, "objective": "data", "method": "floor", "n_samples": POINTS}
+    return [base | {"seed": i, "metric": name, "value": metric(*make(i))} for name, metric in named for i in range(pairs)]
+
+
+def plane_study(
+    sets, systems, *, seeds: int, steps: int = PLANE_STEPS, nfes=NFES, draws: int = 5, device: str = "cpu",
+    cache=None, tell=print,
+) -> list[dict]:
+    """Train and measure every system on every set with seeds 0 .. seeds - 1. ``tell`` receives a line per run.
+
+    cache: a folder that keeps each finished run, so that an interrupted study continues where it was.
+    """
+    rows = []
+    for dataset in sets:
+        rows += floor_rows(dataset)
+        for system, seed in itertools.product(systems, range(seeds)):
+            name = f"{dataset}-{system}-steps{steps}-seed{seed}"
+            file = FilePath(cache) / f"{name}.json" if cache else None
+            if file and file.is_file():
+                rows += json.loads(file.read_text())
+                continue
+            run = train_plane(system, dataset, seed=seed, steps=steps, device=device)
+            found = evaluate_plane(run, system, dataset, nfes=nfes, draws=draws)
+            if file:
+                write_atomic(file, json.dumps(found))
+            rows += found
+            tell(f"{dataset}, {system}, seed {seed}: {steps} steps in {run.manifest['seconds']:.0f} s")
+    return rows
+
+
+def evaluate_images(
+    model: FlowMap, system: str, *, nfes=NFES, n: int = POINTS, seed: int = 0, manifest: dict | None = None
+) -> list[dict]:
+    """Frechet and kernel distance (classifier features) of ``n`` samples to the test images, every method and NFE.
+
+    ``seed`` is the sampling seed and goes into the row's run_id; the row's ``seed`` is the training seed. manifest: of
+    the training; taken from the model's folder by the caller if it was loaded.
+    """
+    reference, rows = metrics.fashion_reference(), []
+    for method, nfe in methods(parse_system(system)[1], nfes):
+        result, seconds = timed_sample(model, n, nfe, method, seed)
+        features = metrics.embed(result.x)
+        row = _row(model, system, manifest, "fashion_mnist", nfe, method) | {
+            "n_samples": n, "seconds": seconds, "run_id": f"{system}/sampling-seed-{seed}"}
+        rows += [row | {"metric": "frechet", "value": metrics.frechet_distance(features, reference)},
+                 row | {"metric": "kernel", "value": metrics.kernel_distance(features, reference)}]
+    return rows
+
+
+def training_manifest(system: str, folder=None) -> dict:
+    """How a saved model was trained, from its ``config.json``. Same arguments as ``pretrained``."""
+    from .reproduce import reference
+
+    return read_config((FilePath(folder) if folder else reference("checkpoints")) / system)["info"]["manifest"]

@@ -1,0 +1,124 @@
+"""Make results/reference: ``python tools/make_reference.py [plane] [images] [table]`` (all three if none is named).
+
+plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with
+three sampling seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv, its manifest
+and the results in README.md. To train the image models again: ``... train [SYSTEM ...]``; ``... clock`` makes ve_integral from
+rectified_integral without training.
+"""
+import hashlib
+import json
+import platform
+import re
+import sys
+import warnings
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import iflow_lib
+from iflow_lib import FlowMap, VarianceExploding, studies
+from iflow_lib.checkpoints import write_atomic
+from iflow_lib.reproduce import COLUMNS
+from iflow_lib.training import hardware
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE, WORK = ROOT / "results" / "reference", ROOT / "results" / "runs" / "reference"
+SETS, SEEDS = ("eight_gaussians", "checkerboard"), 3
+PLANE_SYSTEMS = ("rectified_integral", "rectified_velocity", "ve_integral", "pfgmpp_integral")
+
+
+def plane() -> None:
+    rows = studies.plane_study(SETS, PLANE_SYSTEMS, seeds=SEEDS, cache=WORK / "plane")
+    write_atomic(WORK / "plane.json", json.dumps(rows))
+
+
+def images() -> None:
+    rows = studies.floor_rows("fashion_mnist")
+    for folder in sorted((REFERENCE / "checkpoints").iterdir()):
+        model, manifest = studies.pretrained(folder.name), studies.training_manifest(folder.name)
+        weights = json.loads((folder / "config.json").read_text())["sha256"]
+        for seed in range(SEEDS):
+            file = WORK / "images" / f"{folder.name}-{weights[:12]}-seed{seed}.json"
+            if not file.is_file():
+                found = studies.evaluate_images(model, folder.name, seed=seed, manifest=manifest)
+                write_atomic(file, json.dumps(found))
+                print(f"{folder.name}, sampling seed {seed}", flush=True)
+            rows += json.loads(file.read_text())
+    write_atomic(WORK / "images.json", json.dumps(rows))
+
+
+def train(systems) -> None:
+    for system in systems or studies.SYSTEMS:
+        studies.train_images(system, REFERENCE / "checkpoints" / system)
+
+
+def clock() -> None:
+    """ve_integral from rectified_integral: the same weights read with another clock, exact on the canonical line."""
+    model = FlowMap(studies.pretrained("rectified_integral").net, VarianceExploding())
+    manifest = studies.training_manifest("rectified_integral") | {
+        "path": {"name": "VarianceExploding"},
+        "note": "Not trained on its own: the weights of rectified_integral, read with the clock of VE. The two paths are one "
+                "line, so this is exact; `PROFILE=full` trains it separately."}
+    studies.save_with_card(model, "ve_integral", manifest, REFERENCE / "checkpoints" / "ve_integral")
+
+
+def readme_table(table: pd.DataFrame) -> str:
+    """The results in README.md, from the reference table: means over seeds, plus or minus half their range."""
+    lines = ["| | network calls | eight Gaussians, W2 | checkerboard, W2 | Fashion-MNIST, Frechet | Fashion-MNIST, kernel |",
+             "|---|---|---|---|---|---|"]
+    columns = [("eight_gaussians", "w2"), ("checkerboard", "w2"), ("fashion_mnist", "frechet"), ("fashion_mnist", "kernel")]
+
+    def cell(rows: pd.DataFrame, dataset: str, metric: str) -> str:
+        values = rows[(rows.dataset == dataset) & (rows.metric == metric)].value
+        digits = 1 if metric == "frechet" and values.mean() > 1 else 2
+        return f"{values.mean():.{digits}f} ± {(values.max() - values.min()) / 2:.{digits}f}"
+
+    def line(name: str, calls: str, rows: pd.DataFrame) -> None:
+        lines.append(f"| {name} | {calls} | " + " | ".join(cell(rows, *column) for column in columns) + " |")
+
+    for nfe in (1, 4, 16, 100):
+        line("Rectified Flow, Euler", str(nfe), table[(table.path == "rectified") & (table.method == "euler") & (table.nfe == nfe)])
+    for path, name in (("rectified", "rectified"), ("ve", "VE"), ("pfgmpp", "PFGM++")):
+        for nfe in (1, 2):
+            line(f"Integration Flow, {name}", str(nfe),
+                 table[(table.path == path) & (table.method == "map") & (table.nfe == nfe)])
+    line("floor: data against data", "", table[table.method == "floor"])
+    return "\n".join(lines)
+
+
+def table() -> None:
+    parts = [json.loads((WORK / f"{name}.json").read_text()) for name in ("plane", "images")]
+    found = pd.DataFrame([{"run_id": "reference", **row} for part in parts for row in part])[list(COLUMNS)]
+    whole = ["params", "seed", "step", "nfe", "n_samples"]
+    found[whole] = found[whole].astype("Int64")
+    text = found.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    manifest = {
+        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": "python tools/make_reference.py",
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "lock_sha256": hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest(),
+        "hardware": hardware(torch.device("cpu")) + "; two cores shared with other work, so seconds are not timings",
+        "versions": {"iflow_lib": iflow_lib.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "plane": {"sets": SETS, "systems": PLANE_SYSTEMS, "seeds": SEEDS, "steps": studies.PLANE_STEPS, "draws": 5},
+        "images": {folder.name: {"sampling_seeds": SEEDS, **studies.training_manifest(folder.name)}
+                   for folder in sorted((REFERENCE / "checkpoints").iterdir())},
+    }
+    write_atomic(REFERENCE / "nfe_vs_quality.csv", text)
+    write_atomic(REFERENCE / "nfe_vs_quality.manifest.json", json.dumps(manifest, indent=2) + "\n")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = f"<!-- results -->\n{readme_table(pd.read_csv(REFERENCE / 'nfe_vs_quality.csv'))}\n<!-- /results -->"
+    write_atomic(ROOT / "README.md", re.sub(r"<!-- results -->.*<!-- /results -->", lambda _: results, readme, flags=re.S))
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    steps = sys.argv[1:] or ["plane", "images", "table"]
+    if steps[0] == "train":
+        train(steps[1:])
+    elif set(steps) <= {"plane", "clock", "images", "table"}:
+        for step in steps:
+            {"plane": plane, "clock": clock, "images": images, "table": table}[step]()
+    else:
+        sys.exit(f"expected plane, clock, images, table or train, got {' '.join(steps)}")
