@@ -62,7 +62,7 @@ def image_setup(system: str) -> tuple[FlowMap, Objective, dict]:
     path, kind = parse_system(system)
     objective = FlowMatching()
     if kind == "integral":
-        objective = IntegralIdentity(derivative="difference", power=0.5)
+        objective = IntegralIdentity(derivative="difference", time_density=(0.0, 1.0), power=0.5)
     torch.manual_seed(0)
     model = FlowMap(UNet(channels=1, size=28, width=32, blocks=1), make_path(path, images=True))
     return model, objective, dict(batch_size=64, lr=1e-3, ema=0.999, seed=0)

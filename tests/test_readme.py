@@ -1,0 +1,48 @@
+"""README.md: its snippets run, its numbers are the reference results, its links lead somewhere."""
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: code.strip().splitlines()[-1][:30])
+def test_snippet_runs(code, tmp_path):
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_api_example_is_short():
+    assert len(SNIPPETS) >= 2
+    assert len([line for line in SNIPPETS[0].splitlines() if line.strip()]) <= 10
+
+
+def test_numbers_are_the_reference_results():
+    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "tools" / "make_reference.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    table = pd.read_csv(ROOT / "results" / "reference" / "nfe_vs_quality.csv")
+    shown = re.search(r"<!-- results -->\n(.*?)\n<!-- /results -->", README, flags=re.S)[1]
+    assert len(shown.splitlines()) > 10
+    assert shown == tool.readme_table(table)
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_commands_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"`make (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
