@@ -1,4 +1,5 @@
 """The command line: quick to answer, one line for wrong use, exit codes."""
+import os
 import subprocess
 import sys
 import time
@@ -27,19 +28,25 @@ def here(project, monkeypatch):
     return project
 
 
-def test_help_within_a_second():
-    def seconds():
-        start = time.perf_counter()
-        answer = python("-m", "iflow_lib.cli", "--help")
-        assert answer.returncode == 0 and "reproduce" in answer.stdout
-        return time.perf_counter() - start
+def seconds_of(*arguments):
+    """Processor seconds of a Python process, which on an idle machine are those on the clock; others may keep this one
+    busy. (Windows does not tell the time of children: the clock there.)"""
+    before, start = os.times(), time.perf_counter()
+    answer = python(*arguments)
+    assert answer.returncode == 0, answer.stderr
+    after, clock = os.times(), time.perf_counter() - start
+    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    return spent or clock
 
-    assert any(seconds() < 1 for _ in range(3))  # at best: others may keep the machine busy
+
+def test_help_within_a_second():
+    assert "reproduce" in python("-m", "iflow_lib.cli", "--help").stdout
+    assert any(seconds_of("-m", "iflow_lib.cli", "--help") < 1 for _ in range(3))
 
 
 def test_import_adds_at_most_half_a_second():
     """The whole API, beyond torch itself."""
-    code = "import time, torch; t = time.perf_counter(); from iflow_lib import *; print(time.perf_counter() - t)"
+    code = "import time, torch; t = time.process_time(); from iflow_lib import *; print(time.process_time() - t)"
     assert any(float(python("-c", code).stdout) < 0.5 for _ in range(3))
 
 
