@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import packages_distributions
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,10 @@ SYSTEMS = [("linux", "Linux", "posix", "x86_64"), ("linux", "Linux", "posix", "a
 # A whole entry of the lock: one pin, an optional marker, one or more hashes, then only comments.
 ENTRY = re.compile(r"(?P<pin>[a-z0-9][a-z0-9._-]*==[a-z0-9.+!]+( ; [^\\\n]+)?) \\\n"
                    r"(    --hash=sha256:[0-9a-f]{64} \\\n)*    --hash=sha256:[0-9a-f]{64}\n( *#.*\n)*")
+
+
+in_venv = pytest.mark.skipif(not (ROOT / ".venv/installed").exists() or Path(sys.prefix) != ROOT / ".venv",
+                             reason="needs the .venv that make builds")
 
 
 def pins() -> list[Requirement]:
@@ -72,6 +76,17 @@ def test_every_dependency_is_locked(environment):
         version = versions.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is not in requirements.lock: run make lock"
         assert version in requirement.specifier, f"{requirement} is locked at {version}: run make lock"
+
+
+@in_venv
+def test_what_is_installed_is_the_lock():
+    """Nothing is missing, at another version, or there without a pin (so the pins are closed under dependencies)."""
+    installed = {canonicalize_name(d.name): d.version for d in distributions()}
+    assert {"pip", "iflow-lib"} <= set(installed)
+    locked = {canonicalize_name(pin.name): next(iter(pin.specifier)).version
+              for pin in active(pins(), default_environment())}
+    assert {name: version.partition("+")[0] for name, version in installed.items()
+            if name not in ("pip", "iflow-lib")} == locked  # torch names its CUDA after a plus
 
 
 def test_conda_installs_the_lock_and_the_package():
@@ -136,16 +151,14 @@ def test_the_lines_without_make_are_known():
     assert len(no_make_lines()) == 4
 
 
-@pytest.mark.skipif(not (ROOT / ".venv/installed").exists() or Path(sys.prefix) != ROOT / ".venv",
-                    reason="needs the .venv that make builds")
+@in_venv
 def test_the_lines_without_make_work(tmp_path):
     """Runs README.md's lines for real as far as that is cheap and needs no network.
 
     1. The virtual environment is made, elsewhere. 2. pip resolves the whole hashed lock as a dry run inside make's
-    .venv: it passes only if pip (not just uv) accepts the file, each pin is what make installed, and the set of
-    pins is closed under dependencies (an unpinned dependency is an error with hashes). 3. pip builds the package's
-    metadata as a dry run. 4. The command line that line 3 installs answers. What is not run: downloads, and
-    Windows itself; elsewhere `.venv\\Scripts` is read as `.venv/bin`.
+    .venv: it passes only if pip (not just uv) accepts the file and would install nothing that make did not.
+    3. pip builds the package's metadata as a dry run. 4. The command line that line 3 installs answers. What is
+    not run: downloads, and Windows itself; elsewhere `.venv\\Scripts` is read as `.venv/bin`.
     """
     make, lock, package, run = no_make_lines()
     here = str(Path(sys.executable).parent) + os.sep
