@@ -16,8 +16,8 @@ _HOME = {
     "TrainConfig": "training", "TrainRun": "training", "fit": "training",
     "SampleResult": "samplers", "sample": "samplers",
 }
-_MODULES = ("checkpoints", "data", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers", "studies",
-            "training")
+_MODULES = ("checkpoints", "data", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers",
+            "studies", "training")
 __all__ = [*_HOME, *_MODULES]
 
 

@@ -19,7 +19,8 @@ def test_the_series_is_there():
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS + SOLUTIONS, ids=lambda n: str(n.relative_to(ROOT / "notebooks")))
 def test_nbval(notebook):
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", str(notebook)]
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
+               str(notebook)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
     assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-1000:]

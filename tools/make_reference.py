@@ -1,9 +1,9 @@
 """Make results/reference: ``python tools/make_reference.py [plane] [images] [table]`` (all three if none is named).
 
-plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with
-three sampling seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv, its manifest
-and the results in README.md. To train the image models again: ``... train [SYSTEM ...]``; ``... clock`` makes ve_integral from
-rectified_integral without training.
+plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with three sampling
+seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv, its manifest
+and the results in README.md. To train the image models again: ``... train [SYSTEM ...]``; ``... clock`` makes
+ve_integral from rectified_integral without training.
 """
 import hashlib
 import json
@@ -59,16 +59,18 @@ def clock() -> None:
     model = FlowMap(studies.pretrained("rectified_integral").net, VarianceExploding())
     manifest = studies.training_manifest("rectified_integral") | {
         "path": {"name": "VarianceExploding"},
-        "note": "Not trained on its own: the weights of rectified_integral, read with the clock of VE. The two paths are one "
-                "line, so this is exact; `PROFILE=full` trains it separately."}
+        "note": "Not trained on its own: the weights of rectified_integral, read with the clock of VE. The two paths "
+                "are one line, so this is exact; `PROFILE=full` trains it separately."}
     studies.save_with_card(model, "ve_integral", manifest, REFERENCE / "checkpoints" / "ve_integral")
 
 
 def readme_table(table: pd.DataFrame) -> str:
     """The results in README.md, from the reference table: means over seeds, plus or minus half their range."""
-    lines = ["| | network calls | eight Gaussians, W2 | checkerboard, W2 | Fashion-MNIST, Frechet | Fashion-MNIST, kernel |",
+    lines = ["| | network calls | eight Gaussians, W2 | checkerboard, W2 "
+             "| Fashion-MNIST, Frechet | Fashion-MNIST, kernel |",
              "|---|---|---|---|---|---|"]
-    columns = [("eight_gaussians", "w2"), ("checkerboard", "w2"), ("fashion_mnist", "frechet"), ("fashion_mnist", "kernel")]
+    columns = [("eight_gaussians", "w2"), ("checkerboard", "w2"),
+               ("fashion_mnist", "frechet"), ("fashion_mnist", "kernel")]
 
     def cell(rows: pd.DataFrame, dataset: str, metric: str) -> str:
         values = rows[(rows.dataset == dataset) & (rows.metric == metric)].value
@@ -79,7 +81,8 @@ def readme_table(table: pd.DataFrame) -> str:
         lines.append(f"| {name} | {calls} | " + " | ".join(cell(rows, *column) for column in columns) + " |")
 
     for nfe in (1, 4, 16, 100):
-        line("Rectified Flow, Euler", str(nfe), table[(table.path == "rectified") & (table.method == "euler") & (table.nfe == nfe)])
+        euler = (table.path == "rectified") & (table.method == "euler")
+        line("Rectified Flow, Euler", str(nfe), table[euler & (table.nfe == nfe)])
     for path, name in (("rectified", "rectified"), ("ve", "VE"), ("pfgmpp", "PFGM++")):
         for nfe in (1, 2):
             line(f"Integration Flow, {name}", str(nfe),
