@@ -20,7 +20,7 @@ def test_the_series_is_there():
 @pytest.mark.parametrize("notebook", NOTEBOOKS + SOLUTIONS, ids=lambda n: str(n.relative_to(ROOT / "notebooks")))
 def test_nbval(notebook):
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
-               str(notebook)]
+               "--nbval-sanitize-with", str(ROOT / "notebooks" / "nbval.cfg"), str(notebook)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
     assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-1000:]
@@ -36,5 +36,4 @@ def test_stored_outputs(notebook):
         assert output.output_type != "error"
         assert output.get("name") != "stderr", output.text
         text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
-        images = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
-        assert images or not re.search(r"<Figure|<Axes|it/s\]|Warning|/(home|root|tmp|work|Users)/", text), text
+        assert not re.search(r"<Figure|<Axes|it/s\]|Warning|/(home|root|tmp|work|Users)/", text), text
