@@ -1,4 +1,5 @@
 """The committed notebooks: nbval runs each in a fresh kernel and compares its outputs; their stored outputs are clean."""
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +22,8 @@ def test_the_series_is_there():
 def test_nbval(notebook):
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
                "--nbval-sanitize-with", str(ROOT / "notebooks" / "nbval.cfg"), str(notebook)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = dict(os.environ, OMP_NUM_THREADS="1")  # two threads on small networks are slower than one
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:]
     assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-1000:]
 
