@@ -66,6 +66,12 @@ def read_checked(file, digest: str) -> bytes:
     return content
 
 
+def _config_digest(config: dict) -> str:
+    """Of everything in ``config.json`` but this digest, whatever its layout in the file."""
+    rest = {key: value for key, value in config.items() if key != "config_sha256"}
+    return sha256(json.dumps(rest, sort_keys=True).encode())
+
+
 def save(model, folder, *, card: str | None, dtype: torch.dtype | None, info: dict) -> None:
     from safetensors.torch import save as to_bytes
 
@@ -82,6 +88,7 @@ def save(model, folder, *, card: str | None, dtype: torch.dtype | None, info: di
         "sha256": sha256(weights),
         "info": info,
     }
+    config["config_sha256"] = _config_digest(config)
     text = json.dumps(config, indent=2) + "\n"  # before anything is written: info that is not JSON fails here
     folder = FilePath(folder)
     files = {folder / "model.safetensors": weights, folder / "config.json": text}
@@ -96,10 +103,12 @@ def read_config(folder) -> dict:
     if not file.is_file():
         raise FileNotFoundError(f"no model in {folder}: {file.name} is missing; expected a folder from save_pretrained")
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(f"format {config['format']} is not {FORMAT}")
         config["network"]["name"], config["path"]["name"], config["sha256"]
+        if config["config_sha256"] != _config_digest(config):
+            raise ValueError("it was changed after it was written")
     except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file} is damaged or not a model's configuration ({why})") from error

@@ -19,7 +19,8 @@ class FlowMap(nn.Module):
     The boundary ``jump(x, t, t) == x`` is exact by construction. All methods take and return tensors in the path's
     own scale and clock: x (B, ...), t and s (B,), with ``0 <= s <= t <= t_max`` (ValueError otherwise).
 
-    net: any module with the call ``net(x_line, tau_t, tau_s, anchor=None)``; path: see ``iflow_lib.paths``.
+    net: any module with the call ``net(x_line, tau_t, tau_s, anchor=None)`` and an attribute ``data_shape``, the shape of
+    one example; path: see ``iflow_lib.paths``.
     """
 
     def __init__(self, net: nn.Module, path: Path):
@@ -94,5 +95,5 @@ class FlowMap(nn.Module):
     @classmethod
     def from_pretrained(cls, folder, *, device="cpu") -> FlowMap:
         """Load what ``save_pretrained`` wrote. Raises FileNotFoundError if a file is missing and ValueError if one is
-        damaged (the weights' checksum is in ``config.json``) or names an unknown network or path."""
+        damaged or was changed (``config.json`` holds checksums of both) or names an unknown network or path."""
         return checkpoints.load(cls, folder, device=device)

@@ -429,6 +429,7 @@ def _kernel_manager(job: Job) -> type:
         display_name="Python 3", language="python", env={
             "PYTHONPATH": os.pathsep.join(path),
             "OMP_NUM_THREADS": str(job.environment["threads"]),
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a terminal's Agg would lose the figures
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger of ipykernel writes warnings
         })
 

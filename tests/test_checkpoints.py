@@ -134,19 +134,31 @@ def test_config_of_random_bytes(saved):
     ("path", {"aug_dim": "x"}, "PoissonFlow"),
     ("network", {"hidden": "x"}, "MLP"), ("network", {"hidden": 1.5}, "MLP")])
 def test_config_that_names_something_else(saved, part, change, words):
+    """Written so by another version: its own digest fits."""
     file = saved / "config.json"
     config = json.loads(file.read_text())
     config[part].update(change)
+    config["config_sha256"] = checkpoints._config_digest(config)
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError) as error:
         FlowMap.from_pretrained(saved)
     assert words in one_line(error)
 
 
+@pytest.mark.parametrize("old, new", [('"aug_dim": 8', '"aug_dim": 9'), ('"steps": 5', '"steps": 50')])
+def test_config_changed_by_hand(saved, old, new):
+    file = saved / "config.json"
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ValueError, match="config.json is damaged.*changed after it was written"):
+        FlowMap.from_pretrained(saved)
+
+
 def test_weights_that_are_not_safetensors(saved):
     (saved / "model.safetensors").write_bytes(b"not a safetensors file")
     config = json.loads((saved / "config.json").read_text())
     config["sha256"] = checkpoints.sha256(b"not a safetensors file")
+    config["config_sha256"] = checkpoints._config_digest(config)
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError) as error:
         FlowMap.from_pretrained(saved)

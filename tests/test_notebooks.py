@@ -22,7 +22,8 @@ def test_the_series_is_there():
 def test_nbval(notebook):
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
                "--nbval-sanitize-with", str(ROOT / "notebooks" / "nbval.cfg"), str(notebook)]
-    environment = dict(os.environ, OMP_NUM_THREADS="1")  # two threads on small networks are slower than one
+    # two threads on small networks are slower than one; figures must appear in the notebook, wherever the tests run
+    environment = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="module://matplotlib_inline.backend_inline")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-4000:]
     assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-1000:]
