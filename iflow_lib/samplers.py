@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -37,6 +38,13 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     if int(index or 0) >= found:
         raise ValueError(f"device {name!r} is not available on this machine: use auto or cpu")
     return torch.device(name)
+
+
+def whole(name: str, value) -> int:
+    """``value`` as an int, numpy's included. ValueError if it is not a whole number of at least 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
 
 
 def initial_noise(model: FlowMap, n: int, seed: int = 0):
@@ -110,9 +118,7 @@ def sample(
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    for name, value in (("n", n), ("nfe", nfe), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    n, nfe, batch_size = whole("n", n), whole("nfe", nfe), whole("batch_size", batch_size)
     if method == "heun" and nfe % 2:
         raise ValueError(f"heun makes two network calls a step, so nfe must be even; got {nfe}")
     if device is not None:

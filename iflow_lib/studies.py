@@ -174,7 +174,7 @@ def plane_study(
     for dataset in sets:
         rows += floor_rows(dataset, pairs=max(10, seeds * draws))
         for system, seed in itertools.product(systems, range(seeds)):
-            name = f"{dataset}-{system}-steps{steps}-seed{seed}"
+            name = f"{dataset}-{system}-steps{steps}-draws{draws}-seed{seed}"
             file = FilePath(cache) / f"{name}.json" if cache else None
             if file and file.is_file():
                 rows += json.loads(file.read_text())

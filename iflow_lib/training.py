@@ -12,7 +12,7 @@ import torch
 from . import __version__
 from .flow_map import FlowMap
 from .objectives import Objective
-from .samplers import pick_device
+from .samplers import pick_device, whole
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            object.__setattr__(self, name, whole(name, getattr(self, name)))  # numpy's numbers are not JSON
         if not 0 < self.lr < math.inf or not self.clip > 0 or self.warmup < 0:
             raise ValueError(f"need lr > 0, clip > 0, warmup >= 0; got {self.lr!r}, {self.clip!r}, {self.warmup!r}")
         if not 0 <= self.ema < 1:

@@ -100,6 +100,10 @@ def test_times_the_network_sees(path):
         assert model.net.times == [pytest.approx(p, abs=1e-7) for p in expected]
 
 
+def test_numpy_numbers_are_numbers():
+    assert sample(FlowMap(MLP(2), RectifiedFlow()), np.int64(3), nfe=np.int32(2)).x.shape == (3, 2)
+
+
 # ---------------------------------------------------------------- seeds, batches, devices
 
 

@@ -25,12 +25,12 @@ from iflow_lib.training import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE, WORK = ROOT / "results" / "reference", ROOT / "results" / "runs" / "reference"
-SETS, SEEDS = ("eight_gaussians", "checkerboard"), 3
+SETS, SEEDS, DRAWS = ("eight_gaussians", "checkerboard"), 3, 10
 PLANE_SYSTEMS = ("rectified_integral", "rectified_velocity", "ve_integral", "pfgmpp_integral")
 
 
 def plane() -> None:
-    rows = studies.plane_study(SETS, PLANE_SYSTEMS, seeds=SEEDS, cache=WORK / "plane")
+    rows = studies.plane_study(SETS, PLANE_SYSTEMS, seeds=SEEDS, draws=DRAWS, cache=WORK / "plane")
     write_atomic(WORK / "plane.json", json.dumps(rows))
 
 
@@ -104,7 +104,7 @@ def table() -> None:
         "lock_sha256": hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest(),
         "hardware": hardware(torch.device("cpu")) + "; two cores shared with other work, so seconds are not timings",
         "versions": {"iflow_lib": iflow_lib.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "plane": {"sets": SETS, "systems": PLANE_SYSTEMS, "seeds": SEEDS, "steps": studies.PLANE_STEPS, "draws": 5},
+        "plane": {"sets": SETS, "systems": PLANE_SYSTEMS, "seeds": SEEDS, "steps": studies.PLANE_STEPS, "draws": DRAWS},
         "images": {folder.name: {"sampling_seeds": SEEDS, **studies.training_manifest(folder.name)}
                    for folder in sorted((REFERENCE / "checkpoints").iterdir())},
     }
