@@ -9,14 +9,15 @@ import importlib
 __version__ = "0.1.0"
 
 _HOME = {
-    "RectifiedFlow": "paths", "VarianceExploding": "paths", "PoissonFlow": "paths", "PathSample": "paths",
+    "RectifiedFlow": "paths", "VarianceExploding": "paths", "VariancePreserving": "paths",
+    "PoissonFlow": "paths", "PathSample": "paths",
     "MLP": "networks", "UNet": "networks",
     "FlowMap": "flow_map",
     "FlowMatching": "objectives", "IntegralIdentity": "objectives",
     "TrainConfig": "training", "TrainRun": "training", "fit": "training",
     "SampleResult": "samplers", "sample": "samplers",
 }
-_MODULES = ("checkpoints", "data", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers",
+_MODULES = ("analytic", "checkpoints", "data", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers",
             "studies", "training")
 __all__ = [*_HOME, *_MODULES]
 

@@ -44,8 +44,9 @@ class Path:
 
     #: Largest time: pure noise (on a line with tau < 1, as good as).
     t_max: float = 1.0
-    #: Mean and standard deviation of ``logit(tau)`` for training times; ``logit(tau) = ln(sigma / alpha)``.
-    time_density: tuple[float, float] = (0.0, 1.0)
+    #: Law of training times (``sample_times``) and kind of sampling grid (``grid``).
+    time_density: tuple[float, float] | str = (0.0, 1.0)
+    grid_kind: str = "uniform"
 
     # ------------------------------------------------------------------ the clock
     def alpha(self, t: Tensor) -> Tensor:
@@ -130,21 +131,42 @@ class Path:
 
     # ------------------------------------------------------------------ times
     def sample_times(
-        self, n: int, *, density: tuple[float, float] | None = None, generator: torch.Generator | None = None, device=None
+        self, n: int, *, density: tuple[float, float] | str | None = None, generator: torch.Generator | None = None,
+        device=None,
     ) -> Tensor:
-        """``n`` training times (n,): ``ln(sigma / alpha) = logit(tau)`` is normal, cut at ``t_max``.
+        """``n`` training times (n,) of this path's clock.
 
-        density: its mean and standard deviation, by default the path's ``time_density``. For VE and PFGM++ that is the
-        log-normal law of EDM (arXiv 2206.00364), for the rectified path the logit-normal one: the same family.
+        density: "uniform", in t; or (mean, std) of a normal law of ``ln(sigma / alpha) = logit(tau)``, cut at ``t_max``:
+        on the rectified path, where sigma / alpha = t / (1 - t), that is the logit-normal law (arXiv 2403.03206); on VE
+        and PFGM++, where it is t itself, the log-normal one of EDM (arXiv 2206.00364). Default: ``time_density``.
+        Raises ValueError for another density.
         """
-        mean, std = density or self.time_density
+        density = self.time_density if density is None else density
         source = generator.device if generator is not None else "cpu"
-        tau = torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=source))
+        if density == "uniform":
+            return (self.t_max * torch.rand(n, generator=generator, device=source)).to(device or source)
+        if isinstance(density, str) or len(density) != 2 or not density[1] >= 0:
+            raise ValueError(f'density must be "uniform" or a mean and a standard deviation, got {density!r}')
+        tau = torch.sigmoid(density[0] + density[1] * torch.randn(n, generator=generator, device=source))
         return self.time(tau.clamp(max=self.tau_max)).clamp(max=self.t_max).to(device or source)
 
-    def grid(self, steps: int) -> Tensor:
-        """Sampling times for a solver, from ``t_max`` down to 0, shape (steps + 1,), float64. Uniform in t."""
-        return torch.linspace(self.t_max, 0.0, steps + 1, dtype=torch.float64)
+    def grid(self, steps: int, kind: str | None = None) -> Tensor:
+        """Sampling times for a solver, from ``t_max`` down to 0, shape (steps + 1,), float64.
+
+        kind: "uniform" in t; or "rho", EDM's (rho = 7): ``steps`` noise levels ``sigma / alpha`` between that of
+        ``t_max`` (80 at most) and 0.002, evenly spaced in their seventh root, then 0. Default: ``grid_kind``.
+        """
+        kind = kind or self.grid_kind
+        if kind not in ("uniform", "rho"):
+            raise ValueError(f'kind must be "uniform" or "rho", got {kind!r}')
+        if kind == "uniform":
+            return torch.linspace(self.t_max, 0.0, steps + 1, dtype=torch.float64)
+        last = min(self.tau_max, 80 / 81)
+        high, low = (last / (1 - last)) ** (1 / 7), 0.002 ** (1 / 7)
+        ratio = (high + torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps] * (low - high)) ** 7
+        grid = torch.cat([self.time(ratio / (1 + ratio)), torch.zeros(1, dtype=torch.float64)])
+        grid[0] = self.t_max  # exactly, also where that is pure noise
+        return grid
 
     # ------------------------------------------------------------------ identity
     def config(self) -> dict:
@@ -190,16 +212,52 @@ class RectifiedFlow(Path):
         return tau
 
 
+class VariancePreserving(Path):
+    """``alpha^2 + sigma^2 = 1``, ``alpha = exp(-t^2 beta_d / 4 - t beta_min / 2)``, t in [0, 1] (arXiv 2011.13456).
+
+    beta_min: rate of noise at t = 0; beta_d: its rise until t = 1. At t = 1 a trace of the data is left (alpha = 0.0066):
+    pure noise stands in for it, as it does for VE at 80.
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_d: float = 19.9):
+        if not (math.isfinite(beta_min) and math.isfinite(beta_d) and beta_min > 0 and beta_d >= 0):
+            raise ValueError(f"need beta_min > 0 and beta_d >= 0, got {beta_min!r} and {beta_d!r}")
+        self.beta_min, self.beta_d = beta_min, beta_d
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return -0.25 * t * t * self.beta_d - 0.5 * t * self.beta_min
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+
+    def alpha_dot(self, t: Tensor) -> Tensor:
+        return -0.5 * (self.beta_min + self.beta_d * t) * self.alpha(t)
+
+    def sigma_dot(self, t: Tensor) -> Tensor:
+        """Infinite at t = 0, where sigma starts like a square root."""
+        return 0.5 * (self.beta_min + self.beta_d * t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def time(self, tau: Tensor) -> Tensor:
+        wanted = 2 * torch.log1p((tau / (1 - tau)) ** 2)  # beta_d t^2 + 2 beta_min t, since alpha^2 = 1 / (1 + ratio^2)
+        t = wanted / (self.beta_min + (self.beta_min**2 + self.beta_d * wanted).sqrt())
+        return torch.where(tau <= self.tau_max, t.clamp(max=self.t_max), t)  # rounding must not leave the path
+
+    def config(self) -> dict:
+        return {"beta_min": self.beta_min, "beta_d": self.beta_d}
+
+
 class VarianceExploding(Path):
     """``x_t = x_0 + t z``, t = sigma in [0, 80] (EDM's clock, arXiv 2206.00364); on the line ``tau = t / (1 + t)``.
 
-    ``t_min`` is the last positive time of the solver's grid (rho = 7), as in EDM.
+    Training times are log-normal with mean -1.2 and deviation 1.2, the grid has rho = 7 and ends at 0.002, as in EDM.
     """
 
     t_max = 80.0
-    t_min = 0.002
-    rho = 7.0
     time_density = (-1.2, 1.2)
+    grid_kind = "rho"
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -216,14 +274,6 @@ class VarianceExploding(Path):
     def time(self, tau: Tensor) -> Tensor:
         t = tau / (1 - tau)  # in float32 the last time comes back as 80.0004: rounding must not leave the path
         return torch.where(tau <= self.tau_max, t.clamp(max=self.t_max), t)
-
-    def grid(self, steps: int) -> Tensor:
-        """EDM's grid (rho = 7): ``steps`` times from ``t_max`` to ``t_min``, then 0; shape (steps + 1,), float64."""
-        ramp = torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps]
-        high, low = self.t_max ** (1 / self.rho), self.t_min ** (1 / self.rho)
-        grid = torch.cat([(high + ramp * (low - high)) ** self.rho, torch.zeros(1, dtype=torch.float64)])
-        grid[0] = self.t_max  # exactly
-        return grid
 
 
 class PoissonFlow(VarianceExploding):
@@ -258,4 +308,4 @@ class PoissonFlow(VarianceExploding):
         return {"aug_dim": self.aug_dim}
 
 
-PATHS: dict[str, type[Path]] = {p.__name__: p for p in (RectifiedFlow, VarianceExploding, PoissonFlow)}
+PATHS: dict[str, type[Path]] = {p.__name__: p for p in (RectifiedFlow, VarianceExploding, VariancePreserving, PoissonFlow)}

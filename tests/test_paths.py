@@ -10,9 +10,9 @@ import scipy.stats
 import torch
 from exact import SHAPES, column, one_line
 
-from iflow_lib.paths import PATHS, Path, PoissonFlow, RectifiedFlow, VarianceExploding, expand
+from iflow_lib.paths import PATHS, Path, PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving, expand
 
-ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8), PoissonFlow(aug_dim=128)]
+ALL = [RectifiedFlow(), VarianceExploding(), VariancePreserving(), PoissonFlow(aug_dim=8), PoissonFlow(aug_dim=128)]
 DTYPES = [torch.float32, torch.float64]
 paths = pytest.mark.parametrize("path", ALL, ids=repr)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -24,13 +24,21 @@ def draw(path, shape, dtype, n=9, seed=0):
     g = torch.Generator().manual_seed(seed)
     x_0, z = torch.randn((2, n, *shape), generator=g, dtype=dtype)
     t = path.t_max * torch.rand(n, generator=g, dtype=dtype) ** 2
-    t[0], t[1] = 0, path.t_max
+    t[0], t[1] = 1e-3 if path.name == "VariancePreserving" else 0, path.t_max  # sigma' of VP is infinite at 0
     return x_0, z, t
 
 
 def close(a, b, dtype):
     torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0 if a.ndim == 1 else 1e-5
                                if dtype == torch.float32 else 1e-12)
+
+
+def weights(path, t):
+    """alpha and sigma, written anew. VP: from the integral of its rate beta(t) = 0.1 + 19.9 t."""
+    if path.name == "VariancePreserving":
+        spent = 0.1 * t + 19.9 * t**2 / 2
+        return torch.exp(-spent / 2), (-torch.expm1(-spent)).sqrt()
+    return (1 - t if path.name == "RectifiedFlow" else torch.ones_like(t)), t
 
 
 # ---------------------------------------------------------------- formulas
@@ -42,11 +50,11 @@ def close(a, b, dtype):
 def test_perturb_is_the_path_equation(path, shape, dtype):
     x_0, z, t = draw(path, shape, dtype)
     out = path.perturb(x_0=x_0, t=t, noise=z)
-    weights = (1 - t, t) if path.name == "RectifiedFlow" else (torch.ones_like(t), t)
+    alpha, sigma = weights(path, t)
     assert out.x_t.dtype == out.velocity.dtype == dtype
     for i in range(len(t)):  # one example at a time: no broadcasting to go wrong
-        close(out.x_t[i], weights[0][i] * x_0[i] + weights[1][i] * z[i], dtype)
-    assert torch.equal(out.x_t[0], x_0[0])  # t = 0 is data
+        close(out.x_t[i], alpha[i] * x_0[i] + sigma[i] * z[i], dtype)
+    assert t[0] > 0 or torch.equal(out.x_t[0], x_0[0])  # t = 0 is data
     assert torch.equal(out.x_0, x_0) and torch.equal(out.noise, z) and torch.equal(out.t, t)
 
 
@@ -60,17 +68,19 @@ def test_velocity_is_the_derivative_of_x_t(path, shape, dtype):
     close(x_t, out.x_t, dtype)
     close(dx_t, out.velocity, dtype)
     if dtype == torch.float64:  # and against no autograd at all
-        t = t.clamp(1e-3, path.t_max - 1e-3)
+        t = t.clamp(1e-2, path.t_max - 1e-3)
         ahead, behind = (path.perturb(x_0=x_0, t=t + h, noise=z).x_t for h in (1e-4, -1e-4))
         torch.testing.assert_close((ahead - behind) / 2e-4, path.perturb(x_0=x_0, t=t, noise=z).velocity,
-                                   rtol=1e-8, atol=1e-8)
+                                   rtol=1e-8, atol=1e-8 if path.name != "VariancePreserving" else 1e-4)  # it bends
 
 
 @paths
 def test_alpha_and_sigma_derivatives(path):
     t = torch.linspace(0, path.t_max, 101, dtype=torch.float64)
     for f, f_dot in ((path.alpha, path.alpha_dot), (path.sigma, path.sigma_dot)):
-        assert torch.equal(torch.func.jvp(f, (t,), (torch.ones_like(t),))[1], f_dot(t))
+        torch.testing.assert_close(torch.func.jvp(f, (t[1:],), (torch.ones(100).double(),))[1], f_dot(t[1:]),
+                                   rtol=1e-11, atol=0)
+    assert path.name == "VariancePreserving" or bool(torch.isfinite(path.sigma_dot(t)).all())
     assert path.alpha(t)[0] == 1 and path.sigma(t)[0] == 0
 
 
@@ -80,10 +90,12 @@ def test_alpha_and_sigma_derivatives(path):
 def test_every_path_is_the_line(path, shape, dtype):
     x_0, z, t = draw(path, shape, dtype)
     x_line, tau = path.to_line(path.perturb(x_0=x_0, t=t, noise=z).x_t, t)
-    close(tau, t if path.name == "RectifiedFlow" else t / (1 + t), dtype)
+    alpha, sigma = weights(path, t)
+    close(tau, sigma / (alpha + sigma), dtype)
     close(x_line, column(1 - tau, x_0) * x_0 + column(tau, x_0) * z, dtype)
     assert x_line.shape == x_0.shape and x_line.dtype == tau.dtype == dtype
-    assert abs(path.tau_max - (1 if path.name == "RectifiedFlow" else 80 / 81)) < 1e-15
+    alpha, sigma = weights(path, torch.tensor(path.t_max, dtype=torch.float64))
+    assert abs(path.tau_max - sigma / (alpha + sigma)) < 1e-15 and path.t_max == (80 if alpha == 1 else 1)
 
 
 @paths
@@ -229,7 +241,8 @@ def test_noise_is_seeded_and_prior_scales_it(path, dtype):
     assert torch.equal(z, again) and not torch.equal(z, other) and z.dtype == dtype
     torch.manual_seed(1)
     prior = path.prior((50, 3), generator=g.manual_seed(0), dtype=dtype)
-    assert torch.equal(prior, path.t_max * z)
+    sigma_max = weights(path, torch.tensor(path.t_max, dtype=torch.float64))[1]
+    close(prior, float(sigma_max) * z, dtype)
     drawn = path.perturb(x_0=torch.zeros(50, 3, dtype=dtype), t=torch.full((50,), path.t_max, dtype=dtype),
                          generator=g.manual_seed(0))
     close(drawn.x_t, prior, dtype)
@@ -255,12 +268,39 @@ def test_grid(path, steps):
     grid = path.grid(steps)
     assert grid.shape == (steps + 1,) and grid.dtype == torch.float64
     assert grid[0] == path.t_max and grid[-1] == 0 and bool((grid.diff() < 0).all())
-    if path.name == "RectifiedFlow":
+    if path.t_max == 1:
         expected = [1 - i / steps for i in range(steps + 1)]
     else:  # EDM, eq. 5
         expected = [(80 ** (1 / 7) + i / max(steps - 1, 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
                     for i in range(steps)] + [0]
     torch.testing.assert_close(grid, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-15)
+
+
+@paths
+def test_both_grids_on_every_path(path):
+    """The rho grid is the same set of noise levels, whatever the clock: the line's own."""
+    rho = path.tau(path.grid(20, "rho"))[1:]
+    torch.testing.assert_close(path.tau(path.grid(20, "uniform")), path.tau(torch.linspace(path.t_max, 0, 21).double()),
+                               rtol=1e-6, atol=1e-9)
+    ratio = torch.tensor([(80 ** (1 / 7) + i / 19 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(1, 20)] + [0])
+    torch.testing.assert_close(rho / (1 - rho), ratio.double(), rtol=1e-5, atol=1e-9)
+    with pytest.raises(ValueError, match='"uniform" or "rho", got \'cosine\''):
+        path.grid(4, "cosine")
+
+
+@paths
+def test_uniform_times_and_unknown_densities(path):
+    t = path.sample_times(4000, density="uniform", generator=torch.Generator().manual_seed(0)).numpy()
+    assert scipy.stats.kstest(t, scipy.stats.uniform(0, path.t_max).cdf).pvalue > 0.01
+    for density in ("log", (1.0,), (0.0, -1.0)):
+        with pytest.raises(ValueError, match="density must be"):
+            path.sample_times(4, density=density)
+
+
+@pytest.mark.parametrize("arguments", [(0, 19.9), (-0.1, 1), (0.1, -1), (float("nan"), 1), (0.1, float("inf"))])
+def test_vp_needs_positive_rates(arguments):
+    with pytest.raises(ValueError, match="beta_min > 0"):
+        VariancePreserving(*arguments)
 
 
 # ---------------------------------------------------------------- identity and errors

@@ -1,0 +1,174 @@
+"""Closed-form truth: velocity, posterior mean and flow map where they are known exactly. float64, shapes (B, ...).
+
+All methods take points and times in a path's own scale and clock, as ``FlowMap`` does. Everything follows from
+the posterior mean ``E[x_0 | x_t]``: the noise is what is left, ``E[z | x_t] = (x_t - alpha E[x_0 | x_t]) / sigma``, and the
+velocity of the probability-flow ODE is ``alpha' E[x_0 | x_t] + sigma' E[z | x_t]``.
+
+This module imports nothing of ours; a path is anything with alpha, sigma, their derivatives and the line.
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _column(t: Tensor) -> Tensor:
+    return t.double()[:, None]
+
+
+class _Flow:
+    """What follows from ``_ends``: both posterior means, flattened."""
+
+    earliest = 0.0  # line time at which the reference solver stops
+
+    def __init__(self, path, shape):
+        self.path, self.shape = path, tuple(shape)
+
+    def _ends(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, N), alpha and sigma (B, 1) -> (E[x_0 | x], E[z | x]), each (B, N)."""
+        raise NotImplementedError
+
+    def _at(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if tuple(x.shape[1:]) != self.shape or t.shape != x.shape[:1]:
+            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}) and t shape (B,), got "
+                             f"{tuple(x.shape)} and {tuple(t.shape)}")
+        self.path.check_times(t)
+        t = t.double()
+        return self._ends(x.double().flatten(1), _column(self.path.alpha(t)), _column(self.path.sigma(t)))
+
+    def posterior_mean(self, *, x: Tensor, t: Tensor) -> Tensor:
+        """``E[x_0 | x_t = x]``, shape of x. ValueError for wrong shapes or times outside the path."""
+        return self._at(x, t)[0].reshape(x.shape)
+
+    def velocity(self, *, x: Tensor, t: Tensor) -> Tensor:
+        """``v(x, t) = alpha'(t) E[x_0 | x] + sigma'(t) E[z | x]``, shape of x. Infinite at t = 0 on VP."""
+        x_0, z = self._at(x, t)
+        t = t.double()
+        return (_column(self.path.alpha_dot(t)) * x_0 + _column(self.path.sigma_dot(t)) * z).reshape(x.shape)
+
+    def flow_map(self, *, x: Tensor, t: float, s: float, tolerance: float = 1e-9) -> Tensor:
+        """The ODE's solution at time ``s`` from x (B, ...) at time ``t``, by a reference solver (DOP853, 8th order).
+
+        Solved on the line, where the velocity ``E[z | x] - E[x_0 | x]`` stays finite on every path. t, s: numbers with
+        ``0 <= s <= t <= t_max``. tolerance: absolute and relative, for a step of the solver.
+        """
+        from scipy.integrate import solve_ivp
+
+        ends = torch.tensor([t, s], dtype=torch.float64)
+        self.path.check_times(ends[:1], ends[1:])
+        start, end = self.path.tau(ends).clamp(min=self.earliest).tolist()
+        scale_t, scale_s = self.path.scale(ends).tolist()
+        n = len(x)
+
+        def line_velocity(tau, y):
+            one = torch.ones(n, 1, dtype=torch.float64)
+            x_0, z = self._ends(torch.from_numpy(y).reshape(n, -1), (1 - tau) * one, tau * one)
+            return (z - x_0).flatten().numpy()
+
+        y = (x.double() / scale_t).flatten().numpy()
+        if start == end or n == 0:
+            return x.double().clone()
+        solution = solve_ivp(line_velocity, (start, end), y, method="DOP853", rtol=tolerance, atol=tolerance)
+        if not solution.success:
+            raise RuntimeError(f"the reference solver stopped: {solution.message}")
+        return torch.from_numpy(solution.y[:, -1]).reshape(x.shape) * scale_s
+
+
+class GaussianFlow(_Flow):
+    """Data N(mean, cov) and Gaussian noise: everything in closed form.
+
+    ``x_t ~ N(alpha mean, C_t)`` with ``C_t = alpha^2 cov + sigma^2 I``; the posterior mean is linear in x, and the flow map
+    carries quantiles to quantiles along the axes of cov:
+
+        x_s = alpha_s mean + C_s^(1/2) C_t^(-1/2) (x_t - alpha_t mean).
+
+    path: a path with Gaussian noise (ValueError for PoissonFlow); mean: (...), the shape of one example; cov: (N, N),
+    symmetric and positive semi-definite, N the number of its elements (ValueError otherwise).
+    """
+
+    def __init__(self, path, mean: Tensor, cov: Tensor):
+        super().__init__(path, mean.shape)
+        if getattr(path, "aug_dim", None) is not None:
+            raise ValueError("GaussianFlow needs a path with Gaussian noise; under PoissonFlow use MixtureFlow")
+        n = mean.numel()
+        if cov.shape != (n, n) or not torch.allclose(cov, cov.T):
+            raise ValueError(f"cov must be a symmetric matrix of shape ({n}, {n}), got {tuple(cov.shape)}")
+        self.mean = mean.double().flatten()
+        self.variances, self.axes = torch.linalg.eigh(cov.double())  # ascending
+        if self.variances[0] < -1e-10 * self.variances[-1].abs():
+            raise ValueError(f"cov must be positive semi-definite, its smallest eigenvalue is {float(self.variances[0]):g}")
+        self.variances = self.variances.clamp(min=0)
+
+    def _ends(self, x, alpha, sigma):
+        along = (x - alpha * self.mean) @ self.axes / (alpha**2 * self.variances + sigma**2)  # C_t^-1 (x - alpha mean)
+        return self.mean + (alpha * self.variances * along) @ self.axes.T, (sigma * along) @ self.axes.T
+
+    def jump(self, *, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """The exact flow map from (x, t) to time s. x: (B, ...); t, s: (B,)."""
+        self.path.check_times(t, s)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = (
+            (_column(self.path.alpha(r.double())), _column(self.path.sigma(r.double()))) for r in (t, s))
+        spread_t, spread_s = ((a**2 * self.variances + b**2).sqrt() for a, b in ((alpha_t, sigma_t), (alpha_s, sigma_s)))
+        along = (x.double().flatten(1) - alpha_t * self.mean) @ self.axes
+        return (alpha_s * self.mean + (along * spread_s / spread_t) @ self.axes.T).reshape(x.shape)
+
+    def average_velocity(self, *, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """``(x_t - x_s) / (t - s)`` for s < t, in the path's own clock."""
+        return (x.double() - self.jump(x=x, t=t, s=s)) / (t - s).double().reshape(-1, *[1] * (x.ndim - 1))
+
+
+class MixtureFlow(_Flow):
+    """A finite data set (``std=0``), or one Gaussian N(y_i, std^2 I) around each point: exact on every path.
+
+        E[x_0 | x_t] = sum_i w_i m_i,      w_i ~ weights_i p(x_t | i),      m_i the mean of x_0 given x_t and i.
+
+    With Gaussian noise ``p(x | i) = N(alpha y_i, (alpha^2 std^2 + sigma^2) I)``. PFGM++ (``path.aug_dim``) with std = 0 has
+    ``p(x | i) ~ (|x - alpha y_i|^2 + r^2)^(-(N + aug_dim) / 2)``, ``r = sigma sqrt(aug_dim)`` (arXiv 2302.04265, eq. 4); with
+    std > 0 its noise is a mixture of Gaussians over chi-square scales, which is summed by quadrature in log(chi2).
+
+    points: (M, ...), M data points; std: of the Gaussian around each; weights: (M,), positive, equal by default.
+    """
+
+    def __init__(self, path, points: Tensor, std: float = 0.0, weights: Tensor | None = None):
+        super().__init__(path, points.shape[1:])
+        if len(points) < 1 or not math.isfinite(std) or std < 0:
+            raise ValueError(f"need at least one point and std >= 0, got {len(points)} and {std!r}")
+        weights = torch.ones(len(points)) if weights is None else weights
+        if weights.shape != points.shape[:1] or not bool((weights > 0).all()):
+            raise ValueError(f"weights must be {len(points)} positive numbers, got shape {tuple(weights.shape)}")
+        self.points, self.std = points.double().flatten(1), float(std)
+        self.log_weights = (weights.double() / weights.double().sum()).log()
+        if std == 0:
+            self.earliest = 1e-9  # at 0 the velocity (x - y) / tau is 0 / 0; the points move by tau |z - y| from here
+        self.aug_dim = getattr(path, "aug_dim", None)
+        if self.aug_dim is not None and self.std > 0:  # ln(chi2 / aug_dim): wide, and finer than its own spread
+            n = self.points.shape[1]
+            step = min(0.25, 0.5 / math.sqrt(n + self.aug_dim))
+            u = torch.arange(-40.0, 5.0, step, dtype=torch.float64)
+            self.scales = (-u).exp()  # aug_dim / chi2
+            self.log_scale_weights = self.aug_dim / 2 * (u - u.exp())  # the density of u, up to a constant
+
+    def _ends(self, x, alpha, sigma):
+        n = x.shape[1]
+        gap = x[:, None] - alpha[..., None] * self.points  # (B, M, N)
+        square = gap.square().sum(-1)
+        if self.aug_dim is None:
+            variance = alpha**2 * self.std**2 + sigma**2
+            w = torch.softmax(self.log_weights - square / (2 * variance), dim=1)
+            shrink, noise = alpha * self.std**2 / variance * torch.ones_like(w), sigma / variance * torch.ones_like(w)
+        elif self.std == 0:
+            log_w = self.log_weights - (n + self.aug_dim) / 2 * torch.log(square + self.aug_dim * sigma**2)
+            w = torch.softmax(log_w, dim=1)
+            shrink, noise = torch.zeros_like(w), 1 / sigma * torch.ones_like(w)
+        else:
+            variance = alpha[..., None] ** 2 * self.std**2 + sigma[..., None] ** 2 * self.scales  # (B, 1, K)
+            log_p = self.log_scale_weights - n / 2 * variance.log() - square[..., None] / (2 * variance)  # (B, M, K)
+            log_p = log_p + self.log_weights[:, None]
+            p = torch.softmax(log_p.flatten(1), dim=1).reshape(log_p.shape)
+            w = p.sum(-1)
+            shrink = (p * (alpha[..., None] * self.std**2 / variance)).sum(-1) / w.clamp(min=1e-300)
+            noise = (p * (sigma[..., None] * self.scales / variance)).sum(-1) / w.clamp(min=1e-300)
+        x_0 = w @ self.points + ((w * shrink)[..., None] * gap).sum(1)
+        return x_0, ((w * noise)[..., None] * gap).sum(1)
