@@ -11,13 +11,15 @@ __version__ = "0.1.0"
 _HOME = {
     "RectifiedFlow": "paths", "VarianceExploding": "paths", "VariancePreserving": "paths",
     "PoissonFlow": "paths", "PathSample": "paths",
-    "MLP": "networks", "UNet": "networks",
+    "MLP": "networks", "UNet": "networks", "Transformer": "networks",
     "FlowMap": "flow_map",
-    "FlowMatching": "objectives", "IntegralIdentity": "objectives",
+    "FlowMatching": "objectives", "IntegralIdentity": "objectives", "IntegralAdditivity": "objectives",
+    "ConsistencyTraining": "objectives", "Distillation": "objectives", "Batch": "objectives",
+    "X0Regression": "anchors", "AnchorStore": "anchors",
     "TrainConfig": "training", "TrainRun": "training", "fit": "training",
-    "SampleResult": "samplers", "sample": "samplers",
+    "SampleResult": "samplers", "sample": "samplers", "reflow": "samplers",
 }
-_MODULES = ("analytic", "checkpoints", "data", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers",
+_MODULES = ("analytic", "anchors", "checkpoints", "data", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers",
             "studies", "training")
 __all__ = [*_HOME, *_MODULES]
 

@@ -40,15 +40,19 @@ FASHION_FULL = {
 
 
 class TensorData(Dataset):
-    """A whole data set in memory. ``x``: float32 (B, ...); ``labels``: int64 (B,) or None; ``name``.
+    """A whole data set in memory. ``x``: float32 (B, ...); ``labels``: int64 (B,) or None; ``name``; ``noise``: the z that
+    belongs to each example, (B, ...), for coupled data (``samplers.reflow``), or None.
 
     An item is ``x[i]``, or ``(x[i], labels[i])`` where there are labels.
     """
 
-    def __init__(self, x: torch.Tensor, labels: torch.Tensor | None = None, name: str = "tensor"):
+    def __init__(self, x: torch.Tensor, labels: torch.Tensor | None = None, name: str = "tensor",
+                 noise: torch.Tensor | None = None):
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"{name}: {len(x)} examples but {len(labels)} labels")
-        self.x, self.labels, self.name = x, labels, name
+        if noise is not None and noise.shape != x.shape:
+            raise ValueError(f"{name}: noise must have the shape of x, {tuple(x.shape)}; got {tuple(noise.shape)}")
+        self.x, self.labels, self.name, self.noise = x, labels, name, noise
 
     def __len__(self) -> int:
         return len(self.x)

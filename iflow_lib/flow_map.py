@@ -19,8 +19,8 @@ class FlowMap(nn.Module):
     The boundary ``jump(x, t, t) == x`` is exact by construction. All methods take and return tensors in the path's
     own scale and clock: x (B, ...), t and s (B,), with ``0 <= s <= t <= t_max`` (ValueError otherwise).
 
-    net: any module with the call ``net(x_line, tau_t, tau_s, anchor=None)`` and an attribute ``data_shape``, the shape of
-    one example; path: see ``iflow_lib.paths``.
+    net: any module with the call ``net(x_line, tau_t, tau_s)`` and an attribute ``data_shape``, the shape of one example;
+    with an attribute ``anchor`` that is true it is also given ``anchor=``, with ``classes`` > 0 ``labels=``; path: see ``iflow_lib.paths``.
     """
 
     def __init__(self, net: nn.Module, path: Path):
@@ -38,42 +38,68 @@ class FlowMap(nn.Module):
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self.net.parameters())
 
-    def forward(self, x_line: Tensor, tau_t: Tensor, tau_s: Tensor, anchor: Tensor | None = None) -> Tensor:
-        """The network itself: average velocity on the line. Objectives and samplers call this."""
-        return self.net(x_line, tau_t, tau_s) if anchor is None else self.net(x_line, tau_t, tau_s, anchor)
+    @property
+    def anchored(self) -> bool:
+        """Whether the network takes an anchor, an estimate of x_0."""
+        return bool(getattr(self.net, "anchor", False))
 
-    def jump(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None) -> Tensor:
+    @property
+    def classes(self) -> int:
+        """Number of classes the network knows, 0 for none."""
+        return int(getattr(self.net, "classes", 0))
+
+    def forward(
+        self, x_line: Tensor, tau_t: Tensor, tau_s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        """The network itself: average velocity on the line, shape of x_line. Objectives and samplers call this.
+
+        anchor: (B, ...) for an anchored network; labels: classes (B,), -1 where unknown, for a network with classes, and
+        ignored by one without. Raises ValueError if the network returns another shape.
+        """
+        given = {"anchor": anchor, "labels": labels if self.classes else None}
+        out = self.net(x_line, tau_t, tau_s, **{name: value for name, value in given.items() if value is not None})
+        if out.shape != x_line.shape:
+            raise ValueError(f"the network {type(self.net).__name__} returned shape {tuple(out.shape)} for x of shape "
+                             f"{tuple(x_line.shape)}: it must return an average velocity of the same shape")
+        return out
+
+    def jump(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
+             labels: Tensor | None = None) -> Tensor:
         """Solution at time ``s`` of the ODE through ``(x, t)``, in one network call. Shape of x."""
         self._check(x, t, s)
         (x_line, tau_t), tau_s = self.path.to_line(x, t), self.path.tau(s)
-        moved = expand(self.path.scale(s) * (tau_t - tau_s), x) * self(x_line, tau_t, tau_s, anchor)
+        moved = expand(self.path.scale(s) * (tau_t - tau_s), x) * self(x_line, tau_t, tau_s, anchor, labels)
         # x / scale(t) * scale(s), arranged so that s == t returns x bit for bit: the ratio is then exactly 1
         return expand(self.path.scale(s) / self.path.scale(t), x) * x - moved
 
-    def integral(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None) -> Tensor:
+    def integral(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
+             labels: Tensor | None = None) -> Tensor:
         """``G(x; t -> s) = x - jump``: the integral of the velocity from s to t along the trajectory through x."""
-        return x - self.jump(x=x, t=t, s=s, anchor=anchor)
+        return x - self.jump(x=x, t=t, s=s, anchor=anchor, labels=labels)
 
-    def average_velocity(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None) -> Tensor:
+    def average_velocity(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
+             labels: Tensor | None = None) -> Tensor:
         """``G / (t - s)``; where s == t, its limit, the velocity."""
         span = expand(t - s, x)
-        mean = self.integral(x=x, t=t, s=s, anchor=anchor) / torch.where(span > 0, span, torch.ones_like(span))
-        return torch.where(span > 0, mean, self.velocity(x=x, t=t, anchor=anchor)) if (t == s).any() else mean
+        mean = self.integral(x=x, t=t, s=s, anchor=anchor, labels=labels) / torch.where(span > 0, span, torch.ones_like(span))
+        return torch.where(span > 0, mean, self.velocity(x=x, t=t, anchor=anchor, labels=labels)) if (t == s).any() else mean
 
-    def velocity(self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None) -> Tensor:
+    def velocity(self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """``v(x, t) = alpha'(t) x_0 + sigma'(t) z`` at the network's own estimates of ``x_0`` and ``z``."""
-        x_0, z = self._ends(x, t, anchor)
+        x_0, z = self._ends(x, t, anchor, labels)
         return expand(self.path.alpha_dot(t), x) * x_0 + expand(self.path.sigma_dot(t), x) * z
 
-    def denoise(self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None) -> Tensor:
+    def denoise(self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """``E[x_0 | x_t]`` as the instantaneous velocity implies it: the end of the tangent, not of the trajectory."""
-        return self._ends(x, t, anchor)[0]
+        return self._ends(x, t, anchor, labels)[0]
 
-    def _ends(self, x: Tensor, t: Tensor, anchor: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _ends(
+        self, x: Tensor, t: Tensor, anchor: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """On the line the velocity is ``E[z - x_0 | x]``, so both ends of the tangent follow from it."""
         self._check(x, t, t)
         x_line, tau = self.path.to_line(x, t)
-        v = self(x_line, tau, tau, anchor)
+        v = self(x_line, tau, tau, anchor, labels)
         return x_line - expand(tau, x) * v, x_line + expand(1 - tau, x) * v
 
     def _check(self, x: Tensor, t: Tensor, s: Tensor) -> None:

@@ -1,7 +1,8 @@
-"""Networks: ``net(x, t, s, anchor=None) -> average velocity``, all on the canonical line.
+"""Networks: ``net(x, t, s, anchor=None, labels=None) -> average velocity``, all on the canonical line.
 
 ``x``: (B, ...); ``t, s``: line times (B,), ``0 <= s <= t <= 1``; ``anchor``: an estimate of x_0, shaped like x, for
-networks built with ``anchor=True``. Any module with this call works in a ``FlowMap``. All layers are smooth and
+networks built with ``anchor=True``; ``labels``: classes (B,) in [0, classes), -1 for "not told", for networks built with
+``classes``. Any module with this call works in a ``FlowMap``. All layers are smooth and
 support forward-mode differentiation, which the integral identity needs.
 """
 from __future__ import annotations
@@ -33,30 +34,57 @@ def _check_anchor(net: nn.Module, x: Tensor, anchor: Tensor | None) -> None:
         raise ValueError("this network takes no anchor: build it with anchor=True to use one")
 
 
+def _class_table(classes: int, width: int) -> nn.Embedding | None:
+    """One vector for each class and, last, one for "not told"; zero at first. None without classes."""
+    if not isinstance(classes, int) or classes < 0:
+        raise ValueError(f"classes must be a whole number, 0 for none; got {classes!r}")
+    if not classes:
+        return None
+    table = nn.Embedding(classes + 1, width)
+    nn.init.zeros_(table.weight)
+    return table
+
+
+def _class_vectors(table: nn.Embedding | None, labels: Tensor | None, x: Tensor) -> Tensor | float:
+    """(B, width) to add to an embedding, 0 without classes. ValueError for labels that do not fit."""
+    if table is None:
+        if labels is not None:
+            raise ValueError("this network takes no labels: build it with classes=... to use them")
+        return 0.0
+    last = table.num_embeddings - 1
+    if labels is None:
+        return table.weight[last]
+    if labels.shape != x.shape[:1] or labels.is_floating_point():
+        raise ValueError(f"labels must be whole numbers of shape ({len(x)},), got {labels.dtype} {tuple(labels.shape)}")
+    return table(torch.where(labels < 0, last, labels))
+
+
 class MLP(nn.Module):
     """A plain network for vectors, x: (B, dim).
 
-    dim: data dimension; hidden: width; layers: hidden layers; anchor: concatenate an estimate of x_0 to the input.
+    dim: data dimension; hidden: width; layers: hidden layers; anchor: concatenate an estimate of x_0 to the input;
+    classes: number of classes, 0 for data without labels.
     """
 
     frequencies = 4
 
-    def __init__(self, dim: int, hidden: int = 256, layers: int = 4, anchor: bool = False):
+    def __init__(self, dim: int, hidden: int = 256, layers: int = 4, anchor: bool = False, classes: int = 0):
         super().__init__()
         if min(dim, hidden, layers) < 1:
             raise ValueError(f"dim, hidden and layers must be positive, got {dim}, {hidden}, {layers}")
-        self.anchor, self.data_shape = anchor, (dim,)
-        self._config = dict(dim=dim, hidden=hidden, layers=layers, anchor=anchor)
+        self.anchor, self.classes, self.data_shape = anchor, classes, (dim,)
+        self._config = dict(dim=dim, hidden=hidden, layers=layers, anchor=anchor, classes=classes)
         sizes = [dim * (2 if anchor else 1) + 4 * self.frequencies + 2] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
+        self.table = _class_table(classes, hidden)
         self.out = nn.Linear(hidden, dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         _check_anchor(self, x, anchor)
         inputs = [x, time_features(t, s, self.frequencies)] + ([anchor] if self.anchor else [])
-        h = F.silu(self.hidden[0](torch.cat(inputs, dim=1)))
+        h = F.silu(self.hidden[0](torch.cat(inputs, dim=1)) + _class_vectors(self.table, labels, x))
         for layer in self.hidden[1:]:
             h = h + F.silu(layer(h))  # residual: deeper nets keep training well
         return self.out(h)
@@ -90,22 +118,25 @@ class UNet(nn.Module):
     worked on at 14x14 and 7x7: about four times cheaper than at full size, which is what makes CPUs enough.
 
     channels: 1 or 3 (any number works); size: 8 to 32, divisible by 4 (by 2 below 16); width: channels at the higher
-    resolution, a multiple of 8; blocks: residual blocks at each stage; anchor: concatenate an estimate of x_0.
+    resolution, a multiple of 8; blocks: residual blocks at each stage; anchor: concatenate an estimate of x_0; classes:
+    number of classes, 0 for data without labels.
     """
 
     frequencies = 6
 
-    def __init__(self, channels: int = 1, size: int = 28, width: int = 48, blocks: int = 2, anchor: bool = False):
+    def __init__(self, channels: int = 1, size: int = 28, width: int = 48, blocks: int = 2, anchor: bool = False,
+                 classes: int = 0):
         super().__init__()
         fold = 2 if size >= 16 else 1
         if not 8 <= size <= 32 or size % (2 * fold):
             raise ValueError(f"size must be from 8 to 32 and divisible by {2 * fold}, got {size}")
         if channels < 1 or blocks < 1 or width < 8 or width % 8:
             raise ValueError(f"need channels, blocks >= 1, width a multiple of 8; got {channels}, {blocks}, {width}")
-        self.anchor, self.data_shape = anchor, (channels, size, size)
-        self._config = dict(channels=channels, size=size, width=width, blocks=blocks, anchor=anchor)
+        self.anchor, self.classes, self.data_shape = anchor, classes, (channels, size, size)
+        self._config = dict(channels=channels, size=size, width=width, blocks=blocks, anchor=anchor, classes=classes)
         e, folded = 4 * width, channels * fold**2
         self.embed = nn.Sequential(nn.Linear(4 * self.frequencies + 2, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
+        self.table = _class_table(classes, e)
         self.fold, self.unfold = nn.PixelUnshuffle(fold), nn.PixelShuffle(fold)
         self.stem = nn.Conv2d(folded * (2 if anchor else 1), width, 3, padding=1)
         self.down = nn.ModuleList(_Block(width, width, e) for _ in range(blocks))
@@ -117,9 +148,9 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         _check_anchor(self, x, anchor)
-        e = self.embed(time_features(t, s, self.frequencies))
+        e = self.embed(time_features(t, s, self.frequencies)) + _class_vectors(self.table, labels, x)
         h = self.stem(self.fold(torch.cat([x, anchor], dim=1) if self.anchor else x))
         for block in self.down:
             h = block(h, e)
@@ -135,4 +166,55 @@ class UNet(nn.Module):
         return self._config
 
 
-NETWORKS: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet}
+class Transformer(nn.Module):
+    """A small transformer for sequences, x: (B, length, channels); every time step is a token.
+
+    length: of the sequence; channels: values at each step (1 for a plain series, which is then (B, length, 1)); width:
+    of a token, a multiple of heads; layers; heads; anchor: concatenate an estimate of x_0; classes: 0 for none.
+    Attention is written out: forward-mode differentiation has no rule for the fused kernels.
+    """
+
+    frequencies = 4
+
+    def __init__(self, length: int, channels: int = 1, width: int = 64, layers: int = 3, heads: int = 4,
+                 anchor: bool = False, classes: int = 0):
+        super().__init__()
+        if min(length, channels, width, layers, heads) < 1 or width % heads:
+            raise ValueError(f"need positive sizes and width a multiple of heads; got length {length}, channels {channels}, "
+                             f"width {width}, layers {layers}, heads {heads}")
+        self.anchor, self.classes, self.data_shape, self.heads = anchor, classes, (length, channels), heads
+        self._config = dict(length=length, channels=channels, width=width, layers=layers, heads=heads, anchor=anchor,
+                            classes=classes)
+        self.stem = nn.Linear(channels * (2 if anchor else 1), width)
+        self.place = nn.Parameter(0.02 * torch.randn(length, width))
+        self.embed = nn.Sequential(nn.Linear(4 * self.frequencies + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.table = _class_table(classes, width)
+        self.layers = nn.ModuleList(nn.ModuleDict({
+            "norm1": nn.LayerNorm(width, elementwise_affine=False), "qkv": nn.Linear(width, 3 * width),
+            "merge": nn.Linear(width, width), "norm2": nn.LayerNorm(width, elementwise_affine=False),
+            "wide": nn.Linear(width, 4 * width), "narrow": nn.Linear(4 * width, width),
+            "times": nn.Linear(width, 4 * width)}) for _ in range(layers))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(
+        self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None
+    ) -> Tensor:
+        _check_anchor(self, x, anchor)
+        e = self.embed(time_features(t, s, self.frequencies)) + _class_vectors(self.table, labels, x)
+        h = self.stem(torch.cat([x, anchor], dim=2) if self.anchor else x) + self.place
+        for layer in self.layers:
+            scale1, shift1, scale2, shift2 = layer["times"](e)[:, None].chunk(4, dim=2)
+            q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2)
+                       for a in layer["qkv"](layer["norm1"](h) * (1 + scale1) + shift1).chunk(3, dim=2))
+            weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[3]), dim=3)
+            h = h + layer["merge"]((weights @ v).transpose(1, 2).flatten(2))
+            h = h + layer["narrow"](F.silu(layer["wide"](layer["norm2"](h) * (1 + scale2) + shift2)))
+        return self.out(self.norm(h))
+
+    def config(self) -> dict:
+        return self._config
+
+
+NETWORKS: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet, "Transformer": Transformer}

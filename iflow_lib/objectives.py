@@ -1,10 +1,11 @@
-"""Training objectives. Each is a callable ``objective(model, x_0, generator) -> loss`` on the canonical line.
+"""Training objectives. Each is a callable ``objective(model, batch, generator) -> loss`` on the canonical line.
 
 On the line (see ``paths``) the path is ``x_t = (1 - t) x_0 + t z``, its conditional velocity ``z - x_0``, and all
 times here are line times. The family enters through ``model.path`` alone: noise law, training times, ``tau_max``.
 """
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,11 +15,43 @@ from .flow_map import FlowMap
 from .paths import expand
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What an objective sees of one step.
+
+    x_0: data (B, ...); labels: classes (B,) or None, -1 where the class is withheld; index: rows of the data set (B,) or
+    None; noise: the z that belongs to each x_0 (reflow), or None: drawn; step, steps: number of this gradient step and
+    of all of them; epoch: passes over the data so far.
+    """
+
+    x_0: Tensor
+    labels: Tensor | None = None
+    index: Tensor | None = None
+    noise: Tensor | None = None
+    step: int = 0
+    steps: int = 1
+    epoch: int = 0
+
+    @classmethod
+    def of(cls, batch: Batch | Tensor) -> Batch:
+        return batch if isinstance(batch, cls) else cls(batch)
+
+    def draw_noise(self, model: FlowMap, generator: torch.Generator | None) -> Tensor:
+        """The batch's own noise, or a fresh draw from the path's law. Shape of x_0."""
+        if self.noise is not None:
+            return self.noise
+        return model.path.noise(self.x_0.shape, generator=generator, device=self.x_0.device, dtype=self.x_0.dtype)
+
+
 class Objective:
     """A loss. ``config()`` gives its settings for manifests."""
 
-    def __call__(self, model: FlowMap, x_0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The loss of a batch (a ``Batch``, or a tensor of data): a scalar."""
         raise NotImplementedError
+
+    def prepare(self, model: FlowMap, examples: int, folder=None, seed: int = 0) -> None:
+        """Called by ``fit`` before the first step, with the size of the data set. ValueError if it cannot train this."""
 
     @property
     def name(self) -> str:
@@ -26,6 +59,16 @@ class Objective:
 
     def config(self) -> dict:
         return asdict(self)
+
+
+def on_line(x_0: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """``(1 - t) x_0 + t z``, shape of x_0."""
+    return (1 - expand(t, x_0)) * x_0 + expand(t, x_0) * z
+
+
+def first(k: int, *tensors: Tensor | None):
+    """The first k rows of each tensor; None stays None."""
+    return tuple(None if a is None else a[:k] for a in tensors)
 
 
 @dataclass(frozen=True)
@@ -37,56 +80,34 @@ class FlowMatching(Objective):
     the mean of the data, not a sample.
     """
 
-    def __call__(self, model: FlowMap, x_0: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        path = model.path
+    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        batch, path = Batch.of(batch), model.path
+        x_0 = batch.x_0
         t = path.tau(path.sample_times(len(x_0), generator=generator, device=x_0.device))
-        z = path.noise(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
-        x_t = (1 - expand(t, x_0)) * x_0 + expand(t, x_0) * z
-        return (model(x_t, t, t) - (z - x_0)).square().mean()
+        z = batch.draw_noise(model, generator)
+        return (model(on_line(x_0, z, t), t, t, labels=batch.labels) - (z - x_0)).square().mean()
 
 
 @dataclass(frozen=True)
-class IntegralIdentity(Objective):
-    """Integration Flow that works: learn G from the identity its derivative obeys.
+class Triangle(Objective):
+    """What the two objectives that learn G share: pairs of times ``s <= t``, half of them equal.
 
-    G(x_t; t -> s) = (t - s) u(x_t, t, s). Differentiate along the trajectory, ``d/dt G = v``, and solve for u:
-
-        u(x_t, t, s) = v(x_t, t) - (t - s) d/dt u(x_t, t, s),       d/dt = d_t + v . grad_x,
-
-    the MeanFlow identity (arXiv 2505.13447, eq. 6). The regression target is the right side without gradient, its
-    first ``v`` replaced by the conditional velocity ``z - x_0``, whose mean given ``x_t`` is v. Converges to the exact
-    average velocity, so that one jump is a solution of the ODE.
-
-    anchor: None (anchored variants come with the study of anchoring).
     equal_share: share of the batch with s = t, plain velocity regression, which is what the rest leans on.
     start_share, end_share: shares of the other pairs with t at the start of sampling, and with s at the data (s = 0):
         the corner that one-step generation uses and that a continuous density never hits.
-    time_density: mean and standard deviation of ``logit(tau)``, from which both times are drawn; None takes the
-        path's own. Wider than a velocity model's, because jumps are learned over the whole triangle s <= t.
-    tangent: what ``v . grad_x`` uses: "network", the model's own ``u(x_t, t, t)``, one more call without gradient; or
-        "conditional", ``z - x_0`` as MeanFlow does. Both have the right mean; the network's has far less noise
-        (cf. Improved Mean Flows, arXiv 2512.02012).
+    time_density: mean and standard deviation of ``logit(tau)``, from which both times are drawn, or "uniform"; None takes
+        the path's own. Wider than a velocity model's, because jumps are learned over the whole triangle s <= t.
     power: loss ``|e|^2 / (|e|^2 + 1e-3)^power`` per example, the weight without gradient (MeanFlow, eq. 22). 0 is the
         plain squared error; a larger power tames outliers and biases the mean that is learned.
-    derivative: "jvp", exact, forward mode; or "difference", central with half width ``step``: two plain network
-        calls, cheaper where forward mode is slow (convolutions on a CPU).
     """
 
-    anchor: str | None = None
     equal_share: float = 0.5
     start_share: float = 0.1
     end_share: float = 0.1
-    time_density: tuple[float, float] | None = (0.0, 1.6)
-    tangent: str = "network"
+    time_density: tuple[float, float] | str | None = (0.0, 1.6)
     power: float = 0.0
-    derivative: str = "jvp"
-    step: float = 5e-3
 
     def __post_init__(self):
-        for name, allowed in (("anchor", (None,)), ("tangent", ("network", "conditional")),
-                              ("derivative", ("jvp", "difference"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}")
         for name in ("equal_share", "start_share", "end_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
@@ -104,26 +125,194 @@ class IntegralIdentity(Objective):
         s[:unequal][chance[1] < self.end_share] = 0.0
         return t, s
 
-    def total_derivative(self, model: FlowMap, x: Tensor, t: Tensor, s: Tensor, velocity: Tensor) -> Tensor:
-        """``d/dt u(x_t, t, s)`` along ``velocity`` with s fixed. x, velocity: (B, ...); t, s: line times (B,)."""
+    def weighted(self, error: Tensor) -> Tensor:
+        """Mean over examples of the squared error (B, ...), weighted by ``power``."""
+        square = error.square().flatten(1).sum(1)
+        return (square / (square.detach() + 1e-3) ** self.power).mean()
+
+
+@dataclass(frozen=True)
+class IntegralIdentity(Triangle):
+    """Integration Flow that works: learn G from the identity its derivative obeys.
+
+    G(x_t; t -> s) = (t - s) u(x_t, t, s). Differentiate along the trajectory, ``d/dt G = v``, and solve for u:
+
+        u(x_t, t, s) = v(x_t, t) - (t - s) d/dt u(x_t, t, s),       d/dt = d_t + v . grad_x,
+
+    the MeanFlow identity (arXiv 2505.13447, eq. 6). The regression target is the right side without gradient, its
+    first ``v`` replaced by the conditional velocity ``z - x_0``, whose mean given ``x_t`` is v. Converges to the exact
+    average velocity, so that one jump is a solution of the ODE. Shares, times and power: see ``Triangle``.
+
+    anchor: None; or "self", for a network built with ``anchor=True``: it also sees its own estimate of x_0, the end of its
+        unanchored jump, ``a = x_t - t u(x_t, t, 0; no anchor)``. The end of a trajectory does not change along it, so a is
+        held in ``d/dt``. Half of the examples train without an anchor (zeros), or there would be no first estimate.
+    tangent: what ``v . grad_x`` uses: "network", the model's own ``u(x_t, t, t)``, one more call without gradient; or
+        "conditional", ``z - x_0`` as MeanFlow does. Both have the right mean; the network's has far less noise
+        (cf. Improved Mean Flows, arXiv 2512.02012).
+    derivative: "jvp", exact, forward mode; or "difference", central with half width ``step``: two plain network
+        calls, cheaper where forward mode is slow (convolutions on a CPU).
+    """
+
+    anchor: str | None = None
+    tangent: str = "network"
+    derivative: str = "jvp"
+    step: float = 5e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, allowed in (("anchor", (None, "self")), ("tangent", ("network", "conditional")),
+                              ("derivative", ("jvp", "difference"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}")
+
+    def prepare(self, model: FlowMap, examples: int, folder=None, seed: int = 0) -> None:
+        if (self.anchor is not None) != model.anchored:
+            raise ValueError(f"IntegralIdentity(anchor={self.anchor!r}) needs a network built with "
+                             f"anchor={self.anchor is not None}")
+
+    def total_derivative(self, model: FlowMap, x: Tensor, t: Tensor, s: Tensor, velocity: Tensor,
+                         anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """``d/dt u(x_t, t, s)`` along ``velocity`` with s and the anchor fixed. x, velocity: (B, ...); t, s: (B,)."""
         if self.derivative == "jvp":
-            tangents = (velocity, torch.ones_like(t), torch.zeros_like(s))
-            return torch.func.jvp(lambda x, t, s: model(x, t, s), (x, t, s), tangents)[1]
+            tangents = (velocity, torch.ones_like(t))
+            return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), tangents)[1]
         ahead = t + self.step  # past t = 1 by a step at most: a one-sided difference would bias just that corner
         behind = torch.maximum(t - self.step, s)
-        plus = model(x + expand(ahead - t, x) * velocity, ahead, s)
-        minus = model(x + expand(behind - t, x) * velocity, behind, s)
+        plus = model(x + expand(ahead - t, x) * velocity, ahead, s, anchor, labels)
+        minus = model(x + expand(behind - t, x) * velocity, behind, s, anchor, labels)
         return (plus - minus) / expand((ahead - behind).clamp(min=1e-6), x)
 
-    def __call__(self, model: FlowMap, x_0: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def estimate(self, model: FlowMap, x: Tensor, t: Tensor, labels: Tensor | None, generator) -> Tensor | None:
+        """Anchors (B, ...): the model's own estimate of x_0, or zeros for a random half; None without anchors."""
+        if self.anchor is None:
+            return None
+        with torch.no_grad():
+            end = x - expand(t, x) * model(x, t, torch.zeros_like(t), torch.zeros_like(x), labels)
+        source = generator.device if generator is not None else "cpu"
+        known = torch.rand(len(x), generator=generator, device=source).to(x.device) < 0.5
+        return torch.where(expand(known, x), end, torch.zeros_like(x))
+
+    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        batch = Batch.of(batch)
+        x_0, labels = batch.x_0, batch.labels
         t, s = self.times(model, len(x_0), generator, x_0.device)
-        z = model.path.noise(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
-        x_t, velocity = (1 - expand(t, x_0)) * x_0 + expand(t, x_0) * z, z - x_0
+        z = batch.draw_noise(model, generator)
+        x_t, velocity = on_line(x_0, z, t), z - x_0
+        anchor = self.estimate(model, x_t, t, labels, generator)
         target, k = velocity.clone(), len(x_0) - round(self.equal_share * len(x_0))
         if k:
+            x, now, then, a, c = first(k, x_t, t, s, anchor, labels)
             with torch.no_grad():
-                along = model(x_t[:k], t[:k], t[:k]) if self.tangent == "network" else velocity[:k]
-                rate = self.total_derivative(model, x_t[:k], t[:k], s[:k], along)
-                target[:k] -= expand(t[:k] - s[:k], x_0) * rate
-        error = (model(x_t, t, s) - target).square().flatten(1).sum(1)
-        return (error / (error.detach() + 1e-3) ** self.power).mean()
+                along = model(x, now, now, a, c) if self.tangent == "network" else velocity[:k]
+                target[:k] -= expand(now - then, x) * self.total_derivative(model, x, now, then, along, a, c)
+        return self.weighted(model(x_t, t, s, anchor, labels) - target)
+
+
+@dataclass(frozen=True)
+class IntegralAdditivity(Triangle):
+    """Learn G from the one thing every integral does: it adds up.
+
+        G(x_t; t -> s) = G(x_t; t -> m) + G(x_m; m -> s),        s <= m <= t,   x_m = x_t - G(x_t; t -> m),
+
+    where the two parts, without gradient, make the target of the whole. For s = t, velocity regression as in
+    ``FlowMatching``, which is what the integrals are made of. Two plain network calls a step and no derivative: it
+    compiles anywhere. Cf. shortcut models (arXiv 2410.12557) and SplitMeanFlow (arXiv 2507.16884, eq. 9).
+    Converges to the exact average velocity, more slowly than the identity: a jump is only as right as its halves.
+    Shares, times and power: see ``Triangle``; m is uniform between s and t.
+    """
+
+    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        batch = Batch.of(batch)
+        x_0, labels = batch.x_0, batch.labels
+        t, s = self.times(model, len(x_0), generator, x_0.device)
+        z = batch.draw_noise(model, generator)
+        x_t, target = on_line(x_0, z, t), z - x_0
+        k = len(x_0) - round(self.equal_share * len(x_0))
+        if k:
+            x, now, then, c = first(k, x_t, t, s, labels)
+            source = generator.device if generator is not None else "cpu"
+            share = torch.rand(k, generator=generator, device=source).to(x)
+            with torch.no_grad():
+                early = model(x, now, then + share * (now - then), labels=c)
+                middle = then + share * (now - then)
+                late = model(x - expand(now - middle, x) * early, middle, then, labels=c)
+                target = torch.cat([expand(1 - share, x) * early + expand(share, x) * late, target[k:]])
+        return self.weighted(model(x_t, t, s, labels=labels) - target)
+
+
+@dataclass(frozen=True)
+class ConsistencyTraining(Objective):
+    """Easy Consistency Tuning, from scratch (locuslab/ect; consistency models, arXiv 2303.01469).
+
+    With ``f(x_t, t) = x_t - t u(x_t, t, 0)``, the jump to the data, and the same noise z at two noise levels t > r,
+
+        loss = w (sqrt(|f(x_t, t) - f(x_r, r)|^2 + c^2) - c),    w = 1 / (t - r),     f(x_r, r) without gradient,
+        t = exp(mean + std n),   r = t (1 - q^-(stage + 1) (1 + k sigmoid(-b t))),  r >= 0.
+
+    Here t and r are noise levels ``sigma / alpha``, on every path. Converges, as the stages close the gap between t and r,
+    to the flow map onto the data, ``f(x_t, t) = x_0`` of the trajectory through x_t; nothing is learned about s > 0.
+
+    mean, std: of ln t; q, k, b: as above; stages: the training is cut into so many equal parts; c: of the distance, for
+    data of unit scale and one dimension: it is multiplied by sqrt(N); start_share: examples at the start of sampling.
+    """
+
+    mean: float = -1.1
+    std: float = 2.0
+    q: float = 2.0
+    k: float = 8.0
+    b: float = 1.0
+    stages: int = 8
+    c: float = 0.03
+    start_share: float = 0.1
+
+    def __post_init__(self):
+        if not (self.q > 1 and self.stages >= 1 and self.c > 0 and self.std > 0 and 0 <= self.start_share <= 1):
+            raise ValueError(f"need q > 1, stages >= 1, c > 0, std > 0 and start_share in [0, 1], got {self}")
+
+    def levels(self, model: FlowMap, n: int, stage: int, generator, device) -> tuple[Tensor, Tensor]:
+        """Noise levels r < t, each (n,), none above that of ``tau_max`` (1e4 where that is infinite)."""
+        last = min(model.path.tau_max, 1 - 1e-4)
+        highest, source = last / (1 - last), generator.device if generator is not None else "cpu"
+        t = torch.exp(self.mean + self.std * torch.randn(n, generator=generator, device=source)).clamp(max=highest)
+        t[torch.rand(n, generator=generator, device=source) < self.start_share] = highest
+        shrink = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
+        return t.to(device), (t * (1 - shrink).clamp(min=0)).to(device)
+
+    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        batch = Batch.of(batch)
+        x_0, labels = batch.x_0, batch.labels
+        stage = min(self.stages - 1, self.stages * batch.step // batch.steps)
+        t, r = self.levels(model, len(x_0), stage, generator, x_0.device)
+        z = batch.draw_noise(model, generator)
+
+        def end(level: Tensor) -> Tensor:
+            tau = level / (1 + level)
+            x = on_line(x_0, z, tau)
+            return x - expand(tau, x) * model(x, tau, torch.zeros_like(tau), labels=labels)
+
+        with torch.no_grad():
+            target = end(r)
+        c = self.c * math.sqrt(x_0[0].numel())
+        distance = ((end(t) - target).square().flatten(1).sum(1) + c**2).sqrt() - c
+        return (distance / (t - r)).mean()
+
+
+@dataclass(frozen=True)
+class Distillation(Objective):
+    """One-step distillation of a rectified flow (arXiv 2209.03003, section 2.1): ``E |z - u(z, 1, 0) - x_0|^2`` on pairs.
+
+    Needs coupled data, ``samplers.reflow(model, n)``. On the pairs of a k-th reflow it gives the distilled k-RF; on
+    independent pairs, the mean of the data.
+    """
+
+    def prepare(self, model: FlowMap, examples: int, folder=None, seed: int = 0) -> None:
+        if model.path.tau_max != 1:
+            raise ValueError(f"Distillation is defined on RectifiedFlow, not on {model.path.name}")
+
+    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        batch = Batch.of(batch)
+        if batch.noise is None:
+            raise ValueError("Distillation needs coupled noise: train on reflow(model, n)")
+        one = torch.ones(len(batch.x_0), device=batch.x_0.device, dtype=batch.x_0.dtype)
+        u = model(batch.noise, one, torch.zeros_like(one), labels=batch.labels)
+        return (batch.noise - u - batch.x_0).square().mean()

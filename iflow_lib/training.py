@@ -11,7 +11,7 @@ import torch
 
 from . import __version__
 from .flow_map import FlowMap
-from .objectives import Objective
+from .objectives import Batch, Objective
 from .samplers import pick_device, whole
 
 
@@ -23,7 +23,7 @@ class TrainConfig:
     then half a cosine down to zero; ema: decay of the weight average, reached gradually; clip: largest gradient norm;
     seed: of initial data order, times and noise (the network's own start is the caller's); device: auto, cpu, cuda,
     mps; channels_last: memory layout for images (faster convolutions); log_every: steps between rows of the history;
-    progress: show a bar.
+    progress: show a bar; label_dropout: share of examples whose class is withheld, for guidance (only with labels).
     """
 
     steps: int
@@ -37,14 +37,16 @@ class TrainConfig:
     channels_last: bool = True
     log_every: int = 50
     progress: bool = True
+    label_dropout: float = 0.1
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "log_every"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))  # numpy's numbers are not JSON
         if not 0 < self.lr < math.inf or not self.clip > 0 or self.warmup < 0:
             raise ValueError(f"need lr > 0, clip > 0, warmup >= 0; got {self.lr!r}, {self.clip!r}, {self.warmup!r}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema must be in [0, 1), got {self.ema!r}")
+        for name in ("ema", "label_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
 
 
 @dataclass
@@ -76,7 +78,8 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
     """Train ``model`` with ``objective`` and return a run whose model carries the averaged (EMA) weights.
 
     data: a float tensor (B, ...), a data set of ``iflow_lib.data`` or a torch Dataset; it is kept on the device and
-    batches are drawn by index. The given model is trained in place and left with its last, unaveraged weights.
+    batches are drawn by index. Its labels are used by a network with classes; its noise, if it has any, is the z of each
+    example (``samplers.reflow``). The given model is trained in place and left with its last, unaveraged weights.
     Interrupting (Ctrl-C) ends training early and returns what was learned so far, with ``manifest["interrupted"]``.
 
     Raises ValueError for data of the wrong shape or type or with NaN, for an unknown device, and FloatingPointError
@@ -91,8 +94,14 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
     x = as_tensor(data)
     if tuple(x.shape[1:]) != model.data_shape:
         raise ValueError(f"the network takes examples of shape {model.data_shape}, the data have {tuple(x.shape[1:])}")
+    labels, noise = (getattr(data, name, None) for name in ("labels", "noise"))
+    if model.classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < model.classes):
+        raise ValueError(f"a network with {model.classes} classes needs data with labels 0 to {model.classes - 1}")
+    objective.prepare(model, len(x), seed=config.seed)
     images = config.channels_last and x.ndim == 4
     x = x.to(device)
+    labels = labels.to(device) if model.classes else None
+    noise = noise.to(device, x.dtype) if noise is not None else None
     model.to(device, memory_format=torch.channels_last if images else torch.preserve_format).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     weights, averaged = list(model.parameters()), list(average.parameters())
@@ -107,10 +116,16 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config, step - 1)
             index = torch.randint(len(x), (config.batch_size,), generator=generator, device=source)
-            batch = x[index.to(device)]
+            place = index.to(device)
+            x_0, known = x[place], None
             if images:
-                batch = batch.contiguous(memory_format=torch.channels_last)
-            loss = objective(model, batch, generator)
+                x_0 = x_0.contiguous(memory_format=torch.channels_last)
+            if labels is not None:
+                told = torch.rand(len(place), generator=generator, device=source).to(device) >= config.label_dropout
+                known = torch.where(told, labels[place], -1)
+            loss = objective(model, Batch(
+                x_0, labels=known, index=index, noise=None if noise is None else noise[place], step=step - 1,
+                steps=config.steps, epoch=(step - 1) * config.batch_size // len(x)), generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, config.clip)
