@@ -18,6 +18,16 @@ def _column(t: Tensor) -> Tensor:
     return t.double()[:, None]
 
 
+def _axes(cov: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Variances (N,) along the axes (N, N) of a covariance. ValueError if it is not one."""
+    if cov.shape != (n, n) or not torch.allclose(cov, cov.T):
+        raise ValueError(f"cov must be a symmetric matrix of shape ({n}, {n}), got {tuple(cov.shape)}")
+    variances, axes = torch.linalg.eigh(cov.double())  # ascending
+    if variances[0] < -1e-10 * variances[-1].abs():
+        raise ValueError(f"cov must be positive semi-definite, its smallest eigenvalue is {float(variances[0]):g}")
+    return variances.clamp(min=0), axes
+
+
 class _Flow:
     """What follows from ``_ends``: both posterior means, flattened."""
 
@@ -27,7 +37,7 @@ class _Flow:
         self.path, self.shape = path, tuple(shape)
 
     def _ends(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, N), alpha and sigma (B, 1) -> (E[x_0 | x], E[z | x]), each (B, N)."""
+        """x (B, N), alpha and sigma (B, 1) or (1, 1) -> (E[x_0 | x], E[z | x]), each (B, N)."""
         raise NotImplementedError
 
     def _at(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +73,7 @@ class _Flow:
         n = len(x)
 
         def line_velocity(tau, y):
-            one = torch.ones(n, 1, dtype=torch.float64)
+            one = torch.ones(1, 1, dtype=torch.float64)  # one time for all
             x_0, z = self._ends(torch.from_numpy(y).reshape(n, -1), (1 - tau) * one, tau * one)
             return (z - x_0).flatten().numpy()
 
@@ -92,14 +102,8 @@ class GaussianFlow(_Flow):
         super().__init__(path, mean.shape)
         if getattr(path, "aug_dim", None) is not None:
             raise ValueError("GaussianFlow needs a path with Gaussian noise; under PoissonFlow use MixtureFlow")
-        n = mean.numel()
-        if cov.shape != (n, n) or not torch.allclose(cov, cov.T):
-            raise ValueError(f"cov must be a symmetric matrix of shape ({n}, {n}), got {tuple(cov.shape)}")
         self.mean = mean.double().flatten()
-        self.variances, self.axes = torch.linalg.eigh(cov.double())  # ascending
-        if self.variances[0] < -1e-10 * self.variances[-1].abs():
-            raise ValueError(f"cov must be positive semi-definite, its smallest eigenvalue is {float(self.variances[0]):g}")
-        self.variances = self.variances.clamp(min=0)
+        self.variances, self.axes = _axes(cov, mean.numel())
 
     def _ends(self, x, alpha, sigma):
         along = (x - alpha * self.mean) @ self.axes / (alpha**2 * self.variances + sigma**2)  # C_t^-1 (x - alpha mean)
@@ -120,55 +124,56 @@ class GaussianFlow(_Flow):
 
 
 class MixtureFlow(_Flow):
-    """A finite data set (``std=0``), or one Gaussian N(y_i, std^2 I) around each point: exact on every path.
+    """A finite data set, or one Gaussian N(y_i, cov) around each point: exact on every path, PFGM++ included.
 
         E[x_0 | x_t] = sum_i w_i m_i,      w_i ~ weights_i p(x_t | i),      m_i the mean of x_0 given x_t and i.
 
-    With Gaussian noise ``p(x | i) = N(alpha y_i, (alpha^2 std^2 + sigma^2) I)``. PFGM++ (``path.aug_dim``) with std = 0 has
-    ``p(x | i) ~ (|x - alpha y_i|^2 + r^2)^(-(N + aug_dim) / 2)``, ``r = sigma sqrt(aug_dim)`` (arXiv 2302.04265, eq. 4); with
-    std > 0 its noise is a mixture of Gaussians over chi-square scales, which is summed by quadrature in log(chi2).
+    With Gaussian noise ``p(x | i) = N(alpha y_i, alpha^2 cov + sigma^2 I)``. PFGM++ (``path.aug_dim``) on a data set has
+    ``p(x | i) ~ (|x - alpha y_i|^2 + r^2)^(-(N + aug_dim) / 2)``, ``r = sigma sqrt(aug_dim)`` (arXiv 2302.04265, eq. 4); around
+    Gaussians, its noise is a mixture of Gaussians over chi-square scales, which is summed by quadrature in log(chi2).
 
-    points: (M, ...), M data points; std: of the Gaussian around each; weights: (M,), positive, equal by default.
+    points: (M, ...), M data points; std: of the Gaussian around each, 0 for none; cov: (N, N), in place of std; weights:
+    (M,), positive, equal by default.
     """
 
-    def __init__(self, path, points: Tensor, std: float = 0.0, weights: Tensor | None = None):
+    def __init__(self, path, points: Tensor, std: float = 0.0, weights: Tensor | None = None, cov: Tensor | None = None):
         super().__init__(path, points.shape[1:])
         if len(points) < 1 or not math.isfinite(std) or std < 0:
             raise ValueError(f"need at least one point and std >= 0, got {len(points)} and {std!r}")
         weights = torch.ones(len(points)) if weights is None else weights
         if weights.shape != points.shape[:1] or not bool((weights > 0).all()):
             raise ValueError(f"weights must be {len(points)} positive numbers, got shape {tuple(weights.shape)}")
-        self.points, self.std = points.double().flatten(1), float(std)
+        self.points = points.double().flatten(1)
+        n = self.points.shape[1]
         self.log_weights = (weights.double() / weights.double().sum()).log()
-        if std == 0:
+        self.variances, self.axes = _axes(torch.eye(n).double() * std**2 if cov is None else cov, n)
+        self.smooth = bool(self.variances.max() > 0)
+        if not self.smooth:
             self.earliest = 1e-9  # at 0 the velocity (x - y) / tau is 0 / 0; the points move by tau |z - y| from here
         self.aug_dim = getattr(path, "aug_dim", None)
-        if self.aug_dim is not None and self.std > 0:  # ln(chi2 / aug_dim): wide, and finer than its own spread
-            n = self.points.shape[1]
-            step = min(0.25, 0.5 / math.sqrt(n + self.aug_dim))
-            u = torch.arange(-40.0, 5.0, step, dtype=torch.float64)
+        if self.aug_dim is not None and self.smooth:  # ln(chi2 / aug_dim): wide, and finer than its own spread
+            u = torch.arange(-40.0, 5.0, min(0.25, 0.5 / math.sqrt(n + self.aug_dim)), dtype=torch.float64)
             self.scales = (-u).exp()  # aug_dim / chi2
             self.log_scale_weights = self.aug_dim / 2 * (u - u.exp())  # the density of u, up to a constant
 
     def _ends(self, x, alpha, sigma):
         n = x.shape[1]
-        gap = x[:, None] - alpha[..., None] * self.points  # (B, M, N)
-        square = gap.square().sum(-1)
-        if self.aug_dim is None:
-            variance = alpha**2 * self.std**2 + sigma**2
-            w = torch.softmax(self.log_weights - square / (2 * variance), dim=1)
-            shrink, noise = alpha * self.std**2 / variance * torch.ones_like(w), sigma / variance * torch.ones_like(w)
-        elif self.std == 0:
-            log_w = self.log_weights - (n + self.aug_dim) / 2 * torch.log(square + self.aug_dim * sigma**2)
-            w = torch.softmax(log_w, dim=1)
-            shrink, noise = torch.zeros_like(w), 1 / sigma * torch.ones_like(w)
-        else:
-            variance = alpha[..., None] ** 2 * self.std**2 + sigma[..., None] ** 2 * self.scales  # (B, 1, K)
-            log_p = self.log_scale_weights - n / 2 * variance.log() - square[..., None] / (2 * variance)  # (B, M, K)
+        gap = (x[:, None] - alpha[..., None] * self.points) @ self.axes  # (B, M, N), along the axes of cov
+        if self.aug_dim is not None and self.smooth:
+            precision = 1 / (alpha[..., None] ** 2 * self.variances[:, None] + sigma[..., None] ** 2 * self.scales)  # (B, N, K)
+            log_p = self.log_scale_weights + precision.log().sum(1, keepdim=True) / 2 - gap.square() @ precision / 2
             log_p = log_p + self.log_weights[:, None]
-            p = torch.softmax(log_p.flatten(1), dim=1).reshape(log_p.shape)
+            p = torch.softmax(log_p.flatten(1), dim=1).reshape(log_p.shape)  # (B, M, K)
             w = p.sum(-1)
-            shrink = (p * (alpha[..., None] * self.std**2 / variance)).sum(-1) / w.clamp(min=1e-300)
-            noise = (p * (sigma[..., None] * self.scales / variance)).sum(-1) / w.clamp(min=1e-300)
-        x_0 = w @ self.points + ((w * shrink)[..., None] * gap).sum(1)
-        return x_0, ((w * noise)[..., None] * gap).sum(1)
+            drift = (gap * (p @ precision.mT)).sum(1)
+            noise = (gap * (p @ (self.scales * precision).mT)).sum(1)
+        elif self.aug_dim is not None:
+            w = torch.softmax(self.log_weights - (n + self.aug_dim) / 2
+                              * torch.log(gap.square().sum(-1) + self.aug_dim * sigma**2), dim=1)
+            drift = torch.zeros_like(x)
+            noise = (w[..., None] * gap).sum(1) / sigma**2
+        else:
+            variance = alpha**2 * self.variances + sigma**2  # (B, N)
+            w = torch.softmax(self.log_weights - (gap.square() / (2 * variance[:, None])).sum(-1), dim=1)
+            drift = noise = (w[..., None] * gap).sum(1) / variance
+        return w @ self.points + (alpha * self.variances * drift) @ self.axes.T, (sigma * noise) @ self.axes.T
