@@ -7,7 +7,9 @@ from iflow_lib.networks import MLP, NETWORKS, UNet, time_features
 
 CASES = [("MLP", dict(dim=1, hidden=8, layers=1)), ("MLP", dict(dim=2, hidden=16, layers=3)),
          ("MLP", dict(dim=24, hidden=8, layers=2)),
-         *[("UNet", dict(channels=c, size=n, width=8, blocks=1)) for n in (8, 16, 28, 32) for c in (1, 3)]]
+         *[("UNet", dict(channels=c, size=n, width=8, blocks=1)) for n in (8, 16, 28, 32) for c in (1, 3)],
+         ("Transformer", dict(length=24, channels=1, width=16, layers=2, heads=2)),
+         ("Transformer", dict(length=5, channels=3, width=8, layers=1, heads=4))]
 cases = pytest.mark.parametrize("name, options", CASES, ids=lambda v: v if isinstance(v, str) else
                                 "-".join(map(str, v.values())))
 
@@ -115,3 +117,38 @@ def test_anchor_must_match_the_network(name, options):
     with pytest.raises(ValueError) as error:
         net(x, t, s, a)
     assert "takes no anchor" in one_line(error)
+
+
+# ---------------------------------------------------------------- classes
+
+
+LABELLED = [("MLP", dict(dim=2, hidden=8, layers=2)), ("UNet", dict(channels=1, size=8, width=8, blocks=1)),
+            ("Transformer", dict(length=6, width=8, layers=1, heads=2))]
+
+
+@pytest.mark.parametrize("name, options", LABELLED, ids=[n for n, _ in LABELLED])
+def test_labels(name, options):
+    net, x, t, s, _ = build(name, {**options, "classes": 3}, n=4)
+    label = torch.tensor([0, 1, 2, -1])
+    out = net(x, t, s, labels=label)
+    for i in range(4):  # each example sees its own label, -1 is "not told"
+        torch.testing.assert_close(net(x, t, s, labels=label[i].expand(4))[i], out[i])
+    torch.testing.assert_close(net(x, t, s)[3], out[3])
+    assert all(float((net(x, t, s, labels=torch.full((4,), a)) - net(x, t, s, labels=torch.full((4,), b))).abs().max()) > 1e-6
+               for a, b in ((0, 1), (1, 2), (2, -1)))
+    assert net.config()["classes"] == 3 and NETWORKS[name](**net.config()).classes == 3
+    for bad in (torch.zeros(4), torch.zeros(3, dtype=torch.long)):
+        with pytest.raises(ValueError, match="whole numbers of shape"):
+            net(x, t, s, labels=bad)
+    with pytest.raises(ValueError, match="takes no labels"):
+        NETWORKS[name](**options)(x.float(), t.float(), s.float(), labels=label)
+    for bad in (-1, 2.5):
+        with pytest.raises(ValueError, match="classes must be"):
+            NETWORKS[name](**options, classes=bad)
+
+
+def test_transformer_reads_order():
+    net, x, t, s, _ = build("Transformer", dict(length=6, width=8, layers=1, heads=2))
+    assert float((net(x.flip(1), t, s).flip(1) - net(x, t, s)).abs().max()) > 1e-6
+    with pytest.raises(ValueError, match="multiple of heads"):
+        NETWORKS["Transformer"](length=6, width=9, heads=2)

@@ -9,7 +9,7 @@ from iflow_lib import samplers
 from iflow_lib.flow_map import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
-from iflow_lib.samplers import initial_noise, line_grid, pick_device, sample
+from iflow_lib.samplers import initial_noise, line_grid, pick_device, reflow, sample
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
 paths = pytest.mark.parametrize("path", ALL, ids=repr)
@@ -98,6 +98,127 @@ def test_times_the_network_sees(path):
         expected = {"map": pairs, "euler": [(t, t) for t, _ in pairs],
                     "heun": [(r, r) for pair in pairs for r in pair]}[method]
         assert model.net.times == [pytest.approx(p, abs=1e-7) for p in expected]
+
+
+class WithLabels(nn.Module):
+    """u = the label's number, everywhere; 0 if not told."""
+
+    data_shape, classes = (2,), 3
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.gain = 0, nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, s, labels=None):
+        self.calls += 1
+        return self.gain * torch.where(labels < 0, 0, labels)[:, None].float() + 0 * x
+
+
+@pytest.mark.parametrize("method, steps_of", [("map", 1), ("euler", 1), ("heun", 2)])
+def test_labels_and_guidance(method, steps_of):
+    net = WithLabels()
+    model = FlowMap(net, RectifiedFlow())
+    labels = torch.arange(10) % 3
+    out = sample(model, 10, 2 * steps_of, method, seed=1, labels=labels, batch_size=4)
+    torch.testing.assert_close(out.x, noise(model, 10, 1) - labels[:, None].float())  # u is constant: exact
+    net.calls = 0
+    guided = sample(model, 10, 4 * steps_of, method, seed=1, labels=labels, guidance=2.5)
+    assert guided.nfe == net.calls == 4 * steps_of  # two calls for every u
+    torch.testing.assert_close(guided.x, noise(model, 10, 1) - 2.5 * labels[:, None].float())
+    one = sample(model, 10, 2, "euler", seed=1, labels=2)
+    torch.testing.assert_close(one.x, noise(model, 10, 1) - 2)
+    for options, words in [
+        (dict(labels=[0, 1]), "10 whole numbers in [0, 3)"), (dict(labels=[3] * 10), "[0, 3)"),
+        (dict(labels=torch.zeros(10)), "whole numbers"), (dict(guidance=2.0), "guidance needs labels"),
+        (dict(labels=0, guidance=2.0, nfe=3 * steps_of), "must be a multiple of")]:
+        with pytest.raises(ValueError) as error:
+            sample(model, 10, **{"method": method, "nfe": steps_of, **options})
+        assert words in one_line(error)
+    with pytest.raises(ValueError, match="without classes"):
+        sample(FlowMap(MLP(2), RectifiedFlow()), 3, labels=0)
+
+
+@paths
+def test_rk45_is_accurate_and_counts(path):
+    net = GaussianNet()
+    model = FlowMap(net, path)
+    rough, fine = (sample(model, 50, method="rk45", seed=3, tolerance=tol) for tol in (1e-3, 1e-9))
+    exact = sample(model, 50, 1, "map", seed=3)
+    assert float((fine.x - exact.x).abs().max()) < 1e-7 and fine.nfe > rough.nfe > 6
+    net.calls = 0
+    out = sample(model, 50, method="rk45", seed=3, batch_size=50, trajectory=True)
+    assert out.nfe == net.calls and out.trajectory.shape == (2, 50, 2) and out.times.tolist() == pytest.approx([path.t_max, 0])
+
+
+@paths
+@pytest.mark.parametrize("method", ["map", "euler", "heun"])
+def test_own_times(path, method):
+    model, steps = spied(path), 3
+    times = [path.t_max, 0.3 * path.t_max, 0.1 * path.t_max, 0.0]
+    nfe = steps * (2 if method == "heun" else 1)
+    out = sample(model, 5, nfe, method, times=times, trajectory=True)
+    assert out.nfe == nfe and out.times.tolist() == pytest.approx(times)
+    asked = sorted({t for t, _ in model.net.times}, reverse=True)
+    tau = path.tau(torch.tensor(times).double())
+    assert asked[:3] == pytest.approx(tau[:3].tolist(), abs=1e-6)
+    assert torch.equal(sample(model, 5, nfe, method, times=path.grid(steps), seed=2).x,
+                       sample(model, 5, nfe, method, seed=2).x) or method == "map"
+    for bad in ([path.t_max, 0.0], [path.t_max, 0.1, 0.2, 0.0], [0.9 * path.t_max, 0.3, 0.1, 0.0], [path.t_max, 0.3, 0.1, 0.01]):
+        with pytest.raises(ValueError, match="times must fall from"):
+            sample(model, 5, nfe, method, times=bad)
+    with pytest.raises(ValueError, match="rk45 takes no times"):
+        sample(model, 5, 1, "rk45", times=[path.t_max, 0.0])
+
+
+class Anchored(nn.Module):
+    """u = x - a at t = 1: the jump to 0 returns the anchor plus one tenth, so refinements can be counted."""
+
+    data_shape, anchor = (2,), True
+
+    def __init__(self):
+        super().__init__()
+        self.anchors, self.times, self.gain = [], [], nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, s, anchor):
+        self.anchors.append(anchor)
+        self.times.append((float(t[0]), float(s[0])))
+        return self.gain * (x - anchor) - 0.1
+
+
+def test_anchor_refinement_as_published():
+    """f(a, z, t_max), again and again at the same noise; every call is counted; the first anchor is Gaussian."""
+    net = Anchored()
+    model = FlowMap(net, RectifiedFlow())
+    out = sample(model, 300, 5, "anchor", seed=4, trajectory=True, batch_size=300)
+    assert out.nfe == 5 == len(net.anchors) and set(net.times) == {(1.0, 0.0)} and out.times is None
+    torch.testing.assert_close(out.x, net.anchors[0] + 0.5)
+    assert out.trajectory.shape == (6, 300, 2) and torch.equal(out.trajectory[0], net.anchors[0])
+    assert abs(float(net.anchors[0].std()) - 1) < 0.1 and not torch.equal(net.anchors[0], noise(model, 300, 4))
+    assert torch.equal(sample(model, 300, 5, "anchor", seed=4, batch_size=300).x, out.x)
+    with pytest.raises(ValueError, match="anchor=True"):
+        sample(FlowMap(MLP(2), RectifiedFlow()), 3, method="anchor")
+
+
+def test_an_anchored_map_spends_its_first_call_on_the_anchor():
+    net = Anchored()
+    model = FlowMap(net, RectifiedFlow())
+    sample(model, 7, 1)
+    assert net.times == [(1.0, 0.0)] and float(net.anchors[0].abs().max()) == 0  # alone, it jumps without one
+    net.anchors.clear(), net.times.clear()
+    out = sample(model, 7, 3, seed=1, trajectory=True)
+    assert out.nfe == 3 and net.times == [(1.0, 0.0), (1.0, 0.5), (0.5, 0.0)]
+    assert torch.equal(net.anchors[1], net.anchors[2]) and torch.equal(out.times, torch.tensor([1.0, 0.5, 0.0]).double())
+    torch.testing.assert_close(net.anchors[1], torch.full((7, 2), 0.1))  # x - (x - 0 - 0.1)
+
+
+def test_reflow_pairs():
+    model = FlowMap(GaussianNet(), RectifiedFlow())
+    pairs = reflow(model, 300, nfe=200, seed=5)
+    assert torch.equal(pairs.noise, noise(model, 300, 5)) and pairs.x.shape == (300, 2)
+    exact = sample(model, 300, 1, "map", seed=5).x
+    assert float((pairs.x - exact).abs().max()) < 0.02  # each noise with where the ODE takes it, not with another
+    with pytest.raises(ValueError, match="RectifiedFlow, not on VarianceExploding"):
+        reflow(FlowMap(GaussianNet(), VarianceExploding()), 5)
 
 
 def test_numpy_numbers_are_numbers():
