@@ -225,7 +225,7 @@ def anchor_variance(x_0: Tensor, anchor: Tensor, x_t: Tensor, *, neighbours: int
         mean = x_0[torch.from_numpy(index)].mean(1)
         return float((x_0 - mean).square().mean() * neighbours / (neighbours + 1))
 
-    generator = torch.Generator().manual_seed(seed + 2**40)  # not the seed that the caller drew x_0 with
+    generator = torch.Generator().manual_seed(seed + 1_000_003)  # not the seed that the caller drew x_0 with
     nothing = torch.randn(anchor.shape, generator=generator, dtype=anchor.dtype)
     return AnchorVariance(error(x_t), error(x_t, anchor), error(x_t, nothing))
 
