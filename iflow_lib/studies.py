@@ -83,7 +83,6 @@ def save_with_card(model: FlowMap, system: str, manifest: dict, folder) -> None:
     lines = [f"| {row['method']} | {row['nfe']} | {row['metric']} | {row['value']:.3f} |" for row in table]
     floor = {name: metrics.real_floor(metric, metrics.real_pairs("fashion_mnist", POINTS))
              for name, metric in (("frechet", metrics.frechet_distance), ("kernel", metrics.kernel_distance))}
-    note = f" {manifest['note']}" if "note" in manifest else ""
     card = f"""# {system}
 
 A {manifest['path']['name']} model of Fashion-MNIST, 28x28, trained with `{manifest['objective']['name']}`.
@@ -91,7 +90,7 @@ A {manifest['path']['name']} model of Fashion-MNIST, 28x28, trained with `{manif
 - Network: {manifest['network']['name']}, {manifest['network']['parameters']:,} parameters, stored as float16.
 - Data: {manifest['data']['shape'][0]:,} training images (the vendored subset), MIT licence, Zalando SE.
 - Training: {manifest['steps_done']:,} steps of batch {manifest['config']['batch_size']}, seed {manifest['config']['seed']},
-  {manifest['seconds']:.0f} seconds of wall clock on {manifest['hardware']}.{note}
+  {manifest['seconds']:.0f} seconds of wall clock on {manifest['hardware']}.
 - Objective: `{manifest['objective']}`
 - Use: `iflow_lib.studies.pretrained("{system}")`. Made for teaching and comparison; it knows ten kinds of clothing.
 
