@@ -113,4 +113,4 @@ if __name__ == "__main__":
         for step in steps:
             {"plane": plane, "images": images, "table": table}[step]()
     else:
-        sys.exit(f"expected plane, clock, images, table or train, got {' '.join(steps)}")
+        sys.exit(f"expected plane, images, table or train, got {' '.join(steps)}")
