@@ -106,15 +106,18 @@ def sample(
     batch_size: int = 256,
     device: str | torch.device | None = None,
     trajectory: bool = False,
+    times=None,
 ) -> SampleResult:
     """Draw ``n`` samples with exactly ``nfe`` network calls each.
 
     method: "map", ``nfe`` jumps (a model trained for jumps); "euler", ``nfe`` steps; "heun", ``nfe / 2`` steps of two
     calls (an odd nfe is an error: nothing is rounded). On the line an Euler step is the exponential integrator
-    (DDIM) step of every path. batch_size bounds memory and does not change the noise; device: None keeps the model's.
+    (DDIM) step of every path. times: your own grid in the path's clock, from ``t_max`` down to 0, in place of the default
+    one with as many steps. batch_size bounds memory and does not change the noise; device: None keeps the model's.
     Samples are returned on the CPU. The same seed gives the same noise everywhere; see ``initial_noise``.
 
-    Raises ValueError for an unknown method or device, n < 1, nfe < 1, batch_size < 1, or an odd nfe with "heun".
+    Raises ValueError for an unknown method or device, n < 1, nfe < 1, batch_size < 1, an odd nfe with "heun", or
+    times that are no such grid.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
@@ -124,7 +127,8 @@ def sample(
     if device is not None:
         model = model.to(pick_device(device))
     target = next(model.parameters(), torch.empty(0, device=device and pick_device(device)))
-    grid = line_grid(model, method, nfe // 2 if method == "heun" else nfe)
+    steps = nfe // 2 if method == "heun" else nfe
+    grid = line_grid(model, method, steps) if times is None else _own_grid(model, times, steps)
     was_training = model.training
     model.eval()
     ends, paths, pending, calls = [], [], [], nfe
@@ -148,6 +152,15 @@ def sample(
     times = model.path.time(grid)
     scales = model.path.scale(times).to(x).reshape((-1,) + (1,) * x.ndim)
     return SampleResult(x=x * scale_0, nfe=calls, trajectory=torch.cat(paths, dim=1) * scales, times=times)
+
+
+def _own_grid(model: FlowMap, times, steps: int) -> Tensor:
+    """Line times of a grid given in the path's clock. ValueError unless it falls from t_max to 0 in ``steps`` steps."""
+    times = torch.as_tensor(times, dtype=torch.float64)
+    t_max = model.path.t_max
+    if times.shape != (steps + 1,) or times[0] != t_max or times[-1] != 0 or not bool((times.diff() < 0).all()):
+        raise ValueError(f"times must fall from {t_max:g} to 0 in {steps} steps, so {steps + 1} numbers; got {times.tolist()}")
+    return model.path.tau(times)
 
 
 def _with_last(blocks):

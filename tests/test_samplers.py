@@ -100,6 +100,22 @@ def test_times_the_network_sees(path):
         assert model.net.times == [pytest.approx(p, abs=1e-7) for p in expected]
 
 
+@paths
+@pytest.mark.parametrize("method", ["map", "euler", "heun"])
+def test_own_times(path, method):
+    model, steps = spied(path), 3
+    times = [path.t_max, 0.3 * path.t_max, 0.1 * path.t_max, 0.0]
+    nfe = steps * (2 if method == "heun" else 1)
+    out = sample(model, 5, nfe, method, times=times, trajectory=True)
+    assert out.nfe == nfe and out.times.tolist() == pytest.approx(times)
+    asked = sorted({t for t, _ in model.net.times}, reverse=True)
+    assert asked[:3] == pytest.approx(path.tau(torch.tensor(times[:3]).double()).tolist(), abs=1e-6)
+    for bad in ([path.t_max, 0.0], [path.t_max, 0.1, 0.2, 0.0], [0.9 * path.t_max, 0.3, 0.1, 0.0],
+                [path.t_max, 0.3, 0.1, 0.01]):
+        with pytest.raises(ValueError, match="times must fall from"):
+            sample(model, 5, nfe, method, times=bad)
+
+
 def test_numpy_numbers_are_numbers():
     assert sample(FlowMap(MLP(2), RectifiedFlow()), np.int64(3), nfe=np.int32(2)).x.shape == (3, 2)
 

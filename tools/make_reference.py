@@ -24,12 +24,13 @@ from iflow_lib.training import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE, WORK = ROOT / "results" / "reference", ROOT / "results" / "runs" / "reference"
-SETS, SEEDS, DRAWS = ("eight_gaussians", "checkerboard"), 3, 10
+SETS, SEEDS, DRAWS, FLOOR_PAIRS = ("eight_gaussians", "checkerboard"), 3, 10, 200
 SYSTEMS = ("rectified_integral", "rectified_velocity", "ve_integral", "pfgmpp_integral")  # the others: see their cards
 
 
 def plane() -> None:
-    rows = studies.plane_study(SETS, SYSTEMS, seeds=SEEDS, draws=DRAWS, cache=WORK / "plane")
+    rows = studies.plane_study(SETS, SYSTEMS, seeds=SEEDS, draws=DRAWS, floor_pairs=FLOOR_PAIRS,
+                               cache=WORK / "plane")
     write_atomic(WORK / "plane.json", json.dumps(rows))
 
 
@@ -93,7 +94,8 @@ def table() -> None:
         "lock_sha256": hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest(),
         "hardware": hardware(torch.device("cpu")) + "; two cores shared with other work, so seconds are not timings",
         "versions": {"iflow_lib": iflow_lib.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "plane": {"sets": SETS, "systems": SYSTEMS, "seeds": SEEDS, "steps": studies.PLANE_STEPS, "draws": DRAWS},
+        "plane": {"sets": SETS, "systems": SYSTEMS, "seeds": SEEDS, "steps": studies.PLANE_STEPS, "draws": DRAWS,
+                  "floor_pairs": FLOOR_PAIRS},
         "images": {folder.name: {"sampling_seeds": SEEDS, **studies.training_manifest(folder.name)}
                    for folder in sorted((REFERENCE / "checkpoints").iterdir())},
     }
