@@ -159,7 +159,8 @@ def _own_grid(model: FlowMap, times, steps: int) -> Tensor:
     times = torch.as_tensor(times, dtype=torch.float64)
     t_max = model.path.t_max
     if times.shape != (steps + 1,) or times[0] != t_max or times[-1] != 0 or not bool((times.diff() < 0).all()):
-        raise ValueError(f"times must fall from {t_max:g} to 0 in {steps} steps, so {steps + 1} numbers; got {times.tolist()}")
+        raise ValueError(f"times must fall from {t_max:g} to 0 in {steps} steps, so {steps + 1} numbers; "
+                         f"got {times.tolist()}")
     return model.path.tau(times)
 
 
