@@ -70,7 +70,8 @@ def quality_against_nfe(df, ax=None, *, metric: str | None = None, ylabel: str =
         ends[name] = mean.iloc[-1]
     floor = df["value"][[n == "floor" for n in names]]
     if len(floor):
-        ax.axhspan(floor.quantile(0.05), floor.quantile(0.95), color=METHOD_COLORS["floor"], alpha=0.2, linewidth=0, zorder=0)
+        low, high = floor.quantile([0.05, 0.95])
+        ax.axhspan(low, high, color=METHOD_COLORS["floor"], alpha=0.2, linewidth=0, zorder=0)
         ax.axhline(floor.mean(), color=METHOD_COLORS["floor"], linewidth=1, zorder=0)
         ends["floor"] = floor.mean()
     ticks = sorted(int(n) for n in df["nfe"].dropna().unique())
