@@ -19,8 +19,8 @@ _HOME = {
     "TrainConfig": "training", "TrainRun": "training", "fit": "training",
     "SampleResult": "samplers", "sample": "samplers", "reflow": "samplers",
 }
-_MODULES = ("analytic", "anchors", "checkpoints", "data", "diagnostics", "metrics", "objectives", "networks", "paths", "plotting", "reproduce", "samplers",
-            "studies", "training")
+_MODULES = ("analytic", "anchors", "checkpoints", "data", "diagnostics", "metrics", "objectives", "networks", "paths",
+            "plotting", "reproduce", "samplers", "studies", "training")
 __all__ = [*_HOME, *_MODULES]
 
 

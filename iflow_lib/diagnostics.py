@@ -15,7 +15,6 @@ from .data import checked
 from .metrics import _two_sets, frechet_distance
 from .samplers import initial_noise, sample
 
-
 # ---- between two samples
 
 def energy_distance(x, y) -> float:

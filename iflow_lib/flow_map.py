@@ -20,7 +20,8 @@ class FlowMap(nn.Module):
     own scale and clock: x (B, ...), t and s (B,), with ``0 <= s <= t <= t_max`` (ValueError otherwise).
 
     net: any module with the call ``net(x_line, tau_t, tau_s)`` and an attribute ``data_shape``, the shape of one example;
-    with an attribute ``anchor`` that is true it is also given ``anchor=``, with ``classes`` > 0 ``labels=``; path: see ``iflow_lib.paths``.
+    with an attribute ``anchor`` that is true it is also given ``anchor=``, with ``classes`` > 0 ``labels=``; path: see
+    ``iflow_lib.paths``.
     """
 
     def __init__(self, net: nn.Module, path: Path):

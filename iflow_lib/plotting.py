@@ -42,8 +42,9 @@ def quality_against_nfe(df, ax=None, *, metric: str | None = None, ylabel: str =
     """A metric against the network calls per sample, both axes logarithmic: mean over the rows of each method and NFE.
 
     df: rows of results of one data set, with columns path, method, nfe, metric, value; one row a seed; rows with method
-    "floor" make the grey band. metric: which one, if there are several. band: "range" (least to greatest) or "interval"
-    (95 % of the mean, Student's t). label: name the lines at the right. Returns the axes. ValueError for no or mixed rows.
+    "floor" make the grey line, their mean, and the grey band, where nine in ten of them lie. metric: which one, if there
+    are several. band: "range" (least to greatest) or "interval" (95 % of the mean, Student's t). label: name the lines at
+    the right. Returns the axes. ValueError for no or mixed rows.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -69,7 +70,8 @@ def quality_against_nfe(df, ax=None, *, metric: str | None = None, ylabel: str =
         ends[name] = mean.iloc[-1]
     floor = df["value"][[n == "floor" for n in names]]
     if len(floor):
-        ax.axhspan(floor.min(), floor.max(), color=METHOD_COLORS["floor"], alpha=0.2, linewidth=0, zorder=0)
+        low, high = floor.quantile([0.05, 0.95])
+        ax.axhspan(low, high, color=METHOD_COLORS["floor"], alpha=0.2, linewidth=0, zorder=0)
         ax.axhline(floor.mean(), color=METHOD_COLORS["floor"], linewidth=1, zorder=0)
         ends["floor"] = floor.mean()
     ticks = sorted(int(n) for n in df["nfe"].dropna().unique())

@@ -248,8 +248,8 @@ def sample(
 def _own_grid(model: FlowMap, times, steps: int, method: str) -> Tensor:
     """Line times of a grid given in the path's clock. ValueError unless it falls from t_max to 0 in ``steps`` steps."""
     times = torch.as_tensor(times, dtype=torch.float64)
-    if method not in ("map", "euler", "heun"):
-        raise ValueError(f"{method} takes no times")
+    if method not in ("map", "euler", "heun") or method == "map" and model.anchored:
+        raise ValueError(f"{method} takes no times" + (" with an anchored network" if method == "map" else ""))
     if times.shape != (steps + 1,) or times[0] != model.path.t_max or times[-1] != 0 or not bool((times.diff() < 0).all()):
         raise ValueError(f"times must fall from {model.path.t_max:g} to 0 in {steps} steps, so {steps + 1} numbers; got "
                          f"{tuple(times.shape)} from {float(times[0]):g} to {float(times[-1]):g}")

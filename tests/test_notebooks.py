@@ -20,7 +20,7 @@ def test_the_series_is_there():
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS + SOLUTIONS, ids=lambda n: str(n.relative_to(ROOT / "notebooks")))
 def test_nbval(notebook):
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
+    command = [sys.executable, "-m", "pytest", "--verbosity=0", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
                "--nbval-sanitize-with", str(ROOT / "notebooks" / "nbval.cfg"), str(notebook)]
     # two threads on small networks are slower than one; figures must appear in the notebook, wherever the tests run
     environment = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="module://matplotlib_inline.backend_inline")

@@ -95,7 +95,8 @@ def gradient_scores(objective, path, net, batches=40, size=1500):
     return rows.mean(0) / (rows.std(0) / math.sqrt(batches)).clamp(min=1e-6)  # times are float32: rounding is not a push
 
 
-OBJECTIVES = [FlowMatching(), IntegralAdditivity(), IntegralAdditivity(equal_share=0.3, time_density="uniform"), *[IntegralIdentity(tangent=tangent, derivative=derivative, power=0.0)
+OBJECTIVES = [FlowMatching(), IntegralAdditivity(), IntegralAdditivity(equal_share=0.3, time_density="uniform"),
+              *[IntegralIdentity(tangent=tangent, derivative=derivative, power=0.0)
                                 for tangent in ("network", "conditional") for derivative in ("jvp", "difference")]]
 
 

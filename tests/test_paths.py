@@ -10,7 +10,15 @@ import scipy.stats
 import torch
 from exact import SHAPES, column, one_line
 
-from iflow_lib.paths import PATHS, Path, PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving, expand
+from iflow_lib.paths import (
+    PATHS,
+    Path,
+    PoissonFlow,
+    RectifiedFlow,
+    VarianceExploding,
+    VariancePreserving,
+    expand,
+)
 
 ALL = [RectifiedFlow(), VarianceExploding(), VariancePreserving(), PoissonFlow(aug_dim=8), PoissonFlow(aug_dim=128)]
 DTYPES = [torch.float32, torch.float64]

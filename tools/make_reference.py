@@ -2,8 +2,7 @@
 
 plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with three sampling
 seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv, its manifest
-and the results in README.md. To train the image models again: ``... train [SYSTEM ...]``; ``... clock`` makes
-ve_integral from rectified_integral without training.
+and the results in README.md. To train the image models again: ``... train [SYSTEM ...]``.
 """
 import hashlib
 import json
@@ -18,33 +17,34 @@ import pandas as pd
 import torch
 
 import iflow_lib
-from iflow_lib import FlowMap, VarianceExploding, studies
+from iflow_lib import studies
 from iflow_lib.checkpoints import write_atomic
 from iflow_lib.reproduce import COLUMNS
 from iflow_lib.training import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE, WORK = ROOT / "results" / "reference", ROOT / "results" / "runs" / "reference"
-SETS, SEEDS, DRAWS = ("eight_gaussians", "checkerboard"), 3, 10
-PLANE_SYSTEMS = ("rectified_integral", "rectified_velocity", "ve_integral", "pfgmpp_integral")
+SETS, SEEDS, DRAWS, FLOOR_PAIRS = ("eight_gaussians", "checkerboard"), 3, 10, 200
+SYSTEMS = ("rectified_integral", "rectified_velocity", "ve_integral", "pfgmpp_integral")  # the others: see their cards
 
 
 def plane() -> None:
-    rows = studies.plane_study(SETS, PLANE_SYSTEMS, seeds=SEEDS, draws=DRAWS, cache=WORK / "plane")
+    rows = studies.plane_study(SETS, SYSTEMS, seeds=SEEDS, draws=DRAWS, floor_pairs=FLOOR_PAIRS,
+                               cache=WORK / "plane")
     write_atomic(WORK / "plane.json", json.dumps(rows))
 
 
 def images() -> None:
     rows = studies.floor_rows("fashion_mnist")
-    for folder in sorted((REFERENCE / "checkpoints").iterdir()):
-        model, manifest = studies.pretrained(folder.name), studies.training_manifest(folder.name)
-        weights = json.loads((folder / "config.json").read_text())["sha256"]
+    for system in SYSTEMS:
+        model, manifest = studies.pretrained(system), studies.training_manifest(system)
+        weights = json.loads((REFERENCE / "checkpoints" / system / "config.json").read_text())["sha256"]
         for seed in range(SEEDS):
-            file = WORK / "images" / f"{folder.name}-{weights[:12]}-seed{seed}.json"
+            file = WORK / "images" / f"{system}-{weights[:12]}-seed{seed}.json"
             if not file.is_file():
-                found = studies.evaluate_images(model, folder.name, seed=seed, manifest=manifest)
+                found = studies.evaluate_images(model, system, seed=seed, manifest=manifest)
                 write_atomic(file, json.dumps(found))
-                print(f"{folder.name}, sampling seed {seed}", flush=True)
+                print(f"{system}, sampling seed {seed}", flush=True)
             rows += json.loads(file.read_text())
     write_atomic(WORK / "images.json", json.dumps(rows))
 
@@ -54,18 +54,9 @@ def train(systems) -> None:
         studies.train_images(system, REFERENCE / "checkpoints" / system)
 
 
-def clock() -> None:
-    """ve_integral from rectified_integral: the same weights read with another clock, exact on the canonical line."""
-    model = FlowMap(studies.pretrained("rectified_integral").net, VarianceExploding())
-    manifest = studies.training_manifest("rectified_integral") | {
-        "path": {"name": "VarianceExploding"},
-        "note": "Not trained on its own: the weights of rectified_integral, read with the clock of VE. The two paths "
-                "are one line, so this is exact; `PROFILE=full` trains it separately."}
-    studies.save_with_card(model, "ve_integral", manifest, REFERENCE / "checkpoints" / "ve_integral")
-
-
 def readme_table(table: pd.DataFrame) -> str:
-    """The results in README.md, from the reference table: means over seeds, plus or minus half their range."""
+    """The results in README.md, from the reference table: means over seeds, plus or minus half their range;
+    for the floor, whose pairs are many, its standard error."""
     lines = ["| | network calls | eight Gaussians, W2 | checkerboard, W2 "
              "| Fashion-MNIST, Frechet | Fashion-MNIST, kernel |",
              "|---|---|---|---|---|---|"]
@@ -75,7 +66,8 @@ def readme_table(table: pd.DataFrame) -> str:
     def cell(rows: pd.DataFrame, dataset: str, metric: str) -> str:
         values = rows[(rows.dataset == dataset) & (rows.metric == metric)].value
         digits = 1 if metric == "frechet" and values.mean() > 1 else 2
-        return f"{values.mean():.{digits}f} ± {(values.max() - values.min()) / 2:.{digits}f}"
+        spread = values.std() / len(values) ** 0.5 if set(rows.method) == {"floor"} else (values.max() - values.min()) / 2
+        return f"{values.mean():.{digits}f} ± {spread:.{digits}f}"
 
     def line(name: str, calls: str, rows: pd.DataFrame) -> None:
         lines.append(f"| {name} | {calls} | " + " | ".join(cell(rows, *column) for column in columns) + " |")
@@ -104,9 +96,9 @@ def table() -> None:
         "lock_sha256": hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest(),
         "hardware": hardware(torch.device("cpu")) + "; two cores shared with other work, so seconds are not timings",
         "versions": {"iflow_lib": iflow_lib.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "plane": {"sets": SETS, "systems": PLANE_SYSTEMS, "seeds": SEEDS, "steps": studies.PLANE_STEPS, "draws": DRAWS},
-        "images": {folder.name: {"sampling_seeds": SEEDS, **studies.training_manifest(folder.name)}
-                   for folder in sorted((REFERENCE / "checkpoints").iterdir())},
+        "plane": {"sets": SETS, "systems": SYSTEMS, "seeds": SEEDS, "steps": studies.PLANE_STEPS, "draws": DRAWS,
+                  "floor_pairs": FLOOR_PAIRS},
+        "images": {system: {"sampling_seeds": SEEDS, **studies.training_manifest(system)} for system in SYSTEMS},
     }
     write_atomic(REFERENCE / "nfe_vs_quality.csv", text)
     write_atomic(REFERENCE / "nfe_vs_quality.manifest.json", json.dumps(manifest, indent=2) + "\n")
@@ -120,8 +112,8 @@ if __name__ == "__main__":
     steps = sys.argv[1:] or ["plane", "images", "table"]
     if steps[0] == "train":
         train(steps[1:])
-    elif set(steps) <= {"plane", "clock", "images", "table"}:
+    elif set(steps) <= {"plane", "images", "table"}:
         for step in steps:
-            {"plane": plane, "clock": clock, "images": images, "table": table}[step]()
+            {"plane": plane, "images": images, "table": table}[step]()
     else:
-        sys.exit(f"expected plane, clock, images, table or train, got {' '.join(steps)}")
+        sys.exit(f"expected plane, images, table or train, got {' '.join(steps)}")
