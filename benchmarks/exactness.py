@@ -81,7 +81,7 @@ def run(path_name: str, objective: str, dim: int, seed: int, steps: int, device:
     data = mean + torch.randn(200_000, dim, generator=generator, dtype=torch.float64) @ root.T
     path = PATHS[path_name]()
     torch.manual_seed(seed)
-    model = ifl.FlowMap(ifl.MLP(dim=dim, hidden=128 if dim < 8 else 256, layers=4), path)
+    model = ifl.FlowMap(ifl.MLP(dim=dim, hidden=128, layers=4), path)
     config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device=device, progress=False)
     started = time.perf_counter()
     trained = ifl.fit(model, OBJECTIVES[objective](), data.float(), config)
@@ -96,10 +96,11 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--dims", type=int, nargs="+", default=(2, 32), choices=(2, 32))
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "reference" / "bench")
     arguments = parser.parse_args()
     rows, manifests = [], {}
-    for dim in (2, 32):
+    for dim in arguments.dims:
         steps = {2: 6000, 32: 12000}[dim] // (10 if arguments.quick else 1)
         for path in PATHS:
             for objective in OBJECTIVES:

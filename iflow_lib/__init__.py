@@ -20,7 +20,7 @@ _HOME = {
     "SampleResult": "samplers", "sample": "samplers", "reflow": "samplers",
 }
 _MODULES = ("analytic", "anchors", "checkpoints", "data", "diagnostics", "metrics", "objectives", "networks", "paths",
-            "plotting", "reproduce", "samplers", "studies", "training")
+            "plotting", "reproduce", "results", "samplers", "studies", "training")
 __all__ = [*_HOME, *_MODULES]
 
 

@@ -52,7 +52,7 @@ def reproduce(
         return _complain(error, 2)
     print(f"profile {job.profile}, device {job.device}, {len(job.tasks)} notebook{'s' * (len(job.tasks) > 1)}", flush=True)
     try:
-        manifest = job.execute(fresh)
+        manifest = job_module.execute(job, fresh)
     except (ValueError, OSError) as error:
         return _complain(error, 1)
     for name, entry in manifest["notebooks"].items():

@@ -109,7 +109,7 @@ features of this package's classifier; they are not the Inception FID and KID.
 
 def pretrained(system: str, folder=None, *, device: str = "cpu") -> FlowMap:
     """A shipped Fashion-MNIST model (``results/reference/checkpoints``), or one from another folder of them."""
-    from .reproduce import reference
+    from .results import reference
 
     parse_system(system)
     return FlowMap.from_pretrained((FilePath(folder) if folder else reference("checkpoints")) / system, device=device)
@@ -228,6 +228,6 @@ def evaluate_images(
 
 def training_manifest(system: str, folder=None) -> dict:
     """How a saved model was trained, from its ``config.json``. Same arguments as ``pretrained``."""
-    from .reproduce import reference
+    from .results import reference
 
     return read_config((FilePath(folder) if folder else reference("checkpoints")) / system)["info"]["manifest"]

@@ -15,12 +15,13 @@ import torch
 from conftest import write_notebook
 from exact import one_line
 
-from iflow_lib import report, reproduce
-from iflow_lib.reproduce import COLUMNS, Recorder
+from iflow_lib import jobs, report, reproduce
+from iflow_lib import results as results_module
+from iflow_lib.results import COLUMNS, Recorder
 
 RECORDS = """
 import matplotlib.pyplot as plt
-from iflow_lib.reproduce import Recorder
+from iflow_lib.results import Recorder
 
 record = Recorder("01_first", out_dir)
 record.rows([{"dataset": "plane", "method": "map", "nfe": n, "metric": "w2", "value": n / 3} for n in nfes])
@@ -91,7 +92,7 @@ def test_manifest(done):
     first = manifest["notebooks"]["01_first"]
     assert first["parameters"] == {"steps": 2, "rate": 0.5, "label": "x", "nfes": [1, 2, 4], "flag": True, "device": "cpu"}
     assert first["title"] == "What does one step do?" and first["seconds"] > 0 and first["error"] is None
-    assert first["files"]["tables/01_first.csv"] == reproduce._sha256(results(folder) / "tables/01_first.csv")
+    assert first["files"]["tables/01_first.csv"] == results_module.sha256(results(folder) / "tables/01_first.csv")
     environment = manifest["environment"]
     assert environment["versions"]["torch"] == torch.__version__.partition("+")[0] and environment["threads"] >= 1
     assert manifest["commit"] is None and manifest["lock_sha256"] is None  # this small project has neither
@@ -249,7 +250,7 @@ def test_wrong_use(project, options, words):
     ("[1, 2]", [3], [1, 2]), ("[1, 2]", [0.5], [1.0, 2.0]), ("[]", [3], []),
 ])
 def test_typed(value, default, expected):
-    got = reproduce._typed("p", value, default)
+    got = jobs._typed("p", value, default)
     assert got == expected and type(got) is type(expected)
 
 
@@ -283,14 +284,14 @@ def test_wrong_files(project, tmp_path):
 
 def test_real_profiles():
     """Every table of profiles.toml is for a notebook that exists, and fits what it declares."""
-    folder = reproduce.checkout() / "notebooks"
-    names = {p.stem for p in reproduce._select(folder, ())}
+    folder = results_module.checkout() / "notebooks"
+    names = {p.stem for p in jobs._select(folder, ())}
     for profile in ("smoke", "quick", "full"):
-        settings = reproduce._read_profiles(folder / "profiles.toml", profile)
+        settings = jobs._read_profiles(folder / "profiles.toml", profile)
         assert set(settings) <= names
         for name in names:
-            declared = reproduce._declared(name, reproduce._read_notebook(folder / f"{name}.ipynb"))
-            reproduce._values(name, declared, settings.get(name, {}), {})
+            declared = jobs._declared(name, jobs._read_notebook(folder / f"{name}.ipynb"))
+            jobs._values(name, declared, settings.get(name, {}), {})
             assert declared.get("out_dir") == "" and declared.get("device") == "auto"
 
 
@@ -332,13 +333,13 @@ def test_recorder_without_folder(tmp_path, monkeypatch):
 def test_reference(project, monkeypatch):
     folder = project.parent / "results" / "reference"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(reproduce, "_PACKAGE", project.parent / "iflow_lib")
-    assert reproduce.reference() == folder
+    monkeypatch.setattr(results_module, "PACKAGE", project.parent / "iflow_lib")
+    assert results_module.reference() == folder
     with pytest.raises(FileNotFoundError) as error:
-        reproduce.reference("nothing.csv")
+        results_module.reference("nothing.csv")
     assert "results/reference/nothing.csv is missing" in one_line(error)
     (project / "profiles.toml").unlink()
     monkeypatch.chdir(project)
     with pytest.raises(FileNotFoundError) as error:
-        reproduce.reference("nothing.csv")
+        results_module.reference("nothing.csv")
     assert "needs the checkout" in one_line(error)

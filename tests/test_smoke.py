@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from iflow_lib.reproduce import COLUMNS
+from iflow_lib.results import COLUMNS
 
 
 def test_smoke(tmp_path):

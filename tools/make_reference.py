@@ -19,7 +19,7 @@ import torch
 import iflow_lib
 from iflow_lib import studies
 from iflow_lib.checkpoints import write_atomic
-from iflow_lib.reproduce import COLUMNS
+from iflow_lib.results import COLUMNS
 from iflow_lib.training import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
