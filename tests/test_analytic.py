@@ -1,7 +1,9 @@
 """analytic: each closed form against another that shares nothing with it: quadrature, derivatives, brute force."""
+import math
+
 import pytest
 import torch
-from exact import MEAN, STD, gaussian_jump, one_line
+from exact import MEAN, SHAPES, STD, column, gaussian_jump, one_line
 
 from iflow_lib.analytic import GaussianFlow, MixtureFlow
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
@@ -10,6 +12,8 @@ GAUSSIAN = [RectifiedFlow(), VarianceExploding(), VariancePreserving()]
 ALL = [*GAUSSIAN, PoissonFlow(aug_dim=8)]
 gaussian_paths = pytest.mark.parametrize("path", GAUSSIAN, ids=lambda p: p.name)
 paths = pytest.mark.parametrize("path", ALL, ids=lambda p: p.name)
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
 def times(path, n=7, seed=0):
@@ -19,14 +23,14 @@ def times(path, n=7, seed=0):
     return path.time(tau * path.tau_max)
 
 
-def correlated(path, dim=3):
-    g = torch.Generator().manual_seed(1)
+def correlated(path, shape=(3,)):
+    g, dim = torch.Generator().manual_seed(1), math.prod(shape)
     a = torch.randn(dim, dim, generator=g, dtype=torch.float64)
-    return GaussianFlow(path, torch.linspace(-1, 1, dim).double(), a @ a.T / dim)
+    return GaussianFlow(path, torch.linspace(-1, 1, dim).double().reshape(shape), a @ a.T / dim)
 
 
-def points(dim=2, n=5):
-    return torch.randn(n, dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+def points(shape=(2,), n=5):
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
 def near(path, flow, t, n=7):
@@ -48,31 +52,36 @@ def test_gaussian_jump_carries_quantiles(path, shape):
 
 
 @gaussian_paths
-def test_gaussian_velocity_is_the_derivative_of_the_jump(path):
-    flow = correlated(path)
+@shapes
+@dtypes
+def test_gaussian_velocity_is_the_derivative_of_the_jump(path, shape, dtype):
+    flow = correlated(path, shape)
     t, _ = times(path)
-    x = near(path, flow, t)
+    x = near(path, flow, t).to(dtype)  # any float in, float64 out
     _, slope = torch.func.jvp(lambda s: flow.jump(x=x, t=t, s=s), (t.clone(),), (torch.ones_like(t),))
     torch.testing.assert_close(slope, flow.velocity(x=x, t=t), rtol=1e-10, atol=1e-10)
 
 
 @gaussian_paths
-def test_mean_flow_identity(path):
+@shapes
+@dtypes
+def test_mean_flow_identity(path, shape, dtype):
     """``u = v - (t - s) du/dt`` along the trajectory, du/dt by a central difference: no autograd, no library."""
-    flow = correlated(path)
+    flow = correlated(path, shape)
     t, s = times(path)
-    x, h = near(path, flow, t), 1e-4 * (t - s)
+    x, h = near(path, flow, t).to(dtype), 1e-4 * (t - s)
     moved = [flow.average_velocity(x=flow_forward(flow, x, t, r), t=r, s=s) for r in (t + h, t - h)]
-    rate = (moved[0] - moved[1]) / (2 * h)[:, None]
-    expected = flow.velocity(x=x, t=t) - (t - s)[:, None] * rate
+    rate = (moved[0] - moved[1]) / column(2 * h, x)
+    expected = flow.velocity(x=x, t=t) - column(t - s, x) * rate
     torch.testing.assert_close(flow.average_velocity(x=x, t=t, s=s), expected, rtol=1e-5, atol=1e-6)
 
 
 def flow_forward(flow, x, t, r):
     """The exact flow also runs towards later times: the formula does not ask for s <= t."""
-    a = [(flow.path.alpha(q)[:, None], flow.path.sigma(q)[:, None]) for q in (t, r)]
+    a, y = [(flow.path.alpha(q)[:, None], flow.path.sigma(q)[:, None]) for q in (t, r)], x.double().flatten(1)
     spread = [(alpha**2 * flow.variances + sigma**2).sqrt() for alpha, sigma in a]
-    return a[1][0] * flow.mean + ((x - a[0][0] * flow.mean) @ flow.axes * spread[1] / spread[0]) @ flow.axes.T
+    y = a[1][0] * flow.mean + ((y - a[0][0] * flow.mean) @ flow.axes * spread[1] / spread[0]) @ flow.axes.T
+    return y.reshape(x.shape)
 
 
 @gaussian_paths
@@ -85,13 +94,25 @@ def test_reference_solver_meets_the_closed_form(path):
 
 
 @paths
-def test_exact_integrals_add_up(path):
-    flow = MixtureFlow(path, points(), std=0.0)
-    x = near(path, flow, torch.full((7,), path.t_max).double())
+@shapes
+@dtypes
+def test_exact_integrals_add_up(path, shape, dtype):
+    """G(t -> s) = G(t -> m) + G(m -> s), for a data set by the reference solver and for a Gaussian in closed form."""
+    flow = MixtureFlow(path, points(shape), std=0.0)
+    x = near(path, flow, torch.full((7,), path.t_max).double()).to(dtype)
     end, middle = 0.1 * path.t_max, 0.5 * path.t_max
-    whole = flow.flow_map(x=x, t=path.t_max, s=end)
-    parts = flow.flow_map(x=flow.flow_map(x=x, t=path.t_max, s=middle), t=middle, s=end)
-    torch.testing.assert_close(whole, parts, rtol=1e-8, atol=1e-8 * float(path.scale(torch.tensor(end))))
+    whole = x - flow.flow_map(x=x, t=path.t_max, s=end)
+    early = x - flow.flow_map(x=x, t=path.t_max, s=middle)
+    late = (x - early) - flow.flow_map(x=x - early, t=middle, s=end)
+    scale = float(path.scale(torch.tensor(path.t_max)))
+    torch.testing.assert_close(whole, early + late, rtol=1e-8, atol=1e-8 * scale)
+    assert float((early - late).abs().max()) > 0.01
+    if path in GAUSSIAN:
+        flow = correlated(path, shape)
+        t, m, s = (torch.full((7,), r).double() for r in (path.t_max, middle, end))
+        x_m = flow.jump(x=x, t=t, s=m)
+        parts = (x - x_m) + (x_m - flow.jump(x=x_m, t=m, s=s))
+        torch.testing.assert_close(x - flow.jump(x=x, t=t, s=s), parts, rtol=1e-8, atol=1e-8)
 
 
 @gaussian_paths

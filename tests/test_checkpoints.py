@@ -48,7 +48,7 @@ def test_files(saved):
     assert set(files(saved)) == {"model.safetensors", "config.json", "README.md"}
     config = json.loads((saved / "config.json").read_text())
     assert config["info"] == {"steps": 5} and config["path"] == {"name": "PoissonFlow", "aug_dim": 8}
-    assert config["network"] == {"name": "MLP", "dim": 3, "hidden": 16, "layers": 2, "anchor": False}
+    assert config["network"] == {"name": "MLP", "dim": 3, "hidden": 16, "layers": 2, "anchor": False, "classes": 0}
     assert config["sha256"] == checkpoints.sha256((saved / "model.safetensors").read_bytes())
     assert (saved / "README.md").read_text() == "# A card\n"
 
@@ -127,7 +127,7 @@ def test_config_of_random_bytes(saved):
 
 
 @pytest.mark.parametrize("part, change, words", [
-    ("network", {"name": "Transformer"}, "unknown network 'Transformer'"), ("path", {"name": "Loop"}, "unknown path"),
+    ("network", {"name": "Diffuser"}, "unknown network 'Diffuser'"), ("path", {"name": "Loop"}, "unknown path"),
     ("network", {"depth": 3}, "MLP does not take"), ("path", {"beta": 3}, "PoissonFlow does not take"),
     ("network", {"hidden": 8}, "do not fit the network"), ("network", {"layers": 3}, "do not fit the network"),
     ("network", {"hidden": -1}, "positive"), ("path", {"aug_dim": -1}, "aug_dim"),
@@ -227,7 +227,7 @@ def test_nothing_is_written_when_the_model_cannot_be_saved(tmp_path):
     stranger = FlowMap(torch.nn.Linear(2, 2), RectifiedFlow())
     with pytest.raises(ValueError) as error:
         stranger.save_pretrained(tmp_path / "a")
-    assert "only MLP, UNet can be saved, not Linear" in one_line(error)
+    assert "only MLP, UNet, Transformer can be saved, not Linear" in one_line(error)
     assert not (tmp_path / "a").exists()
 
 

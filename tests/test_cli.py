@@ -7,7 +7,7 @@ import time
 import pytest
 from conftest import write_notebook
 
-from iflow_lib import __version__, cli, reproduce
+from iflow_lib import __version__, cli, jobs
 
 
 def python(*arguments):
@@ -23,7 +23,7 @@ def iflow(capfd, *arguments):
 
 @pytest.fixture
 def here(project, monkeypatch):
-    monkeypatch.setattr(reproduce, "checkout", lambda: project.parent)
+    monkeypatch.setattr(jobs, "checkout", lambda: project.parent)
     monkeypatch.chdir(project.parent)
     return project
 
