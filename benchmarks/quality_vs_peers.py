@@ -15,22 +15,21 @@ A peer is run with its defaults, and with the best of a small search, made on a 
 Writes quality_vs_peers.csv and .manifest.json into --out (results/reference/bench); finished runs are kept in
 results/runs/quality_vs_peers and not trained again. --steps, --seeds and --draws shorten it.
 """
-import argparse
-import json
+import itertools
 import random
+import re
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-import pandas as pd
 import torch
+from common import kept, parser, save
 
 import iflow_lib as ifl
 from iflow_lib import data as data_sets
 from iflow_lib import metrics
-from iflow_lib.checkpoints import write_atomic
 from iflow_lib.objectives import Objective
 
-ROOT = Path(__file__).resolve().parent.parent
+OURS = ("IntegralIdentity", "IntegralAdditivity")
 SETS = ("eight_gaussians", "checkerboard")
 POINTS, SEARCH_SEED = 2000, 100
 UNIFORM = {"use_logit_normal_sampler": False}
@@ -81,7 +80,7 @@ def train(method: str, variant: str, dataset: str, seed: int, steps: int, draws:
     torch.manual_seed(seed)
     random.seed(seed)
     model = ifl.FlowMap(ifl.MLP(dim=2, hidden=128, layers=4), ifl.RectifiedFlow())
-    ours = method in ("IntegralIdentity", "IntegralAdditivity")
+    ours = method in OURS
     objective = getattr(ifl, method)() if ours else Peer(method, tuple(VARIANTS[method][variant].items()))
     config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device="cpu", progress=False)
     trained = ifl.fit(model, objective, data_sets.load(dataset), config)
@@ -99,45 +98,31 @@ def train(method: str, variant: str, dataset: str, seed: int, steps: int, draws:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "reference" / "bench")
-    arguments = parser.parse_args()
-    rows, manifests = [], {}
+    options = parser(__doc__, steps=4000, seeds=3, draws=10)
+    options.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    arguments = options.parse_args()
+    rows, manifests, steps, draws = [], {}, arguments.steps, arguments.draws
 
-    def run(role, dataset, method, variant, seed) -> float:
-        name = f"{dataset}-{method}-{variant}-{arguments.steps}-{arguments.draws}-{seed}".replace(", ", "_").replace(" ", "_")
-        file = ROOT / "results" / "runs" / "quality_vs_peers" / f"{name}.json"
-        if not file.is_file():
-            found = train(method, variant, dataset, seed, arguments.steps, arguments.draws)
-            write_atomic(file, json.dumps(found))
-        found = json.loads(file.read_text())
-        manifests[name] = found["manifest"]
-        value = sum(found["w2"]) / len(found["w2"])
-        rows.append({"dataset": dataset, "method": method, "variant": variant, "role": role, "seed": seed,
-                     "steps": arguments.steps, "nfe": 1, "w2": value, "seconds": found["manifest"]["seconds"]})
-        print(f"{role:10} {name}: W2 {value:.4f}, {found['manifest']['seconds']:.0f} s", flush=True)
+    def run(role: str, dataset: str, method: str, variant: str, seed: int) -> float:
+        name = re.sub(r"[ ,]+", "_", f"{dataset}-{method}-{variant}-{steps}-{draws}-{seed}")
+        done = kept("quality_vs_peers", name, partial(train, method, variant, dataset, seed, steps, draws))
+        manifests[name] = done["manifest"]
+        value = sum(done["w2"]) / len(done["w2"])
+        rows.append({"dataset": dataset, "method": method, "variant": variant, "role": role, "seed": seed, "steps": steps,
+                     "nfe": 1, "w2": value, "seconds": done["manifest"]["seconds"]})
+        print(f"{role:10} {name}: W2 {value:.4f}", flush=True)
         return value
 
     for dataset in arguments.sets:
-        pairs = [(data_sets.load(dataset, "test", n=POINTS, seed=10_000 + 2 * i).x,
-                  data_sets.load(dataset, "test", n=POINTS, seed=10_001 + 2 * i).x)
-                 for i in range(arguments.seeds * arguments.draws)]
-        floor = sum(metrics.w2(*pair) for pair in pairs) / len(pairs)
-        rows.append({"dataset": dataset, "method": "data against data", "role": "floor", "w2": floor})
-        chosen = [("IntegralIdentity", "defaults", "defaults"), ("IntegralAdditivity", "defaults", "defaults")]
+        floor = metrics.real_floor(metrics.w2, metrics.real_pairs(dataset, POINTS), arguments.seeds * draws)
+        rows.append({"dataset": dataset, "method": "data against data", "role": "floor", "w2": floor.mean})
+        chosen = [(method, "", "defaults") for method in OURS]
         for method, variants in VARIANTS.items():
             searched = {v: run("search", dataset, method, v, SEARCH_SEED) for v in variants}
             chosen += [(method, DEFAULTS[method], "defaults"), (method, min(searched, key=searched.get), "best found")]
-        for method, variant, role in chosen:
-            for seed in range(arguments.seeds):
-                run(role, dataset, method, variant, seed)
-    table = pd.DataFrame(rows)
-    write_atomic(arguments.out / "quality_vs_peers.csv", table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
-    write_atomic(arguments.out / "quality_vs_peers.manifest.json", json.dumps(manifests, indent=1) + "\n")
+        for (method, variant, role), seed in itertools.product(chosen, range(arguments.seeds)):
+            run(role, dataset, method, variant, seed)
+    table = save(arguments.out, "quality_vs_peers", rows, manifests)
     shown = table[table.role != "search"].groupby(["dataset", "method", "role", "variant"], dropna=False).w2
     print(shown.agg(["mean", "min", "max"]).round(4).to_string())
 

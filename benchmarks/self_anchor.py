@@ -13,21 +13,19 @@ seeds of the difference "self" - None and its 95 % interval (Student t).
 Writes self_anchor.csv and .manifest.json into --out (results/reference/bench); finished runs are kept in
 results/runs/self_anchor and not trained again.
 """
-import argparse
-import json
+import itertools
 import math
-from pathlib import Path
+from functools import partial
 
-import pandas as pd
 import torch
+from common import kept, parser, save
+from scipy.stats import t as student
 
 import iflow_lib as ifl
 from iflow_lib import data as data_sets
 from iflow_lib import metrics
-from iflow_lib.checkpoints import write_atomic
 from iflow_lib.studies import PATH_NAMES, make_path
 
-ROOT = Path(__file__).resolve().parent.parent
 SETS = ("eight_gaussians", "checkerboard")
 POINTS, NFES = 2000, (1, 2, 4, 8)
 COST = {None: 4.5, "self": 5.5}  # network evaluations per example and step; a backward pass counts as two
@@ -50,39 +48,25 @@ def train(dataset: str, path: str, anchor: str | None, seed: int, steps: int, dr
 
 
 def main() -> None:
-    from scipy.stats import t as student
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6000, help="of the runs without an anchor")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "reference" / "bench")
-    arguments = parser.parse_args()
-    rows, manifests = [], {}
-    for seed in range(arguments.seeds):
-        for dataset in arguments.sets:
-            for path in PATH_NAMES:
-                for anchor in (None, "self"):
-                    name = f"{dataset}-{path}-{anchor}-{arguments.steps}-{arguments.draws}-{seed}"
-                    file = ROOT / "results" / "runs" / "self_anchor" / f"{name}.json"
-                    if not file.is_file():
-                        write_atomic(file, json.dumps(train(dataset, path, anchor, seed, arguments.steps, arguments.draws)))
-                    found = json.loads(file.read_text())
-                    manifests[name] = found["manifest"]
-                    means = {int(nfe): sum(values) / len(values) for nfe, values in found["w2"].items()}
-                    rows += [{"dataset": dataset, "path": path, "anchor": anchor or "none", "seed": seed, "nfe": nfe,
-                              "steps": found["manifest"]["steps_done"], "w2": w2, "seconds": found["manifest"]["seconds"]}
-                             for nfe, w2 in means.items()]
-                    print(name, {nfe: round(w2, 4) for nfe, w2 in means.items()}, flush=True)
-    table = pd.DataFrame(rows)
-    write_atomic(arguments.out / "self_anchor.csv", table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
-    write_atomic(arguments.out / "self_anchor.manifest.json", json.dumps(manifests, indent=1) + "\n")
+    options = parser(__doc__, steps=6000, seeds=5, draws=10)
+    options.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
+    arguments = options.parse_args()
+    rows, manifests, steps, draws, n = [], {}, arguments.steps, arguments.draws, arguments.seeds
+    for seed, dataset, path, anchor in itertools.product(range(n), arguments.sets, PATH_NAMES, (None, "self")):
+        name = f"{dataset}-{path}-{anchor}-{steps}-{draws}-{seed}"
+        done = kept("self_anchor", name, partial(train, dataset, path, anchor, seed, steps, draws))
+        manifests[name] = done["manifest"]
+        means = {int(nfe): sum(values) / len(values) for nfe, values in done["w2"].items()}
+        rows += [{"dataset": dataset, "path": path, "anchor": anchor or "none", "seed": seed, "nfe": nfe,
+                  "steps": done["manifest"]["steps_done"], "w2": w2, "seconds": done["manifest"]["seconds"]}
+                 for nfe, w2 in means.items()]
+        print(name, {nfe: round(w2, 4) for nfe, w2 in means.items()}, flush=True)
+    table = save(arguments.out, "self_anchor", rows, manifests)
     wide = table.pivot(index=["dataset", "path", "nfe", "seed"], columns="anchor", values="w2").reset_index()
     wide["difference"] = wide["self"] - wide["none"]
-    shown = wide.groupby(["dataset", "path", "nfe"])[["none", "self", "difference"]].mean()
-    spread, n = wide.groupby(["dataset", "path", "nfe"]).difference.std(), arguments.seeds
-    shown["interval +-"] = spread * (student.ppf(0.975, n - 1) / math.sqrt(n) if n > 1 else math.nan)
+    cells = wide.groupby(["dataset", "path", "nfe"])
+    shown = cells[["none", "self", "difference"]].mean()
+    shown["+-"] = cells.difference.std() * (student.ppf(0.975, n - 1) / math.sqrt(n) if n > 1 else math.nan)
     print(shown.round(4).to_string())
 
 

@@ -70,7 +70,7 @@ def test_every_dependency_is_locked(environment):
     for pin in active(pins(), environment):
         assert canonicalize_name(pin.name) not in versions, f"{pin.name} is pinned twice"
         versions[canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
-    assert set(EXTRAS) == {"notebooks", "scale", "export", "dev"}
+    assert set(EXTRAS) == {"notebooks", "scale", "export", "fid", "dev"}
     declared = [Requirement(line) for line in itertools.chain(PROJECT["dependencies"], *EXTRAS.values())]
     for requirement in active(declared, environment):
         version = versions.get(canonicalize_name(requirement.name))

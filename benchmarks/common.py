@@ -1,0 +1,37 @@
+"""What the benchmarks share: a finished run is kept and not run again, and a table is written with its manifests."""
+import argparse
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from iflow_lib.checkpoints import write_together
+
+ROOT = Path(__file__).resolve().parent.parent
+BENCH = ROOT / "results" / "reference" / "bench"
+
+
+def parser(doc: str, **defaults: int) -> argparse.ArgumentParser:
+    """A command line with ``--out`` and a whole-number option for each default."""
+    options = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name, default in defaults.items():
+        options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    options.add_argument("--out", type=Path, default=BENCH, help="folder of the table, by default results/reference/bench")
+    return options
+
+
+def kept(benchmark: str, name: str, make) -> dict:
+    """``make()``, a dict of JSON values, or what an earlier call with this name gave (results/runs/<benchmark>)."""
+    file = ROOT / "results" / "runs" / benchmark / f"{name}.json"
+    if not file.is_file():
+        write_together({file: json.dumps(make())})
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def save(out: Path, name: str, rows: list[dict], manifests: dict) -> pd.DataFrame:
+    """Write ``<name>.csv`` and ``<name>.manifest.json`` (how each run was trained, a line each), and return the table."""
+    table = pd.DataFrame(rows)
+    lines = ",\n".join(f"{json.dumps(run)}: {json.dumps(manifest)}" for run, manifest in manifests.items())
+    write_together({out / f"{name}.csv": table.to_csv(index=False, float_format="%.5g", lineterminator="\n"),
+                    out / f"{name}.manifest.json": "{\n" + lines + "\n}\n"})
+    return table
