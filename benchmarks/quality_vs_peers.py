@@ -93,7 +93,7 @@ def train(method: str, variant: str, dataset: str, seed: int, steps: int, draws:
             torch.manual_seed(sampling)
             peer, _ = objective.build(trained.model)
             x = peer.sample(batch_size=POINTS, steps=1)
-        found.append(metrics.w2(x, data_sets.load(dataset, "test", n=POINTS, seed=sampling).x))
+        found.append(metrics.w2(x, data_sets.load(dataset, POINTS, "test", seed=sampling).x))
     return {"w2": found, "manifest": trained.manifest}
 
 

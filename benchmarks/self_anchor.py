@@ -43,7 +43,7 @@ def train(dataset: str, path: str, anchor: str | None, seed: int, steps: int, dr
     for nfe in NFES:
         draw_seeds = [1000 * (seed + 1) + draw for draw in range(draws)]
         found[nfe] = [metrics.w2(ifl.sample(trained.model, POINTS, nfe, "map", k).x,
-                                 data_sets.load(dataset, "test", n=POINTS, seed=k).x) for k in draw_seeds]
+                                 data_sets.load(dataset, POINTS, "test", seed=k).x) for k in draw_seeds]
     return {"w2": found, "manifest": trained.manifest}
 
 
