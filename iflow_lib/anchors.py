@@ -21,6 +21,7 @@ from .objectives import Batch, Objective, on_line
 from .paths import expand
 
 ANCHORS = ("none", "shared", "per_example", "ground_truth", "self")
+DTYPES = ("float32", "float16")
 DISTANCES = ("mse", "pseudo_huber", "l1")
 
 
@@ -58,7 +59,7 @@ class AnchorStore:
         data: the data set's checksum or name, for ``check``; rule: "per_example", or "ground_truth", the only one under
         which a caller may store targets.
         """
-        if examples < 1 or dtype not in ("float32", "float16"):
+        if examples < 1 or dtype not in DTYPES:
             raise ValueError(f"need at least one example and float32 or float16, got {examples!r} and {dtype!r}")
         if rule not in ("per_example", "ground_truth"):
             raise ValueError(f"unknown rule {rule!r} for a store: expected per_example or ground_truth")
@@ -80,14 +81,20 @@ class AnchorStore:
             {"examples": examples, "shape": list(shape), "dtype": dtype, "seed": seed, "data": data, "rule": rule}))
         return cls(folder)
 
-    def check(self, examples: int, shape, data: str | None = None) -> None:
-        """ValueError unless this store was made for a data set of this size, shape and (if both are given) checksum."""
+    def check(self, examples: int, shape, *, data: str | None = None, dtype: str | None = None,
+              rule: str | None = None) -> None:
+        """ValueError unless this store was made for a data set of this size and shape and, where they are given, with this
+        checksum, type of numbers and rule."""
         made = (self.info["examples"], tuple(self.info["shape"]))
         if made != (examples, tuple(shape)):
             raise ValueError(f"the anchor store in {self.folder} is for {made[0]} examples of shape {made[1]}, the data are "
                              f"{examples} of shape {tuple(shape)}")
         if data and self.info["data"] and data != self.info["data"]:
-            raise ValueError(f"the anchor store in {self.folder} was made for another data set ({self.info['data'][:12]})")
+            raise ValueError(f"the anchor store in {self.folder} was made for another data set: its checksum is "
+                             f"{self.info['data'][:12]}, that of the data {data[:12]}")
+        for name, wanted in (("dtype", dtype), ("rule", rule)):
+            if wanted and wanted != self.info[name]:
+                raise ValueError(f"the anchor store in {self.folder} has {name} {self.info[name]}, not {wanted}")
 
     def read(self, index: Tensor) -> Tensor:
         """Estimates of the examples ``index`` (B,), float32 (B, ...). IndexError or ValueError for a wrong index."""
@@ -138,6 +145,7 @@ class X0Regression(Objective):
     distance: "mse", "l1", or "pseudo_huber", ``sqrt(e^2 + c^2) - c``, element by element.
     blend: DDDM's loss ``w d(f, x_0) + (1 - w) d(f, a)``, ``w = 1 / (epoch + 1)``.
     time_density: as for ``Path.sample_times``, None for the path's own; start_share: examples at the start of sampling.
+    store_dtype: float32, or float16 for a store of half the size.
     """
 
     anchor: str = "none"
@@ -146,21 +154,24 @@ class X0Regression(Objective):
     blend: bool = False
     time_density: tuple[float, float] | str | None = None
     start_share: float = 0.1
+    store_dtype: str = "float32"
 
     def __post_init__(self):
-        for name, allowed in (("anchor", ANCHORS), ("distance", DISTANCES)):
+        for name, allowed in (("store_dtype", DTYPES), ("anchor", ANCHORS), ("distance", DISTANCES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}: expected one of {', '.join(allowed)}")
         if self.blend and self.anchor == "none":
             raise ValueError("blend compares the output with the anchor: it needs one")
         self.store: AnchorStore | None = None
+        self._temporary = None
         self._running: Tensor | None = None
 
     def config(self) -> dict:
         return asdict(self)
 
-    def prepare(self, model: FlowMap, examples: int, folder=None, seed: int = 0) -> None:
-        """Make the store where the rule needs one, in ``folder`` or in a temporary one that goes with this objective."""
+    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
+        """Make the store where the rule needs one, in ``folder`` or in a temporary one that goes with this objective; or
+        take ``self.store``, set before, if it was made for these data. ValueError if it was not."""
         import tempfile
 
         if (self.anchor != "none") != model.anchored:
@@ -168,12 +179,13 @@ class X0Regression(Objective):
                              f"anchor={self.anchor != 'none'}")
         self._running = None
         if self.anchor in ("per_example", "ground_truth"):
-            if self.store is None:
+            if self.store is None or self._temporary is not None:  # a store of one's own starts afresh with each run
                 if folder is None:
                     self._temporary = tempfile.TemporaryDirectory(prefix="anchors-")
                     folder = self._temporary.name
-                self.store = AnchorStore.create(folder, examples, model.data_shape, seed=seed, rule=self.anchor)
-            self.store.check(examples, model.data_shape)
+                self.store = AnchorStore.create(folder, len(data), model.data_shape, dtype=self.store_dtype, seed=seed,
+                                                data=data.sha256, rule=self.anchor)
+            self.store.check(len(data), model.data_shape, data=data.sha256, dtype=self.store_dtype, rule=self.anchor)
 
     def _anchor(self, batch: Batch, generator: torch.Generator | None) -> Tensor | None:
         x_0 = batch.x_0

@@ -5,7 +5,10 @@ times here are line times. The family enters through ``model.path`` alone: noise
 """
 from __future__ import annotations
 
+import functools
+import importlib
 import math
+import warnings
 from dataclasses import asdict, dataclass
 
 import torch
@@ -50,8 +53,8 @@ class Objective:
         """The loss of a batch (a ``Batch``, or a tensor of data): a scalar."""
         raise NotImplementedError
 
-    def prepare(self, model: FlowMap, examples: int, folder=None, seed: int = 0) -> None:
-        """Called by ``fit`` before the first step, with the size of the data set. ValueError if it cannot train this."""
+    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
+        """Called by ``fit`` before the first step, with the data set (``TensorData``). ValueError if it cannot train this."""
 
     @property
     def name(self) -> str:
@@ -69,6 +72,17 @@ def on_line(x_0: Tensor, z: Tensor, t: Tensor) -> Tensor:
 def first(k: int, *tensors: Tensor | None):
     """The first k rows of each tensor; None stays None."""
     return tuple(None if a is None else a[:k] for a in tensors)
+
+
+@functools.cache
+def _load_jvp_rules() -> None:
+    """torch loads its rules for forward mode at their first use, with a warning about itself that no user can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            importlib.import_module("torch._decomp.decompositions_for_jvp")
+        except ImportError:
+            pass  # another version keeps them elsewhere: then it warns
 
 
 @dataclass(frozen=True)
@@ -165,7 +179,7 @@ class IntegralIdentity(Triangle):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}")
 
-    def prepare(self, model: FlowMap, examples: int, folder=None, seed: int = 0) -> None:
+    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
         if (self.anchor is not None) != model.anchored:
             raise ValueError(f"IntegralIdentity(anchor={self.anchor!r}) needs a network built with "
                              f"anchor={self.anchor is not None}")
@@ -174,6 +188,7 @@ class IntegralIdentity(Triangle):
                          anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """``d/dt u(x_t, t, s)`` along ``velocity`` with s and the anchor fixed. x, velocity: (B, ...); t, s: (B,)."""
         if self.derivative == "jvp":
+            _load_jvp_rules()
             tangents = (velocity, torch.ones_like(t))
             return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), tangents)[1]
         ahead = t + self.step  # past t = 1 by a step at most: a one-sided difference would bias just that corner
@@ -305,7 +320,7 @@ class Distillation(Objective):
     independent pairs, the mean of the data.
     """
 
-    def prepare(self, model: FlowMap, examples: int, folder=None, seed: int = 0) -> None:
+    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
         if model.path.tau_max != 1:
             raise ValueError(f"Distillation is defined on RectifiedFlow, not on {model.path.name}")
 

@@ -88,7 +88,7 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
     import pandas as pd
     from tqdm.auto import tqdm
 
-    from .data import as_tensor
+    from .data import TensorData, as_tensor
 
     device = pick_device(config.device)
     x = as_tensor(data)
@@ -97,7 +97,8 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
     labels, noise = (getattr(data, name, None) for name in ("labels", "noise"))
     if model.classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < model.classes):
         raise ValueError(f"a network with {model.classes} classes needs data with labels 0 to {model.classes - 1}")
-    objective.prepare(model, len(x), seed=config.seed)
+    known_data = data if isinstance(data, TensorData) else TensorData(x)
+    objective.prepare(model, known_data, seed=config.seed)
     images = config.channels_last and x.ndim == 4
     x = x.to(device)
     labels = labels.to(device) if model.classes else None
@@ -134,13 +135,14 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
             decay = min(config.ema, (1 + step) / (10 + step))
             torch._foreach_lerp_(averaged, [w.detach() for w in weights], 1 - decay)
             losses.append(loss.detach())
-            if step % config.log_every == 0 or step == config.steps:
-                mean = float(torch.stack(losses).mean())
-                losses.clear()
+            log = step % config.log_every == 0 or step == config.steps
+            if log or device.type == "cpu":  # elsewhere, asking for the value at every step would make the device wait
+                mean = float(torch.stack(losses).mean() if log else losses[-1])
                 if not math.isfinite(mean):
                     raise FloatingPointError(
-                        f"the loss of {objective.name} is not finite by step {step}: lower lr or look at the data's scale"
-                    )
+                        f"the loss of {objective.name} is not finite by step {step}: lower lr or look at the data's scale")
+            if log:
+                losses.clear()
                 rows.append((step, mean, time.perf_counter() - start))
                 bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
             bar.update()
@@ -154,7 +156,7 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
         "path": {"name": model.path.name, **model.path.config()},
         "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
         "config": asdict(config),
-        "data": {"name": getattr(data, "name", "tensor"), "shape": list(x.shape), "sha256": getattr(data, "sha256", None)},
+        "data": {"name": getattr(data, "name", "tensor"), "shape": list(x.shape), "sha256": known_data.sha256},
         "steps_done": step,
         "interrupted": interrupted,
         "seconds": round(time.perf_counter() - start, 3),

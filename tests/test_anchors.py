@@ -8,6 +8,7 @@ import torch
 from exact import one_line, randomise
 
 from iflow_lib.anchors import ANCHORS, AnchorStore, X0Regression
+from iflow_lib.data import TensorData
 from iflow_lib.flow_map import FlowMap
 from iflow_lib.networks import MLP
 from iflow_lib.objectives import Batch
@@ -65,10 +66,13 @@ def test_what_is_refused_leaves_the_store_untouched(store, index, estimate, kind
 
 def test_another_data_set_is_refused(tmp_path):
     store = AnchorStore.create(tmp_path, 50, (2,), data="abc")
-    store.check(50, (2,), "abc")
-    for arguments, words in [((49, (2,)), "50 examples"), ((50, (3,)), "shape (2,)"), ((50, (2,), "abd"), "another data set")]:
+    store.check(50, (2,), data="abc", dtype="float32", rule="per_example")
+    for arguments, options, words in [
+            ((49, (2,)), {}, "50 examples"), ((50, (3,)), {}, "shape (2,)"), ((50, (2,)), {"data": "abd"}, "another data set"),
+            ((50, (2,)), {"dtype": "float16"}, "has dtype float32, not float16"),
+            ((50, (2,)), {"rule": "ground_truth"}, "has rule per_example, not ground_truth")]:
         with pytest.raises(ValueError) as error:
-            store.check(*arguments)
+            store.check(*arguments, **options)
         assert words in one_line(error)
 
 
@@ -121,7 +125,7 @@ def data(n=50):
 @pytest.mark.parametrize("rule", ["per_example", "ground_truth"])
 def test_the_target_is_stored_only_if_the_rule_says_so(rule, tmp_path):
     objective, net, x_0 = X0Regression(anchor=rule), model(True), data()
-    objective.prepare(net, 50, folder=tmp_path)
+    objective.prepare(net, TensorData(data(50)), folder=tmp_path)
     index = torch.arange(10)
     before = objective.store.read(torch.arange(50))
     objective(net, Batch(x_0[:10], index=index), torch.Generator().manual_seed(1))
@@ -135,7 +139,7 @@ def test_the_target_is_stored_only_if_the_rule_says_so(rule, tmp_path):
 
 def test_the_stored_estimate_is_the_anchor_of_the_next_step(tmp_path):
     objective, net = X0Regression(anchor="per_example"), model(True)
-    objective.prepare(net, 50, folder=tmp_path)
+    objective.prepare(net, TensorData(data(50)), folder=tmp_path)
     seen = []
     net.net.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["anchor"]), with_kwargs=True)
     for _ in range(2):
@@ -147,7 +151,7 @@ def test_the_stored_estimate_is_the_anchor_of_the_next_step(tmp_path):
 
 def test_shared_anchor_is_carried_between_unrelated_examples():
     objective, net, seen = X0Regression(anchor="shared"), model(True), []
-    objective.prepare(net, 50)
+    objective.prepare(net, TensorData(data(50)))
     net.net.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs["anchor"]), with_kwargs=True)
     net.net.register_forward_hook(lambda module, args, out: seen.append(args[0] - args[1][:, None] * out.detach()))
     objective(net, data()[:5], torch.Generator().manual_seed(1))
@@ -199,14 +203,52 @@ def test_without_an_anchor_one_step_is_the_mean_of_the_data():
 def test_bad_input(tmp_path):
     for make, words in [
         (lambda: X0Regression(anchor="best"), "unknown anchor 'best'"), (lambda: X0Regression(distance="l3"), "unknown distance"),
+        (lambda: X0Regression(store_dtype="int8"), "unknown store_dtype"),
         (lambda: X0Regression(blend=True), "needs one"),
-        (lambda: X0Regression().prepare(model(True), 5), "anchor=False"),
-        (lambda: X0Regression(anchor="self").prepare(model(False), 5), "anchor=True"),
+        (lambda: X0Regression().prepare(model(True), TensorData(data(5))), "anchor=False"),
+        (lambda: X0Regression(anchor="self").prepare(model(False), TensorData(data(5))), "anchor=True"),
         (lambda: X0Regression(anchor="per_example")(model(True), data()), "one estimate for each example")]:
         with pytest.raises(ValueError) as error:
             make()
         assert words in one_line(error)
+
+
+once = TrainConfig(steps=1, device="cpu", progress=False)
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(examples=49), "49 examples"), (dict(dtype="float16"), "dtype float16"), (dict(data="0" * 64), "another data set"),
+    (dict(rule="ground_truth"), "rule ground_truth")])
+def test_fit_refuses_a_store_of_other_data_and_leaves_it_untouched(tmp_path, options, words):
     objective = X0Regression(anchor="per_example")
-    objective.store = AnchorStore.create(tmp_path, 49, (2,))
-    with pytest.raises(ValueError, match="49 examples"):
-        fit(model(True), objective, data(), TrainConfig(steps=1, device="cpu", progress=False))
+    objective.store = AnchorStore.create(tmp_path, **{"examples": len(data()), "shape": (2,)} | options)
+    before = (tmp_path / "anchors.npy").read_bytes()
+    with pytest.raises(ValueError, match=words):
+        fit(model(True), objective, data(), once)
+    objective.store.rows.flush()
+    assert (tmp_path / "anchors.npy").read_bytes() == before
+
+
+def test_fit_keeps_a_given_store_and_renews_its_own(tmp_path):
+    objective = X0Regression(anchor="per_example")
+    objective.store = store = AnchorStore.create(tmp_path, len(data()), (2,), data=TensorData(data()).sha256)
+    before = store.read(torch.arange(len(data())))
+    fit(model(True), objective, data(), once)
+    assert objective.store is store and not torch.equal(store.read(torch.arange(len(data()))), before)
+    objective = X0Regression(anchor="per_example")
+    fit(model(True), objective, data(), once)
+    first = objective.store
+    fit(model(True), objective, data()[:20], once)  # a second run starts afresh, whatever its data
+    assert objective.store is not first and len(objective.store) == 20
+
+
+def test_a_failed_run_leaves_the_store_untouched(tmp_path):
+    net, objective = model(True), X0Regression(anchor="per_example")
+    objective.prepare(net, TensorData(data(50)), folder=tmp_path)
+    before = objective.store.read(torch.arange(50))
+    with torch.no_grad():
+        net.net.out.bias.fill_(float("nan"))
+    assert not torch.isfinite(objective(net, Batch(data()[:5], index=torch.arange(5)), torch.Generator()))
+    assert torch.equal(objective.store.read(torch.arange(50)), before)
+    with pytest.raises(FloatingPointError, match="not finite by step 1"):  # at once, not at the next line of the history
+        fit(net, X0Regression(anchor="per_example"), data(50), TrainConfig(steps=40, device="cpu", progress=False))

@@ -6,6 +6,7 @@ import torch
 from exact import MEAN, STD, GaussianNet, column, one_line, randomise, spread
 from torch import nn
 
+from iflow_lib.data import TensorData
 from iflow_lib.flow_map import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.objectives import (
@@ -155,7 +156,7 @@ def test_self_anchor_is_the_unanchored_jump_or_nothing():
     for rule, anchored in (("self", False), (None, True)):
         net = Anchored() if anchored else GaussianNet()
         with pytest.raises(ValueError, match="needs a network built with anchor="):
-            IntegralIdentity(anchor=rule).prepare(FlowMap(net, RectifiedFlow()), 5)
+            IntegralIdentity(anchor=rule).prepare(FlowMap(net, RectifiedFlow()), TensorData(torch.zeros(5, 2)))
 
 
 @gaussian_paths
@@ -202,7 +203,7 @@ def test_distillation_regresses_on_the_pairs():
     with pytest.raises(ValueError, match="reflow"):
         Distillation()(model, x_0)
     with pytest.raises(ValueError, match="RectifiedFlow, not on VarianceExploding"):
-        Distillation().prepare(FlowMap(net, VarianceExploding()), 5)
+        Distillation().prepare(FlowMap(net, VarianceExploding()), TensorData(torch.zeros(5, 2)))
 
 
 def test_coupled_noise_is_used():
