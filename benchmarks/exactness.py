@@ -97,7 +97,8 @@ def measure(objective: str, model, flow, data: torch.Tensor, mean: torch.Tensor,
         end = model.jump(x=start.to(like), t=torch.full((n,), path.t_max).to(like), s=torch.zeros(n).to(like))
     return {"posterior_mean": relative(found, flow.posterior_mean(x=x, t=t)),
             "jump_is_flow_map": jump_error(model, flow, n, seed=1),
-            "jump_is_data_mean": float((end.double().cpu() - mean).square().mean().sqrt() / (data - mean).square().mean().sqrt())}
+            "jump_is_data_mean": float((end.double().cpu() - mean).square().mean().sqrt()
+                                       / (data - mean).square().mean().sqrt())}
 
 
 def run(path_name: str, objective: str, dim: int, seed: int, steps: int, device: str) -> dict:
@@ -108,7 +109,8 @@ def run(path_name: str, objective: str, dim: int, seed: int, steps: int, device:
     path = PATHS[path_name]()
     torch.manual_seed(seed)
     model = ifl.FlowMap(ifl.MLP(dim=dim, hidden=128, layers=4) if dim == 2 else Gated(dim), path)
-    config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3 if dim == 2 else 5e-3, seed=seed, device=device, progress=False)
+    config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3 if dim == 2 else 5e-3, seed=seed, device=device,
+                             progress=False)
     trained = ifl.fit(model, OBJECTIVES[objective](), data.float(), config)
     fresh = mean + torch.randn(2000, dim, generator=generator, dtype=torch.float64) @ root.T
     found = measure(objective, trained.model, truth(path, mean, cov), fresh, mean)

@@ -36,7 +36,8 @@ UNIFORM = {"use_logit_normal_sampler": False}
 WEIGHTS = {"p 0.5": {}, "p 1": {"adaptive_loss_weight_p": 1.0}, "no weight": {"use_adaptive_loss_weight": False}}
 MEAN_FLOW = {f"{weight}, {times}": settings | extra for weight, settings in WEIGHTS.items()
              for times, extra in (("logit-normal", {}), ("uniform", UNIFORM))}
-SPLIT = {"as released": {}, "exchanged": {"exchange": True}, "exchanged, boundary 0": {"exchange": True, "zero_boundary": True}}
+SPLIT = {"as released": {}, "exchanged": {"exchange": True},
+         "exchanged, boundary 0": {"exchange": True, "zero_boundary": True}}
 VARIANTS = {"MeanFlow": MEAN_FLOW, "SplitMeanFlow": SPLIT}
 DEFAULTS = {"MeanFlow": "p 0.5, logit-normal", "SplitMeanFlow": "as released"}
 

@@ -129,8 +129,8 @@ class MixtureFlow(_Flow):
         E[x_0 | x_t] = sum_i w_i m_i,      w_i ~ weights_i p(x_t | i),      m_i the mean of x_0 given x_t and i.
 
     With Gaussian noise ``p(x | i) = N(alpha y_i, alpha^2 cov + sigma^2 I)``. PFGM++ (``path.aug_dim``) on a data set has
-    ``p(x | i) ~ (|x - alpha y_i|^2 + r^2)^(-(N + aug_dim) / 2)``, ``r = sigma sqrt(aug_dim)`` (arXiv 2302.04265, eq. 4); around
-    Gaussians, its noise is a mixture of Gaussians over chi-square scales, which is summed by quadrature in log(chi2).
+    ``p(x | i) ~ (|x - alpha y_i|^2 + r^2)^(-(N + aug_dim) / 2)``, ``r = sigma sqrt(aug_dim)`` (arXiv 2302.04265, eq. 4);
+    around Gaussians, its noise is a mixture of Gaussians over chi-square scales, summed by quadrature in log(chi2).
 
     points: (M, ...), M data points; std: of the Gaussian around each, 0 for none; cov: (N, N), in place of std; weights:
     (M,), positive, equal by default.
@@ -160,7 +160,8 @@ class MixtureFlow(_Flow):
         n = x.shape[1]
         gap = (x[:, None] - alpha[..., None] * self.points) @ self.axes  # (B, M, N), along the axes of cov
         if self.aug_dim is not None and self.smooth:
-            precision = 1 / (alpha[..., None] ** 2 * self.variances[:, None] + sigma[..., None] ** 2 * self.scales)  # (B, N, K)
+            variance = alpha[..., None] ** 2 * self.variances[:, None] + sigma[..., None] ** 2 * self.scales
+            precision = 1 / variance  # (B, N, K)
             log_p = self.log_scale_weights + precision.log().sum(1, keepdim=True) / 2 - gap.square() @ precision / 2
             log_p = log_p + self.log_weights[:, None]
             p = torch.softmax(log_p.flatten(1), dim=1).reshape(log_p.shape)  # (B, M, K)

@@ -87,8 +87,8 @@ class AnchorStore:
         checksum, type of numbers and rule."""
         made = (self.info["examples"], tuple(self.info["shape"]))
         if made != (examples, tuple(shape)):
-            raise ValueError(f"the anchor store in {self.folder} is for {made[0]} examples of shape {made[1]}, the data are "
-                             f"{examples} of shape {tuple(shape)}")
+            raise ValueError(f"the anchor store in {self.folder} is for {made[0]} examples of shape {made[1]}, the data "
+                             f"are {examples} of shape {tuple(shape)}")
         if data and self.info["data"] and data != self.info["data"]:
             raise ValueError(f"the anchor store in {self.folder} was made for another data set: its checksum is "
                              f"{self.info['data'][:12]}, that of the data {data[:12]}")
@@ -130,12 +130,12 @@ class AnchorStore:
 
 @dataclass
 class X0Regression(Objective):
-    """Regression on the data: ``E d(f(x_t, t; a), x_0)``, ``f = x_t - t u(x_t, t, 0; a)`` (arXiv 2504.20179 as the available
-    sources describe it; its predecessor DDDM, arXiv 2405.13540).
+    """Regression on the data: ``E d(f(x_t, t; a), x_0)``, ``f = x_t - t u(x_t, t, 0; a)`` (arXiv 2504.20179 as the
+    available sources describe it; its predecessor DDDM, arXiv 2405.13540).
 
     f is the jump to the data, but what it learns is not the flow map: for d = "mse" the minimiser is the posterior mean
-    ``E[x_0 | x_t, a]``, for "l1" the median of each element, for "pseudo_huber" something between. At t = t_max, where x_t is
-    pure noise, without an anchor that is the mean of the data whatever the noise.
+    ``E[x_0 | x_t, a]``, for "l1" the median of each element, for "pseudo_huber" something between. At t = t_max, where x_t
+    is pure noise, without an anchor that is the mean of the data whatever the noise.
 
     anchor: what a is. All but "none" need a network built with ``anchor=True``.
         "none": no a.   "shared": one running batch of estimates, each step's output being the next one's anchor, whatever
@@ -193,8 +193,8 @@ class X0Regression(Objective):
             return None
         if self.anchor in ("per_example", "ground_truth"):
             if self.store is None or batch.index is None:
-                raise ValueError(f"anchor={self.anchor!r} keeps one estimate for each example: train it with `fit`, or call "
-                                 "`prepare` and give batches with an index")
+                raise ValueError(f"anchor={self.anchor!r} keeps one estimate for each example: train it with `fit`, or "
+                                 "call `prepare` and give batches with an index")
             return self.store.read(batch.index).to(x_0)
         if self.anchor == "shared" and self._running is not None and self._running.shape == x_0.shape:
             return self._running.to(x_0)

@@ -89,7 +89,7 @@ class Coverage(NamedTuple):
 def precision_recall(x, y, k: int = 5) -> Coverage:
     """Share of samples x inside the k-nearest-neighbour balls of the data y, and the reverse; see ``Coverage``.
 
-    x: (n, ...), y: (m, ...), more than k of each (ValueError otherwise). About (0.95, 0.95, 1, 1 - 2^-k) between real draws.
+    x: (n, ...), y: (m, ...), more than k of each (else ValueError). Real draws give about (0.95, 0.95, 1, 1 - 2^-k).
     """
     x, y = _two_sets(x, y)
     if not 1 <= k < min(len(x), len(y)):
@@ -150,7 +150,7 @@ def straightness(model, n: int = 1000, steps: int = 100, seed: int = 0) -> float
     """``S(Z) = int_0^1 E |(Z_1 - Z_0) - dZ_t/dt|^2 dt`` along the model's own ODE on the line; 0 iff it is straight.
 
     (Rectified Flow, arXiv 2209.03003, eq. 8, per example, summed over its elements.) Euler, ``steps`` steps: with one
-    step any velocity looks straight, with 100 the value is right to about a per cent. Works on every path, read on the line.
+    step any velocity looks straight, with 100 the value is right to about a per cent. On every path, read on the line.
     """
     if steps < 2:
         raise ValueError(f"straightness needs at least 2 steps, got {steps}")
@@ -219,7 +219,8 @@ def anchor_variance(x_0: Tensor, anchor: Tensor, x_t: Tensor, *, neighbours: int
                          f"{len(x_0)}, {len(anchor)}, {len(x_t)}")
 
     def error(*known: Tensor) -> float:
-        given = torch.cat([(a - a.mean(0)) / a.std(0).clamp(min=1e-12) / math.sqrt(a.shape[1]) for a in known], dim=1).numpy()
+        parts = [(a - a.mean(0)) / a.std(0).clamp(min=1e-12) / math.sqrt(a.shape[1]) for a in known]
+        given = torch.cat(parts, dim=1).numpy()
         index = NearestNeighbors(n_neighbors=neighbours + 1).fit(given).kneighbors(given, return_distance=False)[:, 1:]
         mean = x_0[torch.from_numpy(index)].mean(1)
         return float((x_0 - mean).square().mean() * neighbours / (neighbours + 1))

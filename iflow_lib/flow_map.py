@@ -81,9 +81,9 @@ class FlowMap(nn.Module):
     def average_velocity(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
              labels: Tensor | None = None) -> Tensor:
         """``G / (t - s)``; where s == t, its limit, the velocity."""
-        span = expand(t - s, x)
-        mean = self.integral(x=x, t=t, s=s, anchor=anchor, labels=labels) / torch.where(span > 0, span, torch.ones_like(span))
-        return torch.where(span > 0, mean, self.velocity(x=x, t=t, anchor=anchor, labels=labels)) if (t == s).any() else mean
+        span, known = expand(t - s, x), {"anchor": anchor, "labels": labels}
+        mean = self.integral(x=x, t=t, s=s, **known) / torch.where(span > 0, span, torch.ones_like(span))
+        return torch.where(span > 0, mean, self.velocity(x=x, t=t, **known)) if bool((t == s).any()) else mean
 
     def velocity(self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """``v(x, t) = alpha'(t) x_0 + sigma'(t) z`` at the network's own estimates of ``x_0`` and ``z``."""

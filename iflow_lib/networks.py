@@ -81,7 +81,8 @@ class MLP(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
+                labels: Tensor | None = None) -> Tensor:
         _check_anchor(self, x, anchor)
         inputs = [x, time_features(t, s, self.frequencies)] + ([anchor] if self.anchor else [])
         h = F.silu(self.hidden[0](torch.cat(inputs, dim=1)) + _class_vectors(self.table, labels, x))
@@ -148,7 +149,8 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
+                labels: Tensor | None = None) -> Tensor:
         _check_anchor(self, x, anchor)
         e = self.embed(time_features(t, s, self.frequencies)) + _class_vectors(self.table, labels, x)
         h = self.stem(self.fold(torch.cat([x, anchor], dim=1) if self.anchor else x))
@@ -180,14 +182,15 @@ class Transformer(nn.Module):
                  anchor: bool = False, classes: int = 0):
         super().__init__()
         if min(length, channels, width, layers, heads) < 1 or width % heads:
-            raise ValueError(f"need positive sizes and width a multiple of heads; got length {length}, channels {channels}, "
-                             f"width {width}, layers {layers}, heads {heads}")
+            raise ValueError(f"need positive sizes and width a multiple of heads; got length {length}, "
+                             f"channels {channels}, width {width}, layers {layers}, heads {heads}")
         self.anchor, self.classes, self.data_shape, self.heads = anchor, classes, (length, channels), heads
         self._config = dict(length=length, channels=channels, width=width, layers=layers, heads=heads, anchor=anchor,
                             classes=classes)
         self.stem = nn.Linear(channels * (2 if anchor else 1), width)
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
-        self.embed = nn.Sequential(nn.Linear(4 * self.frequencies + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.embed = nn.Sequential(
+            nn.Linear(4 * self.frequencies + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.table = _class_table(classes, width)
         self.layers = nn.ModuleList(nn.ModuleDict({
             "norm1": nn.LayerNorm(width, elementwise_affine=False), "qkv": nn.Linear(width, 3 * width),

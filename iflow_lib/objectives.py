@@ -54,7 +54,7 @@ class Objective:
         raise NotImplementedError
 
     def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
-        """Called by ``fit`` before the first step, with the data set (``TensorData``). ValueError if it cannot train this."""
+        """Called by ``fit`` before the first step, with its ``TensorData``. ValueError if this cannot be trained."""
 
     @property
     def name(self) -> str:

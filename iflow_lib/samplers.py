@@ -147,7 +147,8 @@ def _check_labels(model: FlowMap, labels, n: int, guidance: float, steps_of: int
         labels = labels.expand(n) if labels.ndim == 0 else labels
         if not model.classes:
             raise ValueError("labels were given to a network without classes")
-        if labels.shape != (n,) or labels.is_floating_point() or not bool(((labels >= -1) & (labels < model.classes)).all()):
+        fits = labels.shape == (n,) and not labels.is_floating_point()
+        if not fits or not bool(((labels >= -1) & (labels < model.classes)).all()):
             raise ValueError(f"labels must be {n} whole numbers in [0, {model.classes}), or one for all")
     if guidance != 1:
         if labels is None:

@@ -151,7 +151,8 @@ def test_poisson_tends_to_ve(std):
     y, t = points(), torch.tensor([0.2, 1.0, 30.0]).double()
     x = near(VarianceExploding(), MixtureFlow(VarianceExploding(), y), t, n=3)
     ve = MixtureFlow(VarianceExploding(), y, std=std).velocity(x=x, t=t)
-    gaps = [float((MixtureFlow(PoissonFlow(d), y, std=std).velocity(x=x, t=t) - ve).abs().max()) for d in (10, 100, 1000, 10_000)]
+    gaps = [float((MixtureFlow(PoissonFlow(d), y, std=std).velocity(x=x, t=t) - ve).abs().max())
+            for d in (10, 100, 1000, 10_000)]
     assert gaps[0] > 1e-3 and all(later < 0.15 * earlier for earlier, later in zip(gaps, gaps[1:])), gaps
 
 
@@ -183,7 +184,8 @@ def test_bad_input():
         (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(0, 2)), "at least one point"),
         (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2), std=-1), "std >= 0"),
         (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2), weights=torch.zeros(3)), "positive numbers"),
-        (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2)).velocity(x=torch.zeros(1, 3), t=torch.ones(1)), "x must have"),
+        (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2)).velocity(x=torch.zeros(1, 3), t=torch.ones(1)),
+         "x must have"),
         (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2)).velocity(x=torch.zeros(1, 2), t=torch.full((1,), 2.0)),
          "outside this path")]:
         with pytest.raises(ValueError) as error:

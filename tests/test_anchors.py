@@ -68,7 +68,8 @@ def test_another_data_set_is_refused(tmp_path):
     store = AnchorStore.create(tmp_path, 50, (2,), data="abc")
     store.check(50, (2,), data="abc", dtype="float32", rule="per_example")
     for arguments, options, words in [
-            ((49, (2,)), {}, "50 examples"), ((50, (3,)), {}, "shape (2,)"), ((50, (2,)), {"data": "abd"}, "another data set"),
+            ((49, (2,)), {}, "50 examples"), ((50, (3,)), {}, "shape (2,)"),
+            ((50, (2,)), {"data": "abd"}, "another data set"),
             ((50, (2,)), {"dtype": "float16"}, "has dtype float32, not float16"),
             ((50, (2,)), {"rule": "ground_truth"}, "has rule per_example, not ground_truth")]:
         with pytest.raises(ValueError) as error:
@@ -161,7 +162,8 @@ def test_shared_anchor_is_carried_between_unrelated_examples():
 
 def test_self_anchor_is_the_same_steps_estimate():
     objective, net, calls = X0Regression(anchor="self"), model(True), []
-    net.net.register_forward_hook(lambda module, args, kwargs, out: calls.append((kwargs["anchor"], args, out)), with_kwargs=True)
+    net.net.register_forward_hook(lambda module, args, kwargs, out: calls.append((kwargs["anchor"], args, out)),
+                                  with_kwargs=True)
     loss = objective(net, data()[:5], torch.Generator().manual_seed(1))
     (_, args, out), (anchor, _, _) = calls
     assert torch.equal(anchor, args[0] - args[1][:, None] * out) and not anchor.requires_grad and loss.requires_grad
@@ -202,7 +204,8 @@ def test_without_an_anchor_one_step_is_the_mean_of_the_data():
 
 def test_bad_input(tmp_path):
     for make, words in [
-        (lambda: X0Regression(anchor="best"), "unknown anchor 'best'"), (lambda: X0Regression(distance="l3"), "unknown distance"),
+        (lambda: X0Regression(anchor="best"), "unknown anchor 'best'"),
+        (lambda: X0Regression(distance="l3"), "unknown distance"),
         (lambda: X0Regression(store_dtype="int8"), "unknown store_dtype"),
         (lambda: X0Regression(blend=True), "needs one"),
         (lambda: X0Regression().prepare(model(True), TensorData(data(5))), "anchor=False"),

@@ -62,7 +62,7 @@ def test_every_distance_has_a_floor(metric):
 
 
 def test_straightness():
-    """Gaussian data: x(t) = (1 - t) mean + S_t / S_1 (z - ...), so S(Z) = E z^2 int (S'_t - (S_1 - S_0))^2 dt per element."""
+    """Gaussian data: x(t) = (1 - t) mean + S_t / S_1 (...), so S(Z) = E z^2 int (S'_t - (S_1 - S_0))^2 dt per element."""
     model = FlowMap(GaussianNet((1,)), RectifiedFlow())
     t = torch.linspace(0, 1, 10_001, dtype=torch.float64)
     spread = ((1 - t) ** 2 * STD**2 + t**2).sqrt()
@@ -133,9 +133,11 @@ def test_inception_fid_says_where_the_weights_belong(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("call, words", [
-    (lambda: d.energy_distance(normal(5), normal(5, dim=3)), "dimensions"), (lambda: d.mmd(normal(1), normal(5)), "at least 2"),
+    (lambda: d.energy_distance(normal(5), normal(5, dim=3)), "dimensions"),
+    (lambda: d.mmd(normal(1), normal(5)), "at least 2"),
     (lambda: d.mmd(normal(5), normal(5), bandwidth=0), "bandwidth must be positive"),
-    (lambda: d.c2st(normal(9), normal(50)), "at least 10"), (lambda: d.precision_recall(normal(5), normal(5)), "smaller than both"),
+    (lambda: d.c2st(normal(9), normal(50)), "at least 10"),
+    (lambda: d.precision_recall(normal(5), normal(5)), "smaller than both"),
     (lambda: d.energy_distance(normal(5) * math.nan, normal(5)), "NaN")])
 def test_bad_input(call, words):
     with pytest.raises(ValueError) as error:
