@@ -90,7 +90,7 @@ def measure(objective: str, model, flow, data: torch.Tensor, mean: torch.Tensor,
     line, tau = path.to_line(x, t)
     with torch.no_grad():
         if objective == "FlowMatching":
-            x_0, z = flow._at(x, t)
+            x_0, z = flow.ends(x=x, t=t)
             return {"velocity": relative(model(line.to(like), tau.to(like), tau.to(like)), z - x_0)}
         found = model.jump(x=x.to(like), t=t.to(like), s=torch.zeros_like(t).to(like))
         start = path.prior((n, *model.data_shape), generator=generator)

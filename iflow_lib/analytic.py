@@ -40,7 +40,8 @@ class _Flow:
         """x (B, N), alpha and sigma (B, 1) or (1, 1) -> (E[x_0 | x], E[z | x]), each (B, N)."""
         raise NotImplementedError
 
-    def _at(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def ends(self, *, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``E[x_0 | x_t = x]`` and ``E[z | x_t = x]``, each (B, N). ValueError for wrong shapes or times off the path."""
         if tuple(x.shape[1:]) != self.shape or t.shape != x.shape[:1]:
             raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}) and t shape (B,), got "
                              f"{tuple(x.shape)} and {tuple(t.shape)}")
@@ -49,12 +50,12 @@ class _Flow:
         return self._ends(x.double().flatten(1), _column(self.path.alpha(t)), _column(self.path.sigma(t)))
 
     def posterior_mean(self, *, x: Tensor, t: Tensor) -> Tensor:
-        """``E[x_0 | x_t = x]``, shape of x. ValueError for wrong shapes or times outside the path."""
-        return self._at(x, t)[0].reshape(x.shape)
+        """``E[x_0 | x_t = x]``, shape of x. Errors as for ``ends``."""
+        return self.ends(x=x, t=t)[0].reshape(x.shape)
 
     def velocity(self, *, x: Tensor, t: Tensor) -> Tensor:
         """``v(x, t) = alpha'(t) E[x_0 | x] + sigma'(t) E[z | x]``, shape of x. Infinite at t = 0 on VP."""
-        x_0, z = self._at(x, t)
+        x_0, z = self.ends(x=x, t=t)
         t = t.double()
         return (_column(self.path.alpha_dot(t)) * x_0 + _column(self.path.sigma_dot(t)) * z).reshape(x.shape)
 

@@ -135,7 +135,8 @@ def test_labels(name, options):
         torch.testing.assert_close(net(x, t, s, labels=label[i].expand(4))[i], out[i])
     torch.testing.assert_close(net(x, t, s)[3], out[3])
     for a, b in ((0, 1), (1, 2), (2, -1)):
-        assert float((net(x, t, s, labels=torch.full((4,), a)) - net(x, t, s, labels=torch.full((4,), b))).abs().max()) > 1e-6
+        apart = net(x, t, s, labels=torch.full((4,), a)) - net(x, t, s, labels=torch.full((4,), b))
+        assert float(apart.abs().max()) > 1e-6
     assert net.config()["classes"] == 3 and NETWORKS[name](**net.config()).classes == 3
     for bad in (torch.zeros(4), torch.zeros(3, dtype=torch.long)):
         with pytest.raises(ValueError, match="whole numbers of shape"):
