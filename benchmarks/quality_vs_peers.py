@@ -2,10 +2,12 @@
 
 Everything but the loss is the same: two sets in the plane, MLP 128 x 4 that sees t and t - s, batch 512, gradient steps,
 Adam 2e-3 with half a cosine, EMA 0.999, seeds, and this package's ``fit`` around all of them. Measured as exact W2 of one
-jump, 2,000 samples against 2,000 fresh points, mean of ``DRAWS`` draws; the floor is data against data, as often.
+jump, 2,000 samples against 2,000 fresh points, mean of ``--draws`` draws; the floor is data against data, as often.
 
-A peer is run with its defaults, and with the best of a small search, made on a seed that the comparison does not use:
+Every method is run with its defaults, and with the best of a small search on a seed that the comparison does not use:
 
+- IntegralIdentity, IntegralAdditivity: weight ``power`` 0 (default) with its own times (default), 0.5 with its own times,
+  0.5 with uniform times.
 - MeanFlow: weight ``adaptive_loss_weight_p`` 0.5 (default), 1.0, or off; times logit-normal (-0.4, 1) (default) or uniform.
 - SplitMeanFlow: as released, its time runs from noise (0) to data (1), its jumps go towards earlier times, so away from
   the data, and its one-step ``sample`` starts at time 1. So it has no trained jump from noise to data. "exchanged" gives
@@ -29,7 +31,6 @@ from iflow_lib import data as data_sets
 from iflow_lib import metrics
 from iflow_lib.objectives import Objective
 
-OURS = ("IntegralIdentity", "IntegralAdditivity")
 SETS = ("eight_gaussians", "checkerboard")
 POINTS, SEARCH_SEED = 2000, 100
 UNIFORM = {"use_logit_normal_sampler": False}
@@ -38,8 +39,9 @@ MEAN_FLOW = {f"{weight}, {times}": settings | extra for weight, settings in WEIG
              for times, extra in (("logit-normal", {}), ("uniform", UNIFORM))}
 SPLIT = {"as released": {}, "exchanged": {"exchange": True},
          "exchanged, boundary 0": {"exchange": True, "zero_boundary": True}}
-VARIANTS = {"MeanFlow": MEAN_FLOW, "SplitMeanFlow": SPLIT}
-DEFAULTS = {"MeanFlow": "p 0.5, logit-normal", "SplitMeanFlow": "as released"}
+INTEGRAL = {"p 0, own times": {}, "p 0.5, own times": {"power": 0.5},
+            "p 0.5, uniform": {"power": 0.5, "time_density": "uniform"}}
+VARIANTS = {"IntegralIdentity": INTEGRAL, "IntegralAdditivity": INTEGRAL, "MeanFlow": MEAN_FLOW, "SplitMeanFlow": SPLIT}
 
 
 class Adapter(torch.nn.Module):
@@ -81,8 +83,8 @@ def train(method: str, variant: str, dataset: str, seed: int, steps: int, draws:
     torch.manual_seed(seed)
     random.seed(seed)
     model = ifl.FlowMap(ifl.MLP(dim=2, hidden=128, layers=4), ifl.RectifiedFlow())
-    ours = method in OURS
-    objective = getattr(ifl, method)() if ours else Peer(method, tuple(VARIANTS[method][variant].items()))
+    settings, ours = VARIANTS[method][variant], VARIANTS[method] is INTEGRAL
+    objective = getattr(ifl, method)(**settings) if ours else Peer(method, tuple(settings.items()))
     config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device="cpu", progress=False)
     trained = ifl.fit(model, objective, data_sets.load(dataset), config)
     found = []
@@ -117,10 +119,10 @@ def main() -> None:
     for dataset in arguments.sets:
         floor = metrics.real_floor(metrics.w2, metrics.real_pairs(dataset, POINTS), arguments.seeds * draws)
         rows.append({"dataset": dataset, "method": "data against data", "role": "floor", "w2": floor.mean})
-        chosen = [(method, "", "defaults") for method in OURS]
+        chosen = []
         for method, variants in VARIANTS.items():
             searched = {v: run("search", dataset, method, v, SEARCH_SEED) for v in variants}
-            chosen += [(method, DEFAULTS[method], "defaults"), (method, min(searched, key=searched.get), "best found")]
+            chosen += [(method, next(iter(variants)), "defaults"), (method, min(searched, key=searched.get), "best found")]
         for (method, variant, role), seed in itertools.product(chosen, range(arguments.seeds)):
             run(role, dataset, method, variant, seed)
     table = save(arguments.out, "quality_vs_peers", rows, manifests)
