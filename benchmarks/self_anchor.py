@@ -48,7 +48,7 @@ def train(dataset: str, path: str, anchor: str | None, seed: int, steps: int, dr
 
 
 def main() -> None:
-    options = parser(__doc__, steps=6000, seeds=3, draws=10)
+    options = parser(__doc__, steps=4000, seeds=3, draws=10)
     options.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
     arguments = options.parse_args()
     rows, manifests, steps, draws, n = [], {}, arguments.steps, arguments.draws, arguments.seeds
