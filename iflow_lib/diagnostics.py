@@ -5,7 +5,10 @@ show ``metrics.real_floor(distance, metrics.real_pairs(name))`` beside them.
 """
 from __future__ import annotations
 
+import hashlib
+import io
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,6 +17,10 @@ from torch import Tensor
 from .data import checked
 from .metrics import _two_sets, frechet_distance
 from .samplers import initial_noise, sample
+
+#: Of torch-fidelity's Inception weights: the file's name holds this start of it.
+INCEPTION_SHA256 = "6726825d"
+
 
 # ---- between two samples
 
@@ -112,36 +119,42 @@ def inception_fid(x, y, weights=None) -> float:
     Raises ImportError without torch-fidelity, FileNotFoundError if the weights can neither be found nor downloaded,
     ValueError if they fail their checksum.
     """
+    network = _inception(weights)
+    return frechet_distance(_inception_features(network, x), _inception_features(network, y))
+
+
+def _inception(weights=None):
+    """torch-fidelity's network. Its weights are a pickle, so it is given a copy of what loads without running code."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as error:
-        raise ImportError("the Inception FID needs torch-fidelity: pip install 'torch-fidelity>=0.3'") from error
-    import hashlib
-    from pathlib import Path
-
+        raise ImportError("the Inception FID needs torch-fidelity: pip install 'iflow-lib[fid]'") from error
     name = URL_INCEPTION_V3.rsplit("/", 1)[1]
     file = Path(weights) if weights else Path(torch.hub.get_dir()) / "checkpoints" / name
     if not file.is_file() and weights is None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix="6726825d", progress=False)
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(file), hash_prefix=INCEPTION_SHA256, progress=False)
         except (OSError, RuntimeError) as error:
             raise FileNotFoundError(f"the Inception weights could not be downloaded ({error}): put {name} from "
                                     f"{URL_INCEPTION_V3} at {file}") from error
     if not file.is_file():
         raise FileNotFoundError(f"no Inception weights at {file}: put {name} from {URL_INCEPTION_V3} there")
-    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith("6726825d"):
-        raise ValueError(f"{file} is damaged: its sha256 does not start with 6726825d; download {name} again")
-    network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(file))
+    if not hashlib.sha256(file.read_bytes()).hexdigest().startswith(INCEPTION_SHA256):
+        raise ValueError(f"{file} is damaged: its sha256 does not start with {INCEPTION_SHA256}; download {name} again")
+    copy = io.BytesIO()
+    torch.save(torch.load(file, map_location="cpu", weights_only=True), copy)
+    copy.seek(0)
+    return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=copy)
 
-    def features(images) -> Tensor:
-        images = checked(images, "images").clamp(-1, 1)
-        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        pixels = ((images + 1) * 127.5).round().to(torch.uint8)
-        return torch.cat([network(batch)[0] for batch in pixels.split(50)]).double()
 
-    with torch.no_grad():
-        return frechet_distance(features(x), features(y))
+@torch.no_grad()
+def _inception_features(network, images) -> Tensor:
+    """(n, C, H, W) in [-1, 1] -> (n, 2048), by way of whole bytes, as the FID is defined."""
+    images = checked(images, "images").clamp(-1, 1)
+    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+    return torch.cat([network(batch)[0] for batch in pixels.split(50)]).double()
 
 
 # ---- of a model

@@ -1,5 +1,7 @@
 """diagnostics: against values known in closed form, and zero (or chance) between draws of one law."""
+import hashlib
 import math
+import pickle
 import urllib.error
 
 import pytest
@@ -114,7 +116,6 @@ def test_anchor_variance_in_closed_form():
 
 
 def test_inception_fid_says_where_the_weights_belong(tmp_path, monkeypatch):
-    pytest.importorskip("torch_fidelity")
     images = torch.zeros(4, 1, 8, 8)
     with pytest.raises(FileNotFoundError, match="weights-inception-2015-12-05-6726825d.pth"):
         d.inception_fid(images, images, weights=tmp_path / "none.pth")
@@ -130,6 +131,32 @@ def test_inception_fid_says_where_the_weights_belong(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as error:
         d.inception_fid(images, images)
     assert "could not be downloaded" in one_line(error) and "hub" in str(error.value)
+
+
+def test_inception_features(tmp_path, monkeypatch):
+    """The whole of it but the published weights, which cannot be shipped: random ones in a file of that form."""
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        network = fidelity.FeatureExtractorInceptionV3("inception", ["2048"])
+    file = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), file)
+    monkeypatch.setattr(d, "INCEPTION_SHA256", hashlib.sha256(file.read_bytes()).hexdigest()[:8])
+    images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = d._inception_features(d._inception(file), images)
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(found, network(pixels)[0].double())
+    assert found.shape == (2, 2048) and not torch.allclose(found[0], found[1])
+    with pytest.raises(ValueError, match="more than 2048"):
+        d.inception_fid(images, images, weights=file)
+    torch.save({"a": torch.nn.Linear(1, 1)}, file)  # a pickle that would run code
+    monkeypatch.setattr(d, "INCEPTION_SHA256", hashlib.sha256(file.read_bytes()).hexdigest()[:8])
+    with pytest.raises(pickle.UnpicklingError):
+        d._inception(file)
 
 
 @pytest.mark.parametrize("call, words", [
