@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from iflow_lib.checkpoints import write_together
+from iflow_lib.results import git_state, machine, sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "results" / "reference" / "bench"
@@ -29,9 +30,11 @@ def kept(benchmark: str, name: str, make) -> dict:
 
 
 def save(out: Path, name: str, rows: list[dict], manifests: dict) -> pd.DataFrame:
-    """Write ``<name>.csv`` and ``<name>.manifest.json`` (how each run was trained, a line each), and return the table."""
+    """Write ``<name>.csv`` and ``<name>.manifest.json`` (the code, the machine and, a line each, how every run was
+    trained), and return the table."""
     table = pd.DataFrame(rows)
-    lines = ",\n".join(f"{json.dumps(run)}: {json.dumps(manifest)}" for run, manifest in manifests.items())
+    made = {**git_state(ROOT), "lock_sha256": sha256(ROOT / "requirements.lock"), "environment": machine("cpu")}
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in (made | manifests).items())
     write_together({out / f"{name}.csv": table.to_csv(index=False, float_format="%.5g", lineterminator="\n"),
                     out / f"{name}.manifest.json": "{\n" + lines + "\n}\n"})
     return table

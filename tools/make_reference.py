@@ -1,8 +1,9 @@
-"""Make results/reference: ``python tools/make_reference.py [plane] [images] [table]`` (all three if none is named).
+"""Make results/reference: ``python tools/make_reference.py [plane] [images] [table] [readme]`` (all if none is named).
 
 plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with three sampling
-seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv, its manifest
-and the results in README.md. To train the image models again: ``... train [SYSTEM ...]``.
+seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv and its
+manifest; readme: the tables in README.md, from it and from results/reference/bench (see benchmarks/).
+To train the image models again: ``... train [SYSTEM ...]``.
 """
 import hashlib
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from scipy.stats import t as student
 
 import iflow_lib
 from iflow_lib import studies
@@ -83,6 +85,50 @@ def readme_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def exactness_table(table: pd.DataFrame) -> str:
+    """benchmarks/exactness.py in README.md: the largest of the four paths' relative RMS errors, means over seeds."""
+    shown = {"velocity": "the velocity", "flow_map": "the jump from t_max to 0", "posterior_mean": "the posterior mean"}
+    found = table.groupby(["objective", "quantity", "dim", "path"], sort=False).relative_rms.mean()
+    worst = found.groupby(["objective", "quantity", "dim"], sort=False).max().unstack("dim")
+    lines = ["| trained with | learns | " + " | ".join(f"in {dim} dimensions" for dim in worst) + " |", "|---|---|---|---|"]
+    for (objective, quantity), row in worst.iterrows():
+        if quantity in shown:
+            cells = " | ".join(f"{100 * value:.1f} %" for value in row)
+            lines.append(f"| {objective} | {shown[quantity]} | {cells} |")
+    return "\n".join(lines)
+
+
+def self_anchor_table(table: pd.DataFrame) -> str:
+    """benchmarks/self_anchor.py in README.md: W2 without and with the anchor, and the difference with its 95 % interval."""
+    lines = ["| | network calls | no anchor | anchor=\"self\" | difference |", "|---|---|---|---|---|"]
+    for (dataset, path, nfe), rows in table[table.nfe.isin([1, 2, 4])].groupby(["dataset", "path", "nfe"], sort=False):
+        none, own = (rows[rows.anchor == a].sort_values("seed").w2.to_numpy() for a in ("none", "self"))
+        half = (own - none).std(ddof=1) * student.ppf(0.975, len(none) - 1) / len(none) ** 0.5
+        name = f"{dataset.replace('_', ' ').replace('gaussians', 'Gaussians')}, {path}"
+        lines.append(f"| {name} | {nfe} | {none.mean():.3f} | {own.mean():.3f} | {(own - none).mean():+.3f} ± {half:.3f} |")
+    return "\n".join(lines)
+
+
+def peers_table(table: pd.DataFrame) -> str:
+    """The comparison with the neighbours in README.md, from benchmarks/quality_vs_peers.py: means over seeds, plus or minus
+    half their range. A search that ends at the defaults has no line of its own."""
+    sets = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard"}
+    lines = ["| one network call | settings | " + ", W2 | ".join(sets.values()) + ", W2 |", "|---|---|---|---|"]
+    for method, rows in table[table.role != "search"].groupby("method", sort=False):
+        for role in rows.role.unique():
+            cells, variants = [], []
+            for dataset in sets:
+                part = rows[(rows.dataset == dataset) & (rows.role == role)]
+                spread = f" ± {(part.w2.max() - part.w2.min()) / 2:.3f}" if len(part) > 1 else ""
+                cells.append(f"{part.w2.mean():.3f}{spread}")
+                variants.append(part.variant.iloc[0])
+            if role == "best found" and variants == list(rows[rows.role == "defaults"].variant.unique()) * 2:
+                continue
+            settings = role if role != "best found" else "best found: " + "; then ".join(dict.fromkeys(variants))
+            lines.append(f"| {method} | {settings if role != 'floor' else ''} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def table() -> None:
     parts = [json.loads((WORK / f"{name}.json").read_text()) for name in ("plane", "images")]
     found = pd.DataFrame([{"run_id": "reference", **row} for part in parts for row in part])[list(COLUMNS)]
@@ -102,18 +148,31 @@ def table() -> None:
     }
     write_atomic(REFERENCE / "nfe_vs_quality.csv", text)
     write_atomic(REFERENCE / "nfe_vs_quality.manifest.json", json.dumps(manifest, indent=2) + "\n")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    results = f"<!-- results -->\n{readme_table(pd.read_csv(REFERENCE / 'nfe_vs_quality.csv'))}\n<!-- /results -->"
-    write_atomic(ROOT / "README.md", re.sub(r"<!-- results -->.*<!-- /results -->", lambda _: results, readme, flags=re.S))
 
+
+def readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, (file, make) in README_TABLES.items():
+        part = f"<!-- {name} -->\n{make(pd.read_csv(REFERENCE / file))}\n<!-- /{name} -->"
+        text = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, part=part: part, text, flags=re.S)
+    write_atomic(ROOT / "README.md", text)
+
+
+#: name of the table in README.md -> where it is read from, and how it is written
+README_TABLES = {
+    "results": ("nfe_vs_quality.csv", readme_table), "exactness": ("bench/exactness.csv", exactness_table),
+    "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table)}
+
+
+STEPS = {"plane": plane, "images": images, "table": table, "readme": readme}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    steps = sys.argv[1:] or ["plane", "images", "table"]
+    steps = sys.argv[1:] or list(STEPS)
     if steps[0] == "train":
         train(steps[1:])
-    elif set(steps) <= {"plane", "images", "table"}:
+    elif set(steps) <= set(STEPS):
         for step in steps:
-            {"plane": plane, "images": images, "table": table}[step]()
+            STEPS[step]()
     else:
-        sys.exit(f"expected plane, images, table or train, got {' '.join(steps)}")
+        sys.exit(f"expected {', '.join(STEPS)} or train, got {' '.join(steps)}")
