@@ -13,17 +13,18 @@ BENCH = ROOT / "results" / "reference" / "bench"
 
 
 def parser(doc: str, **defaults: int) -> argparse.ArgumentParser:
-    """A command line with ``--out`` and a whole-number option for each default."""
+    """A command line with ``--out``, ``--runs`` and a whole-number option for each default."""
     options = argparse.ArgumentParser(description=doc.splitlines()[0])
     for name, default in defaults.items():
         options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options.add_argument("--out", type=Path, default=BENCH, help="folder of the table, by default results/reference/bench")
+    options.add_argument("--runs", type=Path, default=ROOT / "results" / "runs", help="folder of the finished runs")
     return options
 
 
-def kept(benchmark: str, name: str, make) -> dict:
-    """``make()``, a dict of JSON values, or what an earlier call with this name gave (results/runs/<benchmark>)."""
-    file = ROOT / "results" / "runs" / benchmark / f"{name}.json"
+def kept(folder: Path, name: str, make) -> dict:
+    """``make()``, a dict of JSON values, or what an earlier call with this name gave and ``folder`` holds."""
+    file = folder / f"{name}.json"
     if not file.is_file():
         write_together({file: json.dumps(make())})
     return json.loads(file.read_text(encoding="utf-8"))

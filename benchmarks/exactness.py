@@ -126,7 +126,7 @@ def main() -> None:
     for dim, seed, path, objective in itertools.product(arguments.dims, range(arguments.seeds), PATHS, OBJECTIVES):
         steps = STEPS[dim] // arguments.shorten
         name = f"{path}-{objective}-{dim}-{steps}-{seed}"
-        done = kept("exactness", name, partial(run, path, objective, dim, seed, steps, arguments.device))
+        done = kept(arguments.runs / "exactness", name, partial(run, path, objective, dim, seed, steps, arguments.device))
         manifests[name] = done["manifest"]
         rows += [{"path": path, "objective": objective, "dim": dim, "seed": seed, "steps": steps, "quantity": quantity,
                   "relative_rms": value, "bound": BOUNDS[dim].get(quantity), "seconds": done["manifest"]["seconds"]}

@@ -108,7 +108,7 @@ def main() -> None:
 
     def run(role: str, dataset: str, method: str, variant: str, seed: int) -> float:
         name = re.sub(r"[ ,]+", "_", f"{dataset}-{method}-{variant}-{steps}-{draws}-{seed}")
-        done = kept("quality_vs_peers", name, partial(train, method, variant, dataset, seed, steps, draws))
+        done = kept(arguments.runs / "quality_vs_peers", name, partial(train, method, variant, dataset, seed, steps, draws))
         manifests[name] = done["manifest"]
         value = sum(done["w2"]) / len(done["w2"])
         rows.append({"dataset": dataset, "method": method, "variant": variant, "role": role, "seed": seed, "steps": steps,

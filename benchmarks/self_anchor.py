@@ -54,7 +54,7 @@ def main() -> None:
     rows, manifests, steps, draws, n = [], {}, arguments.steps, arguments.draws, arguments.seeds
     for seed, dataset, path, anchor in itertools.product(range(n), arguments.sets, PATH_NAMES, (None, "self")):
         name = f"{dataset}-{path}-{anchor}-{steps}-{draws}-{seed}"
-        done = kept("self_anchor", name, partial(train, dataset, path, anchor, seed, steps, draws))
+        done = kept(arguments.runs / "self_anchor", name, partial(train, dataset, path, anchor, seed, steps, draws))
         manifests[name] = done["manifest"]
         means = {int(nfe): sum(values) / len(values) for nfe, values in done["w2"].items()}
         rows += [{"dataset": dataset, "path": path, "anchor": anchor or "none", "seed": seed, "nfe": nfe,
