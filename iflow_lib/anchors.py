@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
@@ -116,6 +117,22 @@ class AnchorStore:
         with self.lock:
             self.rows[rows] = values
 
+    def copy_to(self, folder) -> None:
+        """Copy all estimates into ``folder``. Nothing larger than a block is held in memory."""
+        with self.lock:
+            self.rows.flush()
+            shutil.copyfile(self.folder / "anchors.npy", FilePath(folder) / "anchors.npy")
+
+    def copy_from(self, folder) -> None:
+        """Take all estimates from what ``copy_to`` wrote. ValueError if they are of another shape or type."""
+        other = np.load(FilePath(folder) / "anchors.npy", mmap_mode="r", allow_pickle=False)
+        if other.shape != self.rows.shape or other.dtype != self.rows.dtype:
+            raise ValueError(f"the estimates in {folder} have shape {other.shape} and type {other.dtype}, this store "
+                             f"{self.rows.shape} and {self.rows.dtype}")
+        with self.lock:
+            for start in range(0, len(self), 1024):
+                self.rows[start : start + 1024] = other[start : start + 1024]
+
     def _checked(self, index: Tensor) -> np.ndarray:
         if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
             raise ValueError(f"index must be whole numbers of shape (B,), got {index.dtype} {tuple(index.shape)}")
@@ -186,6 +203,20 @@ class X0Regression(Objective):
                 self.store = AnchorStore.create(folder, len(data), model.data_shape, dtype=self.store_dtype, seed=seed,
                                                 data=data.sha256, rule=self.anchor)
             self.store.check(len(data), model.data_shape, data=data.sha256, dtype=self.store_dtype, rule=self.anchor)
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self._running is None else {"running": self._running}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._running = state.get("running")
+
+    def save_files(self, folder) -> None:
+        if self.store is not None:
+            self.store.copy_to(folder)
+
+    def load_files(self, folder) -> None:
+        if self.store is not None:
+            self.store.copy_from(folder)
 
     def _anchor(self, batch: Batch, generator: torch.Generator | None) -> Tensor | None:
         x_0 = batch.x_0

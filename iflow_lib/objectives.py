@@ -56,6 +56,19 @@ class Objective:
     def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
         """Called by ``fit`` before the first step, with its ``TensorData``. ValueError if this cannot be trained."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint must keep of this objective, beside what ``save_files`` writes."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what ``state`` gave."""
+
+    def save_files(self, folder) -> None:
+        """Write what is too large for ``state`` into the folder of a checkpoint."""
+
+    def load_files(self, folder) -> None:
+        """Take back what ``save_files`` wrote."""
+
     @property
     def name(self) -> str:
         return type(self).__name__

@@ -2,16 +2,22 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import platform
+import signal
+import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 
 from . import __version__
 from .flow_map import FlowMap
 from .objectives import Batch, Objective
+from .run_folder import RunFolder
 from .samplers import pick_device, whole
 
 
@@ -24,6 +30,8 @@ class TrainConfig:
     seed: of initial data order, times and noise (the network's own start is the caller's); device: auto, cpu, cuda,
     mps; channels_last: memory layout for images (faster convolutions); log_every: steps between rows of the history;
     progress: show a bar; label_dropout: share of examples whose class is withheld, for guidance (only with labels).
+    out_dir: folder of the run, "" for none: checkpoints go there every ``checkpoint_every`` steps (0: never) and every
+    ``checkpoint_minutes``, at the end, and when the run is interrupted; the newest ``keep`` stay.
     """
 
     steps: int
@@ -38,9 +46,18 @@ class TrainConfig:
     log_every: int = 50
     progress: bool = True
     label_dropout: float = 0.1
+    out_dir: str = ""
+    checkpoint_every: int = 0
+    checkpoint_minutes: float = 10.0
+    keep: int = 2
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "log_every"):
+        object.__setattr__(self, "out_dir", str(self.out_dir))
+        if isinstance(self.checkpoint_every, bool) or self.checkpoint_every != int(self.checkpoint_every) \
+                or self.checkpoint_every < 0 or not self.checkpoint_minutes > 0:
+            raise ValueError(f"need checkpoint_every a whole number of at least 0 and checkpoint_minutes > 0, got "
+                             f"{self.checkpoint_every!r} and {self.checkpoint_minutes!r}")
+        for name in ("steps", "batch_size", "log_every", "keep"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))  # numpy's numbers are not JSON
         if not 0 < self.lr < math.inf or not self.clip > 0 or self.warmup < 0:
             raise ValueError(f"need lr > 0, clip > 0, warmup >= 0; got {self.lr!r}, {self.clip!r}, {self.warmup!r}")
@@ -74,20 +91,28 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
 
 
-def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> TrainRun:
+#: Settings that may differ between a run and its continuation: they do not change what is learned.
+_FREE = ("progress", "out_dir", "checkpoint_every", "checkpoint_minutes", "keep")
+
+
+def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=None) -> TrainRun:
     """Train ``model`` with ``objective`` and return a run whose model carries the averaged (EMA) weights.
 
     data: a float tensor (B, ...), a data set of ``iflow_lib.data`` or a torch Dataset; it is kept on the device and
     batches are drawn by index. Its labels are used by a network with classes; its noise, if it has any, is the z of each
     example (``samplers.reflow``). The given model is trained in place and left with its last, unaveraged weights.
-    Interrupting (Ctrl-C) ends training early and returns what was learned so far, with ``manifest["interrupted"]``.
 
-    Raises ValueError for data of the wrong shape or type or with NaN, for an unknown device, and FloatingPointError
-    if the loss stops being finite.
+    resume: with ``config.out_dir``, "auto" continues from its newest whole checkpoint, if there is one; the path of a
+    checkpoint continues from there; None starts anew, in a folder without an earlier run. A run that was stopped at any
+    moment and continued ends with the weights, EMA and history of one that was not, bit for bit on the same machine with
+    the same number of threads (all of them but the seconds; an objective of your own must draw from its generator only).
+    Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was learned so far, with
+    ``manifest["interrupted"]``; a second Ctrl-C stops at once.
+
+    Raises ValueError for data of the wrong shape or type or with NaN, for an unknown device, and for a checkpoint of
+    another run; OSError for an out_dir that is in use or cannot be written; FloatingPointError if the loss or the weights
+    stop being finite.
     """
-    import pandas as pd
-    from tqdm.auto import tqdm
-
     from .data import TensorData, as_tensor
 
     device = pick_device(config.device)
@@ -97,71 +122,189 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig) -> Trai
     labels, noise = (getattr(data, name, None) for name in ("labels", "noise"))
     if model.classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < model.classes):
         raise ValueError(f"a network with {model.classes} classes needs data with labels 0 to {model.classes - 1}")
-    known_data = data if isinstance(data, TensorData) else TensorData(x)
-    objective.prepare(model, known_data, seed=config.seed)
-    images = config.channels_last and x.ndim == 4
-    x = x.to(device)
-    labels = labels.to(device) if model.classes else None
-    noise = noise.to(device, x.dtype) if noise is not None else None
-    model.to(device, memory_format=torch.channels_last if images else torch.preserve_format).train()
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    weights, averaged = list(model.parameters()), list(average.parameters())
-    optimizer = torch.optim.Adam(weights, lr=config.lr, betas=(0.9, 0.99))
-    source = device if device.type == "cuda" else torch.device("cpu")  # mps cannot draw all the noise laws
-    generator = torch.Generator(source).manual_seed(config.seed)
-
-    rows, losses, start, step, interrupted = [], [], time.perf_counter(), 0, False
-    bar = tqdm(total=config.steps, desc=objective.name, disable=not config.progress, mininterval=0.5)
-    try:
-        for step in range(1, config.steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, step - 1)
-            index = torch.randint(len(x), (config.batch_size,), generator=generator, device=source)
-            place = index.to(device)
-            x_0, known = x[place], None
-            if images:
-                x_0 = x_0.contiguous(memory_format=torch.channels_last)
-            if labels is not None:
-                told = torch.rand(len(place), generator=generator, device=source).to(device) >= config.label_dropout
-                known = torch.where(told, labels[place], -1)
-            loss = objective(model, Batch(
-                x_0, labels=known, index=index, noise=None if noise is None else noise[place], step=step - 1,
-                steps=config.steps, epoch=(step - 1) * config.batch_size // len(x)), generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, config.clip)
-            optimizer.step()
-            # a short run must not average over its random start: (1 + step) / (10 + step) rises towards the decay
-            decay = min(config.ema, (1 + step) / (10 + step))
-            torch._foreach_lerp_(averaged, [w.detach() for w in weights], 1 - decay)
-            losses.append(loss.detach())
-            log = step % config.log_every == 0 or step == config.steps
-            if log or device.type == "cpu":  # elsewhere, asking for the value at every step would make the device wait
-                mean = float(torch.stack(losses).mean() if log else losses[-1])
-                if not math.isfinite(mean):
-                    raise FloatingPointError(
-                        f"the loss of {objective.name} is not finite by step {step}: lower lr or look at the data's scale")
-            if log:
-                losses.clear()
-                rows.append((step, mean, time.perf_counter() - start))
-                bar.set_postfix_str(f"loss {mean:.4f}", refresh=False)
-            bar.update()
-    except KeyboardInterrupt:
-        interrupted = True
-        step -= 1
-    finally:
-        bar.close()
-    manifest = {
-        "objective": {"name": objective.name, **objective.config()},
-        "path": {"name": model.path.name, **model.path.config()},
-        "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
-        "config": asdict(config),
-        "data": {"name": getattr(data, "name", "tensor"), "shape": list(x.shape), "sha256": known_data.sha256},
-        "steps_done": step,
+    if resume is not None and not config.out_dir:
+        raise ValueError('resume needs a folder: give TrainConfig(out_dir="...")')
+    known = data if isinstance(data, TensorData) else TensorData(x)
+    with RunFolder(config.out_dir, config.keep) if config.out_dir else nullcontext() as folder:
+        if folder and resume is None and folder.checkpoints():
+            raise ValueError(f'{config.out_dir} holds an earlier run: continue it with resume="auto", or choose another '
+                             "out_dir")
+        objective.prepare(model, known, folder=folder and folder.folder / "anchors", seed=config.seed)
+        loop = _Loop(model, objective, x, labels if model.classes else None, noise, config, device, folder)
+        manifest = {
+            "objective": {"name": objective.name, **objective.config()},
+            "path": {"name": model.path.name, **model.path.config()},
+            "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
+            "config": asdict(config),
+            "data": {"name": getattr(data, "name", "tensor"), "shape": list(x.shape), "sha256": known.sha256},
+        }
+        loop.identity = json.loads(json.dumps({**manifest, "config": {
+            k: v for k, v in manifest["config"].items() if k not in _FREE}}))
+        if resume is not None:
+            loop.resume(None if resume == "auto" else Path(resume))
+        interrupted = loop.run()
+    manifest |= {
+        "steps_done": loop.step,
         "interrupted": interrupted,
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": round(loop.seconds(), 3),
         "hardware": hardware(device),
         "versions": {"iflow_lib": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    history = pd.DataFrame(rows, columns=["step", "loss", "seconds"])
-    return TrainRun(model=average, history=history, manifest=manifest)
+    return TrainRun(model=loop.average, history=loop.history(), manifest=manifest)
+
+
+class _Loop:
+    """The state of a run between two steps, and what a step does to it."""
+
+    def __init__(self, model, objective, x, labels, noise, config: TrainConfig, device, folder: RunFolder | None):
+        self.model, self.objective, self.config, self.device, self.folder = model, objective, config, device, folder
+        self.images = config.channels_last and x.ndim == 4
+        self.x = x.to(device)
+        self.labels = labels.to(device) if labels is not None else None
+        self.noise = noise.to(device, x.dtype) if noise is not None else None
+        model.to(device, memory_format=torch.channels_last if self.images else torch.preserve_format).train()
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
+        self.weights, self.averaged = list(model.parameters()), list(self.average.parameters())
+        self.optimizer = torch.optim.Adam(self.weights, lr=config.lr, betas=(0.9, 0.99))
+        self.source = device if device.type == "cuda" else torch.device("cpu")  # mps cannot draw all the noise laws
+        self.generator = torch.Generator(self.source).manual_seed(config.seed)
+        self.step, self.rows, self.losses, self.identity = 0, [], [], {}
+        self.start = self.saved = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def history(self):
+        import pandas as pd
+
+        return pd.DataFrame(self.rows, columns=["step", "loss", "seconds"])
+
+    def run(self) -> bool:
+        """Train to the end. True if a signal ended it earlier."""
+        from tqdm.auto import tqdm
+
+        with _Signals() as signals, tqdm(total=self.config.steps, initial=self.step, desc=self.objective.name,
+                                         disable=not self.config.progress, mininterval=0.5) as bar:
+            try:
+                while self.step < self.config.steps and not signals.seen:
+                    self.one_step()
+                    bar.update()
+                    if self.rows and self.rows[-1][0] == self.step:
+                        bar.set_postfix_str(f"loss {self.rows[-1][1]:.4f}", refresh=False)
+                    if self.folder and self.due() and not signals.seen:
+                        self.save()
+            except KeyboardInterrupt:  # a second Ctrl-C, or one where signals are not ours to catch
+                return True
+        if self.folder:
+            self.save()
+        return self.step < self.config.steps
+
+    def one_step(self) -> None:
+        config, step = self.config, self.step + 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, step - 1)
+        index = torch.randint(len(self.x), (config.batch_size,), generator=self.generator, device=self.source)
+        place = index.to(self.device)
+        x_0, known = self.x[place], None
+        if self.images:
+            x_0 = x_0.contiguous(memory_format=torch.channels_last)
+        if self.labels is not None:
+            told = torch.rand(len(place), generator=self.generator, device=self.source).to(self.device)
+            known = torch.where(told >= config.label_dropout, self.labels[place], -1)
+        loss = self.objective(self.model, Batch(
+            x_0, labels=known, index=index, noise=None if self.noise is None else self.noise[place], step=step - 1,
+            steps=config.steps, epoch=(step - 1) * config.batch_size // len(self.x)), self.generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
+        self.optimizer.step()
+        # a short run must not average over its random start: (1 + step) / (10 + step) rises towards the decay
+        decay = min(config.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights], 1 - decay)
+        self.losses.append(loss.detach())
+        log = step % config.log_every == 0 or step == config.steps
+        if log or self.device.type == "cpu":  # elsewhere, asking for the value at every step would make the device wait
+            mean = float(torch.stack(self.losses).mean() if log else self.losses[-1])
+            if not math.isfinite(mean):
+                where = f"; {self.folder.newest()}" if self.folder else ""
+                raise FloatingPointError(f"the loss of {self.objective.name} is not finite by step {step}: lower lr or "
+                                         f"look at the data's scale{where}")
+        if log:
+            self.losses.clear()
+            self.rows.append((step, mean, self.seconds()))
+        self.step = step
+
+    # ------------------------------------------------------------------ checkpoints
+    def due(self) -> bool:
+        every = self.config.checkpoint_every
+        return bool(every and self.step % every == 0) or \
+            time.perf_counter() - self.saved > 60 * self.config.checkpoint_minutes
+
+    def save(self) -> None:
+        bad = [name for name, w in self.model.named_parameters() if not bool(torch.isfinite(w).all())]
+        if bad:
+            raise FloatingPointError(f"the weights of {self.objective.name} are not finite at step {self.step} ({bad[0]}); "
+                                     f"{self.folder.newest()}")
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        for i, w in enumerate(self.weights):
+            tensors |= {f"optimizer.{i}.{k}": v for k, v in self.optimizer.state.get(w, {}).items()}
+        tensors |= {f"objective.{k}": v for k, v in self.objective.state().items()}
+        tensors["generator"] = self.generator.get_state()
+        if self.losses:
+            tensors["losses"] = torch.stack(self.losses)
+        info = {"step": self.step, "rows": self.rows, "seconds": self.seconds(), "identity": self.identity}
+        self.folder.save(self.step, tensors, info, self.objective.save_files)
+        self.saved = time.perf_counter()
+
+    def resume(self, wanted: Path | None) -> None:
+        found = self.folder.load(wanted)
+        if found is None:
+            return
+        tensors, info, place = found
+        for part, mine in self.identity.items():
+            theirs = info["identity"].get(part)
+            if theirs != mine:
+                raise ValueError(f"{place} is a checkpoint of another run: its {part} is {_difference(theirs, mine)}")
+
+        def part(name: str) -> dict:
+            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+        self.model.load_state_dict(part("model."))
+        self.average.load_state_dict(part("average."))
+        for i, w in enumerate(self.weights):
+            state = part(f"optimizer.{i}.")
+            self.optimizer.state[w] = {k: v if k == "step" else v.to(w) for k, v in state.items()}
+        self.generator.set_state(tensors["generator"])
+        self.objective.load_state(part("objective."))
+        self.objective.load_files(place)
+        self.losses = list(tensors["losses"].to(self.device)) if "losses" in tensors else []
+        self.step, self.rows = info["step"], [tuple(row) for row in info["rows"]]
+        self.start -= info["seconds"]
+
+
+def _difference(theirs, mine) -> str:
+    """Two settings side by side: of dicts, only what differs."""
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        keys = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
+        theirs, mine = ({k: d.get(k) for k in keys} for d in (theirs, mine))
+    return f"{theirs}, here it is {mine}"
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM are noted once, so that the step at work can end; the second time they do what they always do."""
+
+    def __enter__(self) -> _Signals:
+        self.seen, self.earlier = False, {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.earlier[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, frame) -> None:
+        self.seen = True
+        signal.signal(number, self.earlier[number])
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)

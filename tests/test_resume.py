@@ -1,0 +1,232 @@
+"""Checkpoints of ``fit``: a run that was killed and continued is the run that was not, and nothing is lost on the way."""
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from exact import one_line, randomise
+
+from iflow_lib import run_folder, training
+from iflow_lib.anchors import X0Regression
+from iflow_lib.data import TensorData
+from iflow_lib.flow_map import FlowMap
+from iflow_lib.networks import MLP
+from iflow_lib.objectives import (
+    ConsistencyTraining,
+    Distillation,
+    FlowMatching,
+    IntegralAdditivity,
+    IntegralIdentity,
+)
+from iflow_lib.paths import PoissonFlow, RectifiedFlow
+from iflow_lib.run_folder import RunFolder
+from iflow_lib.training import TrainConfig, fit
+
+STEPS = 150
+OBJECTIVES = {
+    "FlowMatching": FlowMatching, "IntegralIdentity": IntegralIdentity,
+    "IntegralIdentity, self": lambda: IntegralIdentity(anchor="self"),
+    "IntegralAdditivity": IntegralAdditivity, "ConsistencyTraining": ConsistencyTraining, "Distillation": Distillation,
+    "X0Regression": X0Regression, "X0Regression, shared": lambda: X0Regression(anchor="shared"),
+    "X0Regression, per_example": lambda: X0Regression(anchor="per_example", blend=True)}
+linux = pytest.mark.skipif(os.name != "posix", reason="kills by signals")
+
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    x, z = torch.randn(2, 200, 2, generator=g)
+    return TensorData(x, noise=z)
+
+
+def setup(name, out_dir, **options):
+    """Model, objective, data and settings of a small run."""
+    anchored = name in ("IntegralIdentity, self", "X0Regression, shared", "X0Regression, per_example")
+    path = RectifiedFlow() if name == "Distillation" else PoissonFlow(aug_dim=8)
+    model = FlowMap(randomise(MLP(dim=2, hidden=16, layers=2, anchor=anchored)), path)
+    x = data() if name == "Distillation" else data().x
+    config = TrainConfig(**{"steps": STEPS, "batch_size": 16, "device": "cpu", "progress": False, "log_every": 7,
+                            "warmup": 5, "ema": 0.9, "checkpoint_every": 4, "out_dir": str(out_dir)} | options)
+    return model, OBJECTIVES[name](), x, config
+
+
+def killed(name, out_dir, steps, in_save):
+    """Continue the run, and after so many steps die by kill -9: in the step's first network call, or while the next
+    checkpoint is written."""
+    torch.set_num_threads(1)
+    model, objective, x, config = setup(name, out_dir)
+    done, rate, digest = [0], training.learning_rate, run_folder._digest
+
+    def count(*arguments):
+        done[0] += 1  # called once a step
+        return rate(*arguments)
+
+    def die(*_):
+        if done[0] >= steps:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    training.learning_rate = count
+    if in_save:
+        run_folder._digest = lambda file: (die() if file.parent.name.endswith(".partial") else None, digest(file))[1]
+    else:
+        model.net.register_forward_pre_hook(die)
+    fit(model, objective, x, config, resume="auto")
+
+
+@linux
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_killed_ten_times_and_continued_is_the_undisturbed_run(name, tmp_path):
+    model, objective, x, config = setup(name, tmp_path / "whole")
+    whole = fit(model, objective, x, config)
+    estimates = objective.store.read(torch.arange(200)) if getattr(objective, "store", None) else None
+    context, rng, kills = multiprocessing.get_context("forkserver"), random.Random(name), 0
+    context.set_forkserver_preload(["torch._dynamo", "iflow_lib.training", "pandas", "safetensors.torch", "filelock", "pytest"])
+    while kills < 10:
+        in_save = kills % 3 == 2
+        process = context.Process(target=killed, args=(name, tmp_path / "killed", rng.randint(5, 17), in_save))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+    again_from = int(RunFolder(tmp_path / "killed").checkpoints()[0].name[5:])
+    again, objective, x, config = setup(name, tmp_path / "killed")
+    run = fit(again, objective, x, config, resume="auto")
+    for mine, theirs in ((again, model), (run.model, whole.model)):
+        for (k, a), (_, b) in zip(mine.state_dict().items(), theirs.state_dict().items(), strict=True):
+            assert torch.equal(a, b), k
+    assert run.history[["step", "loss"]].equals(whole.history[["step", "loss"]]) and len(run.history) > 20
+    assert 5 < again_from < STEPS
+    assert run.manifest["steps_done"] == STEPS and not run.manifest["interrupted"]
+    if estimates is not None:
+        assert torch.equal(objective.store.read(torch.arange(200)), estimates)
+    assert len(RunFolder(tmp_path / "killed").checkpoints()) <= 2  # and the last two are kept
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path):
+    whole = fit(*setup("IntegralIdentity", tmp_path / "whole"))
+    for damage in ("truncate", "flip", "no state"):
+        out = tmp_path / damage
+        fit(*setup("IntegralIdentity", out))
+        newest, before = RunFolder(out).checkpoints()
+        file = newest / ("state.json" if damage == "no state" else "state.safetensors")
+        content = file.read_bytes()
+        if damage == "no state":
+            file.unlink()
+        else:
+            file.write_bytes(content[:-9] if damage == "truncate" else content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.warns(RuntimeWarning, match="falling back to the one before"):
+            run = fit(*setup("IntegralIdentity", out), resume="auto")
+        assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
+        for folder in RunFolder(out).checkpoints():
+            (folder / "state.json").write_text("{")
+        with pytest.raises(ValueError, match="no checkpoint in .* is whole"), pytest.warns(RuntimeWarning):
+            fit(*setup("IntegralIdentity", out), resume="auto")
+
+
+def test_continue_from_a_given_checkpoint(tmp_path):
+    whole = fit(*setup("FlowMatching", tmp_path, keep=50))
+    early = tmp_path / "checkpoints" / "step-00000008"
+    run = fit(*setup("FlowMatching", tmp_path, keep=50), resume=early)
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
+    with pytest.raises(ValueError, match="damaged"):
+        fit(*setup("FlowMatching", tmp_path, keep=50), resume=tmp_path / "checkpoints" / "step-00000009")
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(lr=0.5), "'lr': 0.001}, here it is {'lr': 0.5}"), (dict(steps=70), "'steps': 150}, here it is {'steps': 70}"),
+    (dict(seed=1), "'seed'")])
+def test_another_run_is_refused(tmp_path, change, words):
+    fit(*setup("FlowMatching", tmp_path))
+    with pytest.raises(ValueError) as error:
+        fit(*setup("FlowMatching", tmp_path, **change), resume="auto")
+    assert words in one_line(error) and "another run" in str(error.value)
+    with pytest.raises(ValueError, match="another run"):  # other data
+        model, objective, x, config = setup("FlowMatching", tmp_path)
+        fit(model, objective, x + 1, config, resume="auto")
+    with pytest.raises(ValueError, match="another run: its objective"):
+        model, _, x, config = setup("FlowMatching", tmp_path)
+        fit(model, IntegralIdentity(), x, config, resume="auto")
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path):
+    fit(*setup("FlowMatching", tmp_path))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="holds an earlier run"):
+        fit(*setup("FlowMatching", tmp_path))
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    with pytest.raises(ValueError, match="resume needs a folder"):
+        fit(*setup("FlowMatching", ""), resume="auto")
+
+
+def test_a_run_in_use_is_refused(tmp_path):
+    with RunFolder(tmp_path), pytest.raises(OSError) as error:
+        fit(*setup("FlowMatching", tmp_path))
+    assert "in use by another process" in one_line(error)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot write to"):
+        fit(*setup("FlowMatching", tmp_path / "file"))
+
+
+def stopped(out_dir, ready):
+    torch.set_num_threads(1)
+    model, objective, x, config = setup("FlowMatching", out_dir, steps=100_000, checkpoint_every=0)
+    model.net.register_forward_pre_hook(lambda *_: ready.set())
+    run = fit(model, objective, x, config)
+    os._exit(7 if run.manifest["interrupted"] and len(RunFolder(out_dir).checkpoints()) == 1 else 1)
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path, number):
+    context = multiprocessing.get_context("forkserver")
+    ready = context.Event()
+    process = context.Process(target=stopped, args=(tmp_path, ready))
+    process.start()
+    assert ready.wait(60)
+    time.sleep(0.1)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == 7
+    model, objective, x, config = setup("FlowMatching", tmp_path, steps=100_000)
+    with RunFolder(tmp_path) as folder:
+        assert folder.load()[1]["step"] > 0
+
+
+def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
+    real = Path.write_bytes
+
+    def full(file, content):
+        if "step-00000012" in str(file):
+            raise OSError(28, "No space left on device")
+        return real(file, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as error:
+        fit(*setup("FlowMatching", tmp_path))
+    text = one_line(error)
+    assert "step 12" in text and "No space left" in text and "step-00000008" in text
+    monkeypatch.undo()
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    whole = fit(*setup("FlowMatching", tmp_path / "whole"))
+    run = fit(*setup("FlowMatching", tmp_path), resume="auto")  # with room again
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    model, objective, x, config = setup("FlowMatching", tmp_path)
+
+    class Breaks(FlowMatching):
+        def __call__(self, model, batch, generator=None):
+            if batch.step == 10:
+                with torch.no_grad():
+                    model.net.out.bias.fill_(float("inf"))
+            return super().__call__(model, batch, generator) if batch.step < 10 else sum(p.sum() * 0 for p in [
+                model.net.hidden[0].bias])
+
+    with pytest.raises(FloatingPointError) as error:
+        fit(model, Breaks(), x, config)
+    assert "not finite at step 12" in one_line(error) and "step-00000008" in str(error.value)
