@@ -83,7 +83,7 @@ def test_killed_ten_times_and_continued_is_the_undisturbed_run(name, tmp_path):
     whole = fit(model, objective, x, config)
     estimates = objective.store.read(torch.arange(200)) if getattr(objective, "store", None) else None
     context, rng, kills = multiprocessing.get_context("forkserver"), random.Random(name), 0
-    context.set_forkserver_preload(["torch._dynamo", "iflow_lib.training", "pandas", "safetensors.torch", "filelock", "pytest"])
+    context.set_forkserver_preload(["torch._dynamo", "iflow_lib.training", "pandas", "safetensors.torch", "pytest"])
     while kills < 10:
         in_save = kills % 3 == 2
         process = context.Process(target=killed, args=(name, tmp_path / "killed", rng.randint(5, 17), in_save))
