@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy.stats import t as student
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference" / "bench"
@@ -26,6 +27,23 @@ def test_benchmark(name, options, runs, tmp_path):
     times = {file: file.stat().st_mtime_ns for file in kept}
     again = subprocess.run(command, capture_output=True, text=True)  # from what is kept
     assert again.returncode == 0 and {file: file.stat().st_mtime_ns for file in kept} == times
+
+
+def test_what_the_readme_says_of_anchors_and_neighbours():
+    anchor = pd.read_csv(REFERENCE / "self_anchor.csv").pivot(index=["dataset", "path", "nfe", "seed"], columns="anchor",
+                                                              values="w2")
+    cells = (anchor["self"] - anchor["none"]).groupby(["dataset", "path", "nfe"])
+    half = cells.std() * student.ppf(0.975, cells.count() - 1) / cells.count() ** 0.5
+    assert not (cells.mean() + half < 0).any() and (cells.mean() - half > 0).sum() >= 3
+    peers = pd.read_csv(REFERENCE / "quality_vs_peers.csv")
+    peers = peers[peers.role.isin(["defaults", "best found"])]
+    mean = peers.groupby(["dataset", "method", "role"]).w2.mean().unstack("dataset")
+    ours, theirs = mean.loc[["IntegralIdentity", "IntegralAdditivity"]], mean.loc[["MeanFlow", "SplitMeanFlow"]]
+    assert ours.eight_gaussians.max() < theirs.eight_gaussians.min()
+    others = theirs.checkerboard.drop(("MeanFlow", "best found"))
+    assert ours.checkerboard.max() < others.min()
+    best = peers[(peers.dataset == "checkerboard") & (peers.method == "MeanFlow") & (peers.role == "best found")].w2
+    assert ours.checkerboard.max() - best.mean() < best.max() - best.min()
 
 
 def test_each_claim_of_the_exactness_table_holds():
