@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from . import __version__
+from .checkpoints import write_together
 from .flow_map import FlowMap
 from .objectives import Batch, Objective
 from .run_folder import RunFolder
@@ -31,7 +32,8 @@ class TrainConfig:
     mps; channels_last: memory layout for images (faster convolutions); log_every: steps between rows of the history;
     progress: show a bar; label_dropout: share of examples whose class is withheld, for guidance (only with labels).
     out_dir: folder of the run, "" for none: checkpoints go there every ``checkpoint_every`` steps (0: never) and every
-    ``checkpoint_minutes``, at the end, and when the run is interrupted; the newest ``keep`` stay.
+    ``checkpoint_minutes``, at the end, and when the run is interrupted; the newest ``keep`` stay. At the end there are
+    also history.csv and manifest.json.
     """
 
     steps: int
@@ -150,7 +152,11 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
         "hardware": hardware(device),
         "versions": {"iflow_lib": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    return TrainRun(model=loop.average, history=loop.history(), manifest=manifest)
+    run = TrainRun(model=loop.average, history=loop.history(), manifest=manifest)
+    if config.out_dir:
+        write_together({Path(config.out_dir) / "history.csv": run.history.to_csv(index=False, lineterminator="\n"),
+                        Path(config.out_dir) / "manifest.json": json.dumps(manifest, indent=2) + "\n"})
+    return run
 
 
 class _Loop:

@@ -1,4 +1,5 @@
 """Checkpoints of ``fit``: a run that was killed and continued is the run that was not, and nothing is lost on the way."""
+import json
 import multiprocessing
 import os
 import random
@@ -6,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from exact import one_line, randomise
@@ -152,6 +154,13 @@ def test_another_run_is_refused(tmp_path, change, words):
         fit(model, IntegralIdentity(), x, config, resume="auto")
 
 
+def test_what_a_finished_run_leaves(tmp_path):
+    run = fit(*setup("FlowMatching", tmp_path))
+    assert pd.read_csv(tmp_path / "history.csv").step.tolist() == run.history.step.tolist()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest == json.loads(json.dumps(run.manifest)) and manifest["data"]["sha256"] == TensorData(data().x).sha256
+
+
 def test_an_earlier_run_is_not_overwritten(tmp_path):
     fit(*setup("FlowMatching", tmp_path))
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -179,6 +188,21 @@ def stopped(out_dir, ready):
     os._exit(7 if run.manifest["interrupted"] and len(RunFolder(out_dir).checkpoints()) == 1 else 1)
 
 
+def stopped_in_a_save(out_dir):
+    torch.set_num_threads(1)
+    model, objective, x, config = setup("FlowMatching", out_dir)
+    digest, sent = run_folder._digest, []
+
+    def terminate(file):
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        return digest(file)
+
+    run_folder._digest = terminate
+    run = fit(model, objective, x, config)
+    os._exit(7 if sent and run.manifest["interrupted"] and run.manifest["steps_done"] == 4 else 1)
+
+
 @linux
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path, number):
@@ -196,23 +220,49 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path, number):
         assert folder.load()[1]["step"] > 0
 
 
-def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch):
-    real = Path.write_bytes
+def without_room(out_dir):
+    """Train with room for the first checkpoints only: from then on no file may grow beyond a kilobyte."""
+    import resource
 
-    def full(file, content):
-        if "step-00000012" in str(file):
-            raise OSError(28, "No space left on device")
-        return real(file, content)
+    torch.set_num_threads(1)
+    model, objective, x, config = setup("FlowMatching", out_dir)
+    save = RunFolder.save
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError) as error:
-        fit(*setup("FlowMatching", tmp_path))
-    text = one_line(error)
-    assert "step 12" in text and "No space left" in text and "step-00000008" in text
-    monkeypatch.undo()
-    assert not list((tmp_path / "checkpoints").glob(".*"))
+    def limited(folder, step, *arguments):
+        if step >= 12:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+        return save(folder, step, *arguments)
+
+    RunFolder.save = limited
+    try:
+        fit(model, objective, x, config)
+    except OSError as error:
+        text = str(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        (Path(out_dir).parent / "error.txt").write_text(text)
+
+
+@linux
+def test_no_room_names_the_last_good_checkpoint(tmp_path):
+    process = multiprocessing.get_context("forkserver").Process(target=without_room, args=(tmp_path / "run",))
+    process.start()
+    process.join(60)
+    text = (tmp_path / "error.txt").read_text()
+    assert "step 12" in text and "too large" in text and "step-00000008" in text and "\n" not in text
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
     whole = fit(*setup("FlowMatching", tmp_path / "whole"))
-    run = fit(*setup("FlowMatching", tmp_path), resume="auto")  # with room again
+    run = fit(*setup("FlowMatching", tmp_path / "run"), resume="auto")  # with room again
+    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
+
+
+@linux
+def test_sigterm_while_a_checkpoint_is_written(tmp_path):
+    process = multiprocessing.get_context("forkserver").Process(target=stopped_in_a_save, args=(tmp_path / "run",))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 7
+    whole = fit(*setup("FlowMatching", tmp_path / "whole"))
+    run = fit(*setup("FlowMatching", tmp_path / "run"), resume="auto")
     assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
 
 
