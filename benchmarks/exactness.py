@@ -8,7 +8,7 @@ network and is compared with the truth, as a relative RMS error (the divisor is 
 - X0Regression without an anchor: its jump to 0 with the exact posterior mean, at the same points; and from t_max with
   the flow map and with the mean of the data, to show which of the two it is.
 
-In the plane the network is the library's MLP, in 32 dimensions ``Gated``, see there.
+In the plane the network is the library's MLP, in 32 dimensions ``Gated``, see there; steps and learning rates: ``budget``.
 
 Writes exactness.csv and exactness.manifest.json into --out (results/reference/bench); finished runs are kept in
 results/runs/exactness and not run again; --help lists what can be made smaller.
@@ -30,9 +30,18 @@ PATHS = {"rectified": ifl.RectifiedFlow, "ve": ifl.VarianceExploding, "vp": ifl.
 OBJECTIVES = {"FlowMatching": ifl.FlowMatching, "IntegralIdentity": ifl.IntegralIdentity,
               "IntegralAdditivity": ifl.IntegralAdditivity, "ConsistencyTraining": ifl.ConsistencyTraining,
               "X0Regression": ifl.X0Regression}
-STEPS = {2: 8000, 32: 12000}
 BOUNDS = {2: {"flow_map": 0.03, "velocity": 0.03, "posterior_mean": 0.03},
           32: {"flow_map": 0.06, "velocity": 0.03, "posterior_mean": 0.03}}
+SEEDS = {2: 3, 32: 2}
+
+
+def budget(objective: str, dim: int) -> tuple[int, float]:
+    """Gradient steps and learning rate.
+
+    8,000 and 2e-3; but in 32 dimensions 12,000 and 5e-3 for the two plain regressions, whose targets are the noisiest. At
+    5e-3 an IntegralIdentity diverged there: its target holds its own derivative.
+    """
+    return (12_000, 5e-3) if dim == 32 and objective in ("FlowMatching", "X0Regression") else (8000, 2e-3)
 
 
 class Gated(nn.Module):
@@ -40,8 +49,7 @@ class Gated(nn.Module):
 
     For Gaussian data every average velocity is a linear map with gains that depend on time (and, under PFGM++, on the
     radius) along axes that do not. A plain MLP learns such products of time and place slowly in 32 dimensions, and
-    then the error says little of the objective: with the MLP of the plane, 6,000 steps and this learning rate, the jump
-    of IntegralIdentity on the rectified line is off by 15 per cent. This network has to find the axes and the gains.
+    then the error says little of the objective. This network has to find the axes and the gains.
     """
 
     anchor, classes = False, 0
@@ -109,7 +117,7 @@ def run(path_name: str, objective: str, dim: int, seed: int, steps: int, device:
     path = PATHS[path_name]()
     torch.manual_seed(seed)
     model = ifl.FlowMap(ifl.MLP(dim=dim, hidden=128, layers=4) if dim == 2 else Gated(dim), path)
-    config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3 if dim == 2 else 5e-3, seed=seed, device=device,
+    config = ifl.TrainConfig(steps=steps, batch_size=512, lr=budget(objective, dim)[1], seed=seed, device=device,
                              progress=False)
     trained = ifl.fit(model, OBJECTIVES[objective](), data.float(), config)
     fresh = mean + torch.randn(2000, dim, generator=generator, dtype=torch.float64) @ root.T
@@ -124,7 +132,9 @@ def main() -> None:
     arguments = options.parse_args()
     rows, manifests = [], {}
     for dim, seed, path, objective in itertools.product(arguments.dims, range(arguments.seeds), PATHS, OBJECTIVES):
-        steps = STEPS[dim] // arguments.shorten
+        if seed >= SEEDS[dim]:
+            continue
+        steps = budget(objective, dim)[0] // arguments.shorten
         name = f"{path}-{objective}-{dim}-{steps}-{seed}"
         done = kept(arguments.runs / "exactness", name, partial(run, path, objective, dim, seed, steps, arguments.device))
         manifests[name] = done["manifest"]
