@@ -25,7 +25,7 @@ reproduce: .venv/installed
 
 test: .venv/installed
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --cov=iflow_lib --cov-report=term --cov-fail-under=92
 
 lab: .venv/installed
 	.venv/bin/jupyter lab notebooks
@@ -58,5 +58,5 @@ lock: .venv/installed
 			--require-hashes -r requirements.lock && echo "locked: Python $$python, $$system" || exit 1; done; done
 
 clean:
-	rm -rf .venv results/runs build dist iflow_lib.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv results/runs build dist iflow_lib.egg-info .pytest_cache .ruff_cache .coverage
 	find iflow_lib notebooks tests tools -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} + 2>/dev/null || true
