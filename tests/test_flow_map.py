@@ -254,3 +254,16 @@ def test_wrong_shapes_and_arguments():
     with pytest.raises(ValueError) as error:
         FlowMap(MLP(dim=2), "rectified")
     assert "path must be a path" in one_line(error)
+
+
+def test_a_network_that_returns_another_shape():
+    class Wrong(nn.Module):
+        data_shape = (3,)
+
+        def forward(self, x, t, s):
+            return x[:, :2]
+
+    model = FlowMap(Wrong(), RectifiedFlow())
+    with pytest.raises(ValueError) as error:
+        model.jump(x=torch.zeros(4, 3), t=torch.ones(4), s=torch.zeros(4))
+    assert "the network Wrong returned shape (4, 2) for x of shape (4, 3)" in one_line(error)
