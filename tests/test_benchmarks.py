@@ -55,3 +55,4 @@ def test_each_claim_of_the_exactness_table_holds():
     assert (bounded.relative_rms <= bounded.bound).all(), bounded[bounded.relative_rms > bounded.bound]
     ends = table[table.objective == "X0Regression"].groupby("quantity").relative_rms
     assert ends.max()["jump_is_data_mean"] < 0.15 and ends.min()["jump_is_flow_map"] > 0.9
+    assert (table.groupby(["path", "objective", "dim"]).seed.nunique() >= 3).all()
