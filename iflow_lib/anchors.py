@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path as FilePath
 
@@ -17,9 +16,11 @@ import torch
 from torch import Tensor
 
 from .checkpoints import write_atomic
+from .data import release
 from .flow_map import FlowMap
 from .objectives import Batch, Objective, on_line
 from .paths import expand
+from .team import Team
 
 ANCHORS = ("none", "shared", "per_example", "ground_truth", "self")
 DTYPES = ("float32", "float16")
@@ -31,19 +32,20 @@ class AnchorStore:
 
     ``AnchorStore.create(folder, n, shape)`` writes ``anchors.npy`` (started as N(0, I), seeded) and ``anchors.json``;
     ``AnchorStore(folder)`` opens them. Rows are read and updated by index. Updates hold a lock of the file, so that several
-    processes can share a store; whatever is refused leaves it untouched.
+    processes can share a store; whatever is refused leaves it untouched. With a ``team`` of several, each process has a store
+    of its own, in its own folder, with its share of the estimates, and all read and update together.
 
     Raises FileNotFoundError if there is no store, ValueError if its files do not belong together.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, team: Team | None = None):
         from filelock import FileLock
 
-        self.folder = FilePath(folder)
+        self.folder, self.team = FilePath(folder), team or Team()
         try:
             self.info = json.loads((self.folder / "anchors.json").read_text(encoding="utf-8"))
             self.rows = np.load(self.folder / "anchors.npy", mmap_mode="r+", allow_pickle=False)
-            expected = (self.info["examples"], *self.info["shape"])
+            expected = (self._share(self.info["examples"], self.team), *self.info["shape"])
         except FileNotFoundError:
             raise FileNotFoundError(f"no anchor store in {folder}: make one with AnchorStore.create") from None
         except (ValueError, KeyError, TypeError) as error:
@@ -55,7 +57,7 @@ class AnchorStore:
 
     @classmethod
     def create(cls, folder, examples: int, shape, *, dtype: str = "float32", seed: int = 0, data: str | None = None,
-               rule: str = "per_example") -> AnchorStore:
+               rule: str = "per_example", team: Team | None = None) -> AnchorStore:
         """Make a store in ``folder``, in place of an older one. dtype: float32 or float16, which takes half the space;
         data: the data set's checksum or name, for ``check``; rule: "per_example", or "ground_truth", the only one under
         which a caller may store targets.
@@ -64,15 +66,19 @@ class AnchorStore:
             raise ValueError(f"need at least one example and float32 or float16, got {examples!r} and {dtype!r}")
         if rule not in ("per_example", "ground_truth"):
             raise ValueError(f"unknown rule {rule!r} for a store: expected per_example or ground_truth")
-        folder, shape = FilePath(folder), tuple(shape)
+        folder, shape, team = FilePath(folder), tuple(shape), team or Team()
         folder.mkdir(parents=True, exist_ok=True)
         generator = np.random.default_rng(seed)
         temporary = folder / f".anchors-{os.getpid()}.npy"
         try:
-            rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(examples, *shape))
-            for start in range(0, examples, 1024):
-                block = rows[start : start + 1024]
-                block[:] = generator.standard_normal(block.shape, dtype=np.float32)
+            rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(cls._share(examples, team), *shape))
+            done = 0
+            for start in range(0, examples, 1024):  # everyone draws all, so that a share holds what one store would
+                size = min(1024, examples - start)
+                own = generator.standard_normal((size, *shape), dtype=np.float32)[(team.rank - start) % team.world :: team.world]
+                rows[done : done + len(own)] = own
+                done += len(own)
+                release(rows)
             rows.flush()
             del rows
             os.replace(temporary, folder / "anchors.npy")
@@ -80,7 +86,11 @@ class AnchorStore:
             temporary.unlink(missing_ok=True)
         write_atomic(folder / "anchors.json", json.dumps(
             {"examples": examples, "shape": list(shape), "dtype": dtype, "seed": seed, "data": data, "rule": rule}))
-        return cls(folder)
+        return cls(folder, team)
+
+    @staticmethod
+    def _share(examples: int, team: Team) -> int:
+        return len(range(team.rank, examples, team.world))
 
     def check(self, examples: int, shape, *, data: str | None = None, dtype: str | None = None,
               rule: str | None = None) -> None:
@@ -99,47 +109,73 @@ class AnchorStore:
 
     def read(self, index: Tensor) -> Tensor:
         """Estimates of the examples ``index`` (B,), float32 (B, ...). IndexError or ValueError for a wrong index."""
-        return torch.from_numpy(self.rows[self._checked(index)].astype(np.float32)).to(index.device)
+        self._check_index(index)
+        return self.team.fetch(self._read, index, tuple(self.info["shape"]))
+
+    def _read(self, index: Tensor) -> Tensor:
+        values = torch.from_numpy(self.rows[index.cpu().numpy()].astype(np.float32)).to(index.device)
+        release(self.rows)
+        return values
 
     def update(self, index: Tensor, estimate: Tensor) -> None:
         """Store new estimates (B, ...) at ``index`` (B,); where an index comes twice, the last one stays.
 
         Raises IndexError for an index out of range and ValueError for another shape, whole numbers or NaN.
         """
-        rows = self._checked(index)
-        if tuple(estimate.shape) != (len(rows), *self.info["shape"]):
-            raise ValueError(f"estimates must have shape {(len(rows), *self.info['shape'])}, got {tuple(estimate.shape)}")
+        self._check_index(index)
+        if tuple(estimate.shape) != (len(index), *self.info["shape"]):
+            raise ValueError(f"estimates must have shape {(len(index), *self.info['shape'])}, got {tuple(estimate.shape)}")
         if not estimate.is_floating_point():
             raise ValueError(f"estimates must be floats, got {estimate.dtype}")
         if not bool(torch.isfinite(estimate).all()):
             raise ValueError("estimates hold NaN or infinite values: the store is left as it was")
-        values = estimate.detach().float().cpu().numpy().astype(self.info["dtype"])
+        values, rows = estimate.detach().float().cpu().numpy().astype(self.info["dtype"]), index.cpu().numpy()
+        own = rows % self.team.world == self.team.rank
         with self.lock:
-            self.rows[rows] = values
+            self.rows[rows[own] // self.team.world] = values[own]
+        release(self.rows)
 
     def copy_to(self, folder) -> None:
-        """Copy all estimates into ``folder``. Nothing larger than a block is held in memory."""
+        """Copy all estimates into ``folder``, in the order of the examples whatever the team. Nothing larger than a block is
+        held in memory."""
+        file, shape = FilePath(folder) / "anchors.npy", (len(self), *self.info["shape"])
+        if self.team.rank == 0:
+            np.lib.format.open_memmap(file, mode="w+", dtype=self.info["dtype"], shape=shape).flush()
+        self.team.wait()
         with self.lock:
-            self.rows.flush()
-            shutil.copyfile(self.folder / "anchors.npy", FilePath(folder) / "anchors.npy")
+            self._blocks(np.load(file, mmap_mode="r+", allow_pickle=False), to_file=True)
+        self.team.wait()
 
     def copy_from(self, folder) -> None:
         """Take all estimates from what ``copy_to`` wrote. ValueError if they are of another shape or type."""
         other = np.load(FilePath(folder) / "anchors.npy", mmap_mode="r", allow_pickle=False)
-        if other.shape != self.rows.shape or other.dtype != self.rows.dtype:
+        expected = (len(self), *self.info["shape"])
+        if other.shape != expected or other.dtype != self.rows.dtype:
             raise ValueError(f"the estimates in {folder} have shape {other.shape} and type {other.dtype}, this store "
-                             f"{self.rows.shape} and {self.rows.dtype}")
+                             f"{expected} and {self.rows.dtype}")
         with self.lock:
-            for start in range(0, len(self), 1024):
-                self.rows[start : start + 1024] = other[start : start + 1024]
+            self._blocks(other, to_file=False)
 
-    def _checked(self, index: Tensor) -> np.ndarray:
+    def _blocks(self, whole: np.ndarray, to_file: bool) -> None:
+        """Move this process's share to or from the rows of all, block by block."""
+        mine = whole[self.team.rank :: self.team.world]
+        for start in range(0, len(mine), 1024):
+            part = slice(start, start + 1024)
+            if to_file:
+                mine[part] = self.rows[part]
+            else:
+                self.rows[part] = mine[part]
+            release(self.rows)
+            release(whole)
+        if to_file:
+            whole.flush()
+
+    def _check_index(self, index: Tensor) -> None:
         if index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
             raise ValueError(f"index must be whole numbers of shape (B,), got {index.dtype} {tuple(index.shape)}")
         n = self.info["examples"]
         if len(index) and not (0 <= int(index.min()) and int(index.max()) < n):
             raise IndexError(f"index must lie in [0, {n}), got {int(index.min())} to {int(index.max())}")
-        return index.cpu().numpy()
 
     def __len__(self) -> int:
         return self.info["examples"]
@@ -186,7 +222,7 @@ class X0Regression(Objective):
     def config(self) -> dict:
         return asdict(self)
 
-    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
+    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0, team: Team | None = None) -> None:
         """Make the store where the rule needs one, in ``folder`` or in a temporary one that goes with this objective; or
         take ``self.store``, set before, if it was made for these data. ValueError if it was not."""
         import tempfile
@@ -201,7 +237,7 @@ class X0Regression(Objective):
                     self._temporary = tempfile.TemporaryDirectory(prefix="anchors-")
                     folder = self._temporary.name
                 self.store = AnchorStore.create(folder, len(data), model.data_shape, dtype=self.store_dtype, seed=seed,
-                                                data=data.sha256, rule=self.anchor)
+                                                data=data.sha256, rule=self.anchor, team=team)
             self.store.check(len(data), model.data_shape, data=data.sha256, dtype=self.store_dtype, rule=self.anchor)
 
     def state(self) -> dict[str, Tensor]:
@@ -238,30 +274,36 @@ class X0Regression(Objective):
             return e.square().mean()
         return e.abs().mean() if self.distance == "l1" else ((e.square() + self.c**2).sqrt() - self.c).mean()
 
-    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        batch, path = Batch.of(batch), model.path
-        x_0, labels = batch.x_0, batch.labels
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
+        x_0, path = batch.x_0, model.path
         source = generator.device if generator is not None else "cpu"
         t = path.tau(path.sample_times(len(x_0), density=self.time_density, generator=generator, device=x_0.device))
         t = torch.where(torch.rand(len(x_0), generator=generator, device=source).to(t.device) < self.start_share,
                         torch.full_like(t, path.tau_max), t)
-        x_t = on_line(x_0, batch.draw_noise(model, generator), t)
+        drawn = {"x_0": x_0, "z": batch.draw_noise(model, generator), "t": t, "labels": batch.labels,
+                 "anchor": self._anchor(batch, generator)}
+        # a tensor, not a number: a compiled loss would be compiled again for every epoch
+        return {**drawn, "weight": torch.full_like(t, 1 / (batch.epoch + 1))} if self.blend else drawn
+
+    def loss(self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, labels: Tensor | None, anchor: Tensor | None,
+             weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x_t = on_line(x_0, z, t)
 
         def f(anchor: Tensor | None) -> Tensor:
             return x_t - expand(t, x_t) * model(x_t, t, torch.zeros_like(t), anchor, labels)
 
-        anchor = self._anchor(batch, generator)
         if self.anchor == "self":
             with torch.no_grad():
                 anchor = f(anchor)
         estimate = f(anchor)
         loss = self._distance(estimate, x_0)
-        if self.blend:
-            w = 1 / (batch.epoch + 1)
-            loss = w * loss + (1 - w) * self._distance(estimate, anchor)
+        if weight is not None:
+            loss = weight[0] * loss + (1 - weight[0]) * self._distance(estimate, anchor)
+        return loss, estimate.detach()
+
+    def learn(self, batch: Batch, drawn: dict, loss: Tensor, estimate: Tensor | None) -> None:
         if bool(torch.isfinite(loss)):  # a store must not take the estimates of a run that has failed
             if self.anchor == "shared":
-                self._running = estimate.detach()
+                self._running = estimate
             elif self.store is not None:
-                self.store.update(batch.index, x_0 if self.anchor == "ground_truth" else estimate)
-        return loss
+                self.store.update(batch.index, batch.x_0 if self.anchor == "ground_truth" else estimate)

@@ -16,6 +16,8 @@ import gzip
 import hashlib
 import io
 import math
+import mmap
+import warnings
 import zlib
 from pathlib import Path
 
@@ -43,11 +45,14 @@ class TensorData(Dataset):
     """A whole data set in memory. ``x``: float32 (B, ...); ``labels``: int64 (B,) or None; ``name``; ``noise``: the z that
     belongs to each example, (B, ...), for coupled data (``samplers.reflow``), or None.
 
-    An item is ``x[i]``, or ``(x[i], labels[i])`` where there are labels.
+    x may be a memory-mapped array, ``np.load("x.npy", mmap_mode="c")``: float32 then stays on disk, and RAM does not grow
+    with the data set. An item is ``x[i]``, or ``(x[i], labels[i])`` where there are labels.
     """
 
-    def __init__(self, x: torch.Tensor, labels: torch.Tensor | None = None, name: str = "tensor",
+    def __init__(self, x: torch.Tensor | np.memmap, labels: torch.Tensor | None = None, name: str = "tensor",
                  noise: torch.Tensor | None = None):
+        self.mapped = x if isinstance(x, np.memmap) else None
+        x = as_tensor(x) if isinstance(x, np.memmap) else x
         if labels is not None and len(labels) != len(x):
             raise ValueError(f"{name}: {len(x)} examples but {len(labels)} labels")
         if noise is not None and noise.shape != x.shape:
@@ -66,7 +71,10 @@ class TensorData(Dataset):
     @functools.cached_property
     def sha256(self) -> str:
         """Digest of the bytes of ``x``."""
-        return hashlib.sha256(self.x.cpu().contiguous().numpy()).hexdigest()
+        digest = hashlib.sha256()
+        for block in _blocks(self.x, self.mapped):
+            digest.update(block.cpu().contiguous().numpy())
+        return digest.hexdigest()
 
 
 def load(name: str, n: int | None = None, split: str = "train", seed: int = 0, root=None) -> TensorData:
@@ -122,10 +130,13 @@ def as_tensor(data) -> torch.Tensor:
 
 def checked(data, name: str = "data") -> torch.Tensor:
     """As ``as_tensor``, same errors, but keeping the type of the floats; ``name`` is what errors call it."""
+    mapped = data if isinstance(data, np.memmap) else None
     if isinstance(data, TensorData):
-        data = data.x
+        data, mapped = data.x, data.mapped
     if isinstance(data, np.ndarray):
-        data = torch.from_numpy(np.ascontiguousarray(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of arrays that are read-only: nothing here writes
+            data = torch.from_numpy(np.ascontiguousarray(data))
     if not isinstance(data, torch.Tensor):
         data = _stack(data, name)
     if not data.is_floating_point():
@@ -135,10 +146,25 @@ def checked(data, name: str = "data") -> torch.Tensor:
         raise ValueError(f"{name} has shape {tuple(data.shape)}; expected rank 2 or more, (examples, ...)")
     if data.numel() == 0:
         raise ValueError(f"{name} of shape {tuple(data.shape)} is empty")
-    bad = int((~torch.isfinite(data)).sum())
+    bad = sum(int((~torch.isfinite(block)).sum()) for block in _blocks(data, mapped))
     if bad:
         raise ValueError(f"{name} has {bad} NaN or infinite values; remove them first")
     return data.detach()
+
+
+def release(array) -> None:
+    """Give the memory of a large memory-mapped array back to the system, which reads it again where it is needed. Nothing
+    is lost, and other arrays are left alone. Without it, every page ever touched would count as this process's."""
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and len(mapping) > 1 << 26 and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _blocks(x: torch.Tensor, mapped):
+    """The rows of x in blocks of 16 MB or so, released once used."""
+    for block in x.split(max(1, (1 << 22) // max(1, x[0].numel()))):
+        yield block
+        release(mapped)
 
 
 def _stack(data, name: str) -> torch.Tensor:

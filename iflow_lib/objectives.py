@@ -1,5 +1,8 @@
 """Training objectives. Each is a callable ``objective(model, batch, generator) -> loss`` on the canonical line.
 
+It has two halves: ``draw`` takes from the generator all that is random in a step, one row for each example, and ``loss``
+is a pure function of what was drawn. So ``fit`` can compile the second, and give each of several GPUs its rows.
+
 On the line (see ``paths``) the path is ``x_t = (1 - t) x_0 + t z``, its conditional velocity ``z - x_0``, and all
 times here are line times. The family enters through ``model.path`` alone: noise law, training times, ``tau_max``.
 """
@@ -47,14 +50,31 @@ class Batch:
 
 
 class Objective:
-    """A loss. ``config()`` gives its settings for manifests."""
+    """A loss. ``config()`` gives its settings for manifests. Your own has ``draw`` and ``loss``, or ``__call__`` alone:
+    then it is neither compiled nor spread over several GPUs."""
 
     def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The loss of a batch (a ``Batch``, or a tensor of data): a scalar."""
+        batch = Batch.of(batch)
+        drawn = self.draw(model, batch, generator)
+        loss, estimate = self.loss(model, **drawn)
+        self.learn(batch, drawn, loss, estimate)
+        return loss
+
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
+        """The arguments of ``loss``: tensors whose rows are the examples (or the first k of them), or None."""
         raise NotImplementedError
 
-    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
-        """Called by ``fit`` before the first step, with its ``TensorData``. ValueError if this cannot be trained."""
+    def loss(self, model: FlowMap, **drawn) -> tuple[Tensor, Tensor | None]:
+        """The mean loss of the rows, a scalar, and what ``learn`` is to be told, (B, ...) without gradient, or None."""
+        raise NotImplementedError
+
+    def learn(self, batch: Batch, drawn: dict, loss: Tensor, estimate: Tensor | None) -> None:
+        """Called after ``loss``, with all rows of the batch whatever the number of GPUs."""
+
+    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0, team=None) -> None:
+        """Called by ``fit`` before the first step, with its ``TensorData`` and the ``Team`` of processes that share the run.
+        ValueError if this cannot be trained."""
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep of this objective, beside what ``save_files`` writes."""
@@ -107,12 +127,13 @@ class FlowMatching(Objective):
     the mean of the data, not a sample.
     """
 
-    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        batch, path = Batch.of(batch), model.path
-        x_0 = batch.x_0
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
+        x_0, path = batch.x_0, model.path
         t = path.tau(path.sample_times(len(x_0), generator=generator, device=x_0.device))
-        z = batch.draw_noise(model, generator)
-        return (model(on_line(x_0, z, t), t, t, labels=batch.labels) - (z - x_0)).square().mean()
+        return {"x_0": x_0, "z": batch.draw_noise(model, generator), "t": t, "labels": batch.labels}
+
+    def loss(self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, labels: Tensor | None) -> tuple[Tensor, None]:
+        return (model(on_line(x_0, z, t), t, t, labels=labels) - (z - x_0)).square().mean(), None
 
 
 @dataclass(frozen=True)
@@ -151,6 +172,13 @@ class Triangle(Objective):
         t[:unequal][chance[0] < self.start_share] = path.tau_max
         s[:unequal][chance[1] < self.end_share] = 0.0
         return t, s
+
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
+        """x_0, z: (B, ...); t: (B,); s: (k,), of the first k examples, the others have s = t; labels."""
+        n = len(batch.x_0)
+        t, s = self.times(model, n, generator, batch.x_0.device)
+        return {"x_0": batch.x_0, "z": batch.draw_noise(model, generator), "t": t,
+                "s": s[: n - round(self.equal_share * n)], "labels": batch.labels}
 
     def weighted(self, error: Tensor) -> Tensor:
         """Mean over examples of the squared error (B, ...), weighted by ``power``."""
@@ -192,7 +220,7 @@ class IntegralIdentity(Triangle):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}")
 
-    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
+    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0, team=None) -> None:
         if (self.anchor is not None) != model.anchored:
             raise ValueError(f"IntegralIdentity(anchor={self.anchor!r}) needs a network built with "
                              f"anchor={self.anchor is not None}")
@@ -201,7 +229,8 @@ class IntegralIdentity(Triangle):
                          anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """``d/dt u(x_t, t, s)`` along ``velocity`` with s and the anchor fixed. x, velocity: (B, ...); t, s: (B,)."""
         if self.derivative == "jvp":
-            _load_jvp_rules()
+            if not torch.compiler.is_compiling():
+                _load_jvp_rules()
             tangents = (velocity, torch.ones_like(t))
             return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), tangents)[1]
         ahead = t + self.step  # past t = 1 by a step at most: a one-sided difference would bias just that corner
@@ -210,30 +239,33 @@ class IntegralIdentity(Triangle):
         minus = model(x + expand(behind - t, x) * velocity, behind, s, anchor, labels)
         return (plus - minus) / expand((ahead - behind).clamp(min=1e-6), x)
 
-    def estimate(self, model: FlowMap, x: Tensor, t: Tensor, labels: Tensor | None, generator) -> Tensor | None:
-        """Anchors (B, ...): the model's own estimate of x_0, or zeros for a random half; None without anchors."""
-        if self.anchor is None:
-            return None
+    def estimate(self, model: FlowMap, x: Tensor, t: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:
+        """Anchors (B, ...): the model's own estimate of x_0 where ``known`` (B,), else zeros."""
         with torch.no_grad():
             end = x - expand(t, x) * model(x, t, torch.zeros_like(t), torch.zeros_like(x), labels)
-        source = generator.device if generator is not None else "cpu"
-        known = torch.rand(len(x), generator=generator, device=source).to(x.device) < 0.5
         return torch.where(expand(known, x), end, torch.zeros_like(x))
 
-    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        batch = Batch.of(batch)
-        x_0, labels = batch.x_0, batch.labels
-        t, s = self.times(model, len(x_0), generator, x_0.device)
-        z = batch.draw_noise(model, generator)
-        x_t, velocity = on_line(x_0, z, t), z - x_0
-        anchor = self.estimate(model, x_t, t, labels, generator)
-        target, k = velocity.clone(), len(x_0) - round(self.equal_share * len(x_0))
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
+        """As ``Triangle``, and with an anchor ``known`` (B,): which examples see it."""
+        drawn = super().draw(model, batch, generator)
+        if self.anchor is None:
+            return drawn
+        source = generator.device if generator is not None else "cpu"
+        known = torch.rand(len(batch.x_0), generator=generator, device=source).to(batch.x_0.device) < 0.5
+        return {**drawn, "known": known}
+
+    def loss(self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None,
+             known: Tensor | None = None) -> tuple[Tensor, None]:
+        x_t, velocity, k = on_line(x_0, z, t), z - x_0, len(s)
+        anchor = None if known is None else self.estimate(model, x_t, t, labels, known)
+        target, s = velocity, torch.cat([s, t[k:]])
         if k:
             x, now, then, a, c = first(k, x_t, t, s, anchor, labels)
             with torch.no_grad():
                 along = model(x, now, now, a, c) if self.tangent == "network" else velocity[:k]
-                target[:k] -= expand(now - then, x) * self.total_derivative(model, x, now, then, along, a, c)
-        return self.weighted(model(x_t, t, s, anchor, labels) - target)
+                slope = expand(now - then, x) * self.total_derivative(model, x, now, then, along, a, c)
+                target = torch.cat([velocity[:k] - slope, velocity[k:]])
+        return self.weighted(model(x_t, t, s, anchor, labels) - target), None
 
 
 @dataclass(frozen=True)
@@ -249,23 +281,24 @@ class IntegralAdditivity(Triangle):
     Shares, times and power: see ``Triangle``; m is uniform between s and t.
     """
 
-    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        batch = Batch.of(batch)
-        x_0, labels = batch.x_0, batch.labels
-        t, s = self.times(model, len(x_0), generator, x_0.device)
-        z = batch.draw_noise(model, generator)
-        x_t, target = on_line(x_0, z, t), z - x_0
-        k = len(x_0) - round(self.equal_share * len(x_0))
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
+        """As ``Triangle``, and ``share`` (k,): where m lies between s (0) and t (1)."""
+        drawn = super().draw(model, batch, generator)
+        source = generator.device if generator is not None else "cpu"
+        return {**drawn, "share": torch.rand(len(drawn["s"]), generator=generator, device=source).to(batch.x_0)}
+
+    def loss(self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, s: Tensor, labels: Tensor | None,
+             share: Tensor) -> tuple[Tensor, None]:
+        x_t, target, k = on_line(x_0, z, t), z - x_0, len(s)
+        s = torch.cat([s, t[k:]])
         if k:
             x, now, then, c = first(k, x_t, t, s, labels)
-            source = generator.device if generator is not None else "cpu"
-            share = torch.rand(k, generator=generator, device=source).to(x)
             with torch.no_grad():
                 early = model(x, now, then + share * (now - then), labels=c)
                 middle = then + share * (now - then)
                 late = model(x - expand(now - middle, x) * early, middle, then, labels=c)
                 target = torch.cat([expand(1 - share, x) * early + expand(share, x) * late, target[k:]])
-        return self.weighted(model(x_t, t, s, labels=labels) - target)
+        return self.weighted(model(x_t, t, s, labels=labels) - target), None
 
 
 @dataclass(frozen=True)
@@ -306,13 +339,13 @@ class ConsistencyTraining(Objective):
         shrink = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
         return t.to(device), (t * (1 - shrink).clamp(min=0)).to(device)
 
-    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        batch = Batch.of(batch)
-        x_0, labels = batch.x_0, batch.labels
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
         stage = min(self.stages - 1, self.stages * batch.step // batch.steps)
-        t, r = self.levels(model, len(x_0), stage, generator, x_0.device)
-        z = batch.draw_noise(model, generator)
+        t, r = self.levels(model, len(batch.x_0), stage, generator, batch.x_0.device)
+        return {"x_0": batch.x_0, "z": batch.draw_noise(model, generator), "t": t, "r": r, "labels": batch.labels}
 
+    def loss(self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, r: Tensor,
+             labels: Tensor | None) -> tuple[Tensor, None]:
         def end(level: Tensor) -> Tensor:
             tau = level / (1 + level)
             x = on_line(x_0, z, tau)
@@ -322,7 +355,7 @@ class ConsistencyTraining(Objective):
             target = end(r)
         c = self.c * math.sqrt(x_0[0].numel())
         distance = ((end(t) - target).square().flatten(1).sum(1) + c**2).sqrt() - c
-        return (distance / (t - r)).mean()
+        return (distance / (t - r)).mean(), None
 
 
 @dataclass(frozen=True)
@@ -333,14 +366,15 @@ class Distillation(Objective):
     independent pairs, the mean of the data.
     """
 
-    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0) -> None:
+    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0, team=None) -> None:
         if model.path.tau_max != 1:
             raise ValueError(f"Distillation is defined on RectifiedFlow, not on {model.path.name}")
 
-    def __call__(self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        batch = Batch.of(batch)
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
         if batch.noise is None:
             raise ValueError("Distillation needs coupled noise: train on reflow(model, n)")
-        one = torch.ones(len(batch.x_0), device=batch.x_0.device, dtype=batch.x_0.dtype)
-        u = model(batch.noise, one, torch.zeros_like(one), labels=batch.labels)
-        return (batch.noise - u - batch.x_0).square().mean()
+        return {"x_0": batch.x_0, "z": batch.noise, "labels": batch.labels}
+
+    def loss(self, model: FlowMap, x_0: Tensor, z: Tensor, labels: Tensor | None) -> tuple[Tensor, None]:
+        one = torch.ones(len(x_0), device=x_0.device, dtype=x_0.dtype)
+        return (z - model(z, one, torch.zeros_like(one), labels=labels) - x_0).square().mean(), None

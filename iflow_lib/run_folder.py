@@ -17,19 +17,25 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .team import Team
+
 
 class RunFolder:
-    """A run's folder, for one process at a time (``with RunFolder(folder) as run:``).
+    """A run's folder, for one process at a time (``with RunFolder(folder) as run:``), or for one ``Team``.
 
     keep: newest checkpoints that stay. Raises OSError with one line if the folder cannot be written or is in use.
     """
 
-    def __init__(self, folder, keep: int = 2):
-        self.folder, self.keep = Path(os.path.abspath(folder)), keep
+    def __init__(self, folder, keep: int = 2, team: Team | None = None):
+        self.folder, self.keep, self.team = Path(os.path.abspath(folder)), keep, team or Team()
 
     def __enter__(self) -> RunFolder:
         from filelock import FileLock, Timeout
 
+        self._lock = None
+        if self.team.rank:
+            self.team.wait()
+            return self
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.folder / "run.lock")
@@ -40,10 +46,12 @@ class RunFolder:
             raise OSError(f"cannot write to {self.folder}: {error.strerror or error}; choose another out_dir") from error
         for left in (self.folder / "checkpoints").glob(".*.partial"):  # of a run that was killed while it wrote
             shutil.rmtree(left, ignore_errors=True)
+        self.team.wait()
         return self
 
     def __exit__(self, *_) -> None:
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def checkpoints(self) -> list[Path]:
         """Folders of the checkpoints, newest first."""
@@ -51,7 +59,8 @@ class RunFolder:
         return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
 
     def save(self, step: int, tensors: dict[str, Tensor], info: dict, add_files=None) -> Path:
-        """Write a checkpoint and drop the oldest beyond ``keep``. add_files(folder): writes more files into it.
+        """Write a checkpoint and drop the oldest beyond ``keep``. add_files(folder): writes more files into it. Of a team,
+        the first writes, and all go through add_files.
 
         Raises OSError that names the step and the newest good checkpoint; nothing half-written is left.
         """
@@ -59,10 +68,17 @@ class RunFolder:
 
         target = self.folder / "checkpoints" / f"step-{step:08d}"
         partial = target.with_name(f".{target.name}.partial")
+        if self.team.rank:
+            self.team.wait()
+            if add_files is not None:
+                add_files(partial)
+            self.team.wait()
+            return target
         try:
             partial.mkdir()
             content = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
             (partial / "state.safetensors").write_bytes(content)
+            self.team.wait()
             if add_files is not None:
                 add_files(partial)
             digests = {p.name: _digest(p) for p in sorted(partial.iterdir())}
@@ -80,6 +96,7 @@ class RunFolder:
             shutil.rmtree(partial, ignore_errors=True)
         for old in self.checkpoints()[self.keep:]:
             shutil.rmtree(old, ignore_errors=True)
+        self.team.wait()
         return target
 
     def newest(self) -> str:

@@ -1,4 +1,4 @@
-"""``fit``: one training loop for every objective."""
+"""``fit``: one training loop for every objective, from one core to many GPUs."""
 from __future__ import annotations
 
 import copy
@@ -10,16 +10,21 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import __version__
 from .checkpoints import write_together
+from .data import TensorData, as_tensor, release
 from .flow_map import FlowMap
 from .objectives import Batch, Objective
 from .run_folder import RunFolder
-from .samplers import pick_device, whole
+from .samplers import whole
+from .speed import Compiled, Threads, autocast
+from .team import Team
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,12 @@ class TrainConfig:
     steps: gradient steps; batch_size: examples a step; lr: peak learning rate (Adam); warmup: steps of linear rise,
     then half a cosine down to zero; ema: decay of the weight average, reached gradually; clip: largest gradient norm;
     seed: of initial data order, times and noise (the network's own start is the caller's); device: auto, cpu, cuda,
-    mps; channels_last: memory layout for images (faster convolutions); log_every: steps between rows of the history;
-    progress: show a bar; label_dropout: share of examples whose class is withheld, for guidance (only with labels).
+    mps; log_every: steps between rows of the history; progress: show a bar; label_dropout: share of examples whose class is
+    withheld, for guidance (only with labels).
+    channels_last: memory layout for images (faster convolutions); compile: "auto", True or False: ``torch.compile`` the loss,
+    derivatives included; it takes up to a minute first, so "auto" does it on CUDA, for 2,000 steps or more; precision:
+    "auto", "float32" or "bfloat16" for products and convolutions (weights, losses and averages stay float32); "auto" is
+    bfloat16 on CUDA where the hardware has it; threads: of a CPU, 0 for as many as the network keeps busy.
     out_dir: folder of the run, "" for none: checkpoints go there every ``checkpoint_every`` steps (0: never) and every
     ``checkpoint_minutes``, at the end, and when the run is interrupted; the newest ``keep`` stay. At the end there are
     also history.csv and manifest.json.
@@ -45,6 +54,9 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     channels_last: bool = True
+    compile: bool | str = "auto"
+    precision: str = "auto"
+    threads: int = 0
     log_every: int = 50
     progress: bool = True
     label_dropout: float = 0.1
@@ -59,6 +71,11 @@ class TrainConfig:
                 or self.checkpoint_every < 0 or not self.checkpoint_minutes > 0:
             raise ValueError(f"need checkpoint_every a whole number of at least 0 and checkpoint_minutes > 0, got "
                              f"{self.checkpoint_every!r} and {self.checkpoint_minutes!r}")
+        if self.compile not in ("auto", True, False) or self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f'need compile "auto", True or False and precision "auto", "float32" or "bfloat16", got '
+                             f"{self.compile!r} and {self.precision!r}")
+        if isinstance(self.threads, bool) or self.threads != int(self.threads) or self.threads < 0:
+            raise ValueError(f"threads must be a whole number, 0 to choose; got {self.threads!r}")
         for name in ("steps", "batch_size", "log_every", "keep"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))  # numpy's numbers are not JSON
         if not 0 < self.lr < math.inf or not self.clip > 0 or self.warmup < 0:
@@ -66,6 +83,13 @@ class TrainConfig:
         for name in ("ema", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+
+    def on(self, device: torch.device) -> tuple[bool, str]:
+        """Whether to compile, and the precision, with "auto" decided."""
+        cuda = device.type == "cuda"
+        bfloat16 = self.precision == "auto" and cuda and torch.cuda.is_bf16_supported()
+        return (cuda and self.steps >= 2000 if self.compile == "auto" else bool(self.compile),
+                "bfloat16" if bfloat16 else self.precision.replace("auto", "float32"))
 
 
 @dataclass
@@ -94,14 +118,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 #: Settings that may differ between a run and its continuation: they do not change what is learned.
-_FREE = ("progress", "out_dir", "checkpoint_every", "checkpoint_minutes", "keep")
+_FREE = ("progress", "out_dir", "threads", "checkpoint_every", "checkpoint_minutes", "keep")
 
 
 def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=None) -> TrainRun:
     """Train ``model`` with ``objective`` and return a run whose model carries the averaged (EMA) weights.
 
     data: a float tensor (B, ...), a data set of ``iflow_lib.data`` or a torch Dataset; it is kept on the device and
-    batches are drawn by index. Its labels are used by a network with classes; its noise, if it has any, is the z of each
+    batches are drawn by index; a float32 array mapped from a file (``np.load("x.npy", mmap_mode="c")``) stays there if the
+    device is a CPU. Its labels are used by a network with classes; its noise, if it has any, is the z of each
     example (``samplers.reflow``). The given model is trained in place and left with its last, unaveraged weights.
 
     resume: with ``config.out_dir``, "auto" continues from its newest whole checkpoint, if there is one; the path of a
@@ -111,14 +136,20 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
     Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was learned so far, with
     ``manifest["interrupted"]``; a second Ctrl-C stops at once.
 
+    Started by ``torchrun``, the processes share the run: each batch is spread over them (DistributedDataParallel), each keeps
+    its share of the data and of the anchor store on its device, and the first one writes. The result is that of one process
+    up to rounding. On several machines ``out_dir`` must be a folder that all of them see.
+
     Raises ValueError for data of the wrong shape or type or with NaN, for an unknown device, and for a checkpoint of
     another run; OSError for an out_dir that is in use or cannot be written; FloatingPointError if the loss or the weights
     stop being finite.
     """
-    from .data import TensorData, as_tensor
-
-    device = pick_device(config.device)
-    x = as_tensor(data)
+    team = Team.assemble(config.device)
+    device, x = team.device, as_tensor(data)
+    if config.batch_size % team.world:
+        raise ValueError(f"batch_size {config.batch_size} does not divide by the {team.world} processes")
+    if team.world > 1 and type(objective).draw is Objective.draw:
+        raise ValueError(f"{objective.name} has no draw and loss, so it cannot be spread over {team.world} processes")
     if tuple(x.shape[1:]) != model.data_shape:
         raise ValueError(f"the network takes examples of shape {model.data_shape}, the data have {tuple(x.shape[1:])}")
     labels, noise = (getattr(data, name, None) for name in ("labels", "noise"))
@@ -126,18 +157,23 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
         raise ValueError(f"a network with {model.classes} classes needs data with labels 0 to {model.classes - 1}")
     if resume is not None and not config.out_dir:
         raise ValueError('resume needs a folder: give TrainConfig(out_dir="...")')
-    known = data if isinstance(data, TensorData) else TensorData(x)
-    with RunFolder(config.out_dir, config.keep) if config.out_dir else nullcontext() as folder:
+    known = data if isinstance(data, (TensorData, np.memmap)) else x
+    known = known if isinstance(known, TensorData) else TensorData(known)
+    folder = RunFolder(config.out_dir, config.keep, team) if config.out_dir else nullcontext()
+    with folder as folder, Threads(config.threads, model.parameter_count * config.batch_size):
         if folder and resume is None and folder.checkpoints():
             raise ValueError(f'{config.out_dir} holds an earlier run: continue it with resume="auto", or choose another '
                              "out_dir")
-        objective.prepare(model, known, folder=folder and folder.folder / "anchors", seed=config.seed)
-        loop = _Loop(model, objective, x, labels if model.classes else None, noise, config, device, folder)
+        place = folder and folder.folder / (f"anchors-{team.rank}" if team.world > 1 else "anchors")
+        objective.prepare(model, known, folder=place, seed=config.seed, team=team)
+        loop = _Loop(model, objective, x, labels if model.classes else None, noise, config, team, folder)
+        loop.mapped = known.mapped
         manifest = {
             "objective": {"name": objective.name, **objective.config()},
             "path": {"name": model.path.name, **model.path.config()},
             "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
             "config": asdict(config),
+            "speed": dict(zip(("compile", "precision"), config.on(device))),
             "data": {"name": getattr(data, "name", "tensor"), "shape": list(x.shape), "sha256": known.sha256},
         }
         loop.identity = json.loads(json.dumps({**manifest, "config": {
@@ -145,15 +181,17 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
         if resume is not None:
             loop.resume(None if resume == "auto" else Path(resume))
         interrupted = loop.run()
+        threads = hardware(device)
     manifest |= {
         "steps_done": loop.step,
         "interrupted": interrupted,
         "seconds": round(loop.seconds(), 3),
-        "hardware": hardware(device),
+        "hardware": threads,
+        "processes": team.world,
         "versions": {"iflow_lib": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     run = TrainRun(model=loop.average, history=loop.history(), manifest=manifest)
-    if config.out_dir:
+    if config.out_dir and team.rank == 0:
         write_together({Path(config.out_dir) / "history.csv": run.history.to_csv(index=False, lineterminator="\n"),
                         Path(config.out_dir) / "manifest.json": json.dumps(manifest, indent=2) + "\n"})
     return run
@@ -162,20 +200,28 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
 class _Loop:
     """The state of a run between two steps, and what a step does to it."""
 
-    def __init__(self, model, objective, x, labels, noise, config: TrainConfig, device, folder: RunFolder | None):
+    def __init__(self, model, objective, x, labels, noise, config: TrainConfig, team: Team, folder: RunFolder | None):
+        device = team.device
         self.model, self.objective, self.config, self.device, self.folder = model, objective, config, device, folder
-        self.images = config.channels_last and x.ndim == 4
-        self.x = x.to(device)
+        self.team, self.mapped, self.images, self.size = team, None, config.channels_last and x.ndim == 4, len(x)
+        self.x = team.rows(x).to(device)
         self.labels = labels.to(device) if labels is not None else None
-        self.noise = noise.to(device, x.dtype) if noise is not None else None
+        self.noise = team.rows(noise).to(device, x.dtype) if noise is not None else None
         model.to(device, memory_format=torch.channels_last if self.images else torch.preserve_format).train()
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.weights, self.averaged = list(model.parameters()), list(self.average.parameters())
-        self.optimizer = torch.optim.Adam(self.weights, lr=config.lr, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(self.weights, lr=config.lr, betas=(0.9, 0.99),
+                                          fused=device.type in ("cpu", "cuda") or None)
         self.source = device if device.type == "cuda" else torch.device("cpu")  # mps cannot draw all the noise laws
         self.generator = torch.Generator(self.source).manual_seed(config.seed)
         self.step, self.rows, self.losses, self.identity = 0, [], [], {}
+        compiled, precision = config.on(device)
+        self.loss = _Loss(model, objective, compiled, autocast(device, precision))
+        if team.world > 1:
+            self.loss = torch.nn.parallel.DistributedDataParallel(
+                self.loss, device_ids=[device] if device.type == "cuda" else None)
         self.start = self.saved = time.perf_counter()
+        self.saved_step = 0
 
     def seconds(self) -> float:
         return time.perf_counter() - self.start
@@ -190,14 +236,18 @@ class _Loop:
         from tqdm.auto import tqdm
 
         with _Signals() as signals, tqdm(total=self.config.steps, initial=self.step, desc=self.objective.name,
-                                         disable=not self.config.progress, mininterval=0.5) as bar:
+                                         disable=not self.config.progress or self.team.rank > 0, mininterval=0.5) as bar:
             try:
-                while self.step < self.config.steps and not signals.seen:
+                stop = False
+                while self.step < self.config.steps and not stop:
                     self.one_step()
                     bar.update()
                     if self.rows and self.rows[-1][0] == self.step:
                         bar.set_postfix_str(f"loss {self.rows[-1][1]:.4f}", refresh=False)
-                    if self.folder and self.due() and not signals.seen:
+                    stop, due = signals.seen, self.due()
+                    if self.team.world > 1:  # all must do the same; asking at every step would make the devices wait
+                        stop, due = self.team.any(stop, due) if self.step % 10 == 0 else (False, False)
+                    if self.folder and due and not stop:
                         self.save()
             except KeyboardInterrupt:  # a second Ctrl-C, or one where signals are not ours to catch
                 return True
@@ -209,25 +259,27 @@ class _Loop:
         config, step = self.config, self.step + 1
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config, step - 1)
-        index = torch.randint(len(self.x), (config.batch_size,), generator=self.generator, device=self.source)
+        index = torch.randint(self.size, (config.batch_size,), generator=self.generator, device=self.source)
         place = index.to(self.device)
-        x_0, known = self.x[place], None
+        x_0, known = self.team.fetch(self.x.__getitem__, place, self.model.data_shape), None
+        release(self.mapped)
+        noise = None if self.noise is None else self.team.fetch(self.noise.__getitem__, place, self.model.data_shape)
         if self.images:
             x_0 = x_0.contiguous(memory_format=torch.channels_last)
         if self.labels is not None:
             told = torch.rand(len(place), generator=self.generator, device=self.source).to(self.device)
             known = torch.where(told >= config.label_dropout, self.labels[place], -1)
-        loss = self.objective(self.model, Batch(
-            x_0, labels=known, index=index, noise=None if self.noise is None else self.noise[place], step=step - 1,
-            steps=config.steps, epoch=(step - 1) * config.batch_size // len(self.x)), self.generator)
+        loss = self.evaluate(Batch(
+            x_0, labels=known, index=index, noise=noise, step=step - 1, steps=config.steps,
+            epoch=(step - 1) * config.batch_size // self.size))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, config.clip)
+        torch.nn.utils.clip_grad_norm_(self.weights, config.clip, foreach=self.device.type != "mps" or None)
         self.optimizer.step()
         # a short run must not average over its random start: (1 + step) / (10 + step) rises towards the decay
         decay = min(config.ema, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights], 1 - decay)
-        self.losses.append(loss.detach())
+        self.losses.append(self.team.mean(loss.detach()))
         log = step % config.log_every == 0 or step == config.steps
         if log or self.device.type == "cpu":  # elsewhere, asking for the value at every step would make the device wait
             mean = float(torch.stack(self.losses).mean() if log else self.losses[-1])
@@ -240,10 +292,20 @@ class _Loop:
             self.rows.append((step, mean, self.seconds()))
         self.step = step
 
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """The loss of this process's rows."""
+        if type(self.objective).draw is Objective.draw:
+            return self.objective(self.model, batch, self.generator)
+        drawn = self.objective.draw(self.model, batch, self.generator)
+        loss, estimate = self.loss(**{name: self.team.rows(value) for name, value in drawn.items()})
+        everyones = None if estimate is None else self.team.gather(estimate)
+        self.objective.learn(batch, drawn, self.team.mean(loss.detach()), everyones)
+        return loss
+
     # ------------------------------------------------------------------ checkpoints
     def due(self) -> bool:
         every = self.config.checkpoint_every
-        return bool(every and self.step % every == 0) or \
+        return bool(every and self.step // every > self.saved_step // every) or \
             time.perf_counter() - self.saved > 60 * self.config.checkpoint_minutes
 
     def save(self) -> None:
@@ -261,7 +323,7 @@ class _Loop:
             tensors["losses"] = torch.stack(self.losses)
         info = {"step": self.step, "rows": self.rows, "seconds": self.seconds(), "identity": self.identity}
         self.folder.save(self.step, tensors, info, self.objective.save_files)
-        self.saved = time.perf_counter()
+        self.saved, self.saved_step = time.perf_counter(), self.step
 
     def resume(self, wanted: Path | None) -> None:
         found = self.folder.load(wanted)
@@ -280,13 +342,29 @@ class _Loop:
         self.average.load_state_dict(part("average."))
         for i, w in enumerate(self.weights):
             state = part(f"optimizer.{i}.")
-            self.optimizer.state[w] = {k: v if k == "step" else v.to(w) for k, v in state.items()}
+            self.optimizer.state[w] = {k: v.to(w.device) for k, v in state.items()}
         self.generator.set_state(tensors["generator"])
         self.objective.load_state(part("objective."))
         self.objective.load_files(place)
         self.losses = list(tensors["losses"].to(self.device)) if "losses" in tensors else []
         self.step, self.rows = info["step"], [tuple(row) for row in info["rows"]]
         self.start -= info["seconds"]
+        self.saved_step = self.step
+
+
+class _Loss(torch.nn.Module):
+    """The pure half of a step, as a module for DistributedDataParallel, compiled if that is wanted."""
+
+    def __init__(self, model: FlowMap, objective: Objective, compiled: bool, context):
+        super().__init__()
+        self.model, self.context = model, context
+        self.call = partial(objective.loss, model)
+        if compiled:
+            self.call = Compiled(self.call)
+
+    def forward(self, **drawn):
+        with self.context:
+            return self.call(**drawn)
 
 
 def _difference(theirs, mine) -> str:

@@ -1,0 +1,50 @@
+"""What makes a step fast: compiling, with a way back; bfloat16; a sensible number of threads."""
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+
+import torch
+
+#: Below so many multiplications a thread, more threads lose more by waiting for each other than they win.
+WORK_PER_THREAD = 1 << 24
+
+
+class Compiled:
+    """``function`` under ``torch.compile``: compiled at its first call; where that fails, ``function`` itself from then on,
+    with a warning of one line."""
+
+    def __init__(self, function, **options):
+        self.function, self.fast = function, torch.compile(function, dynamic=False, **options)
+
+    def __call__(self, *args, **kwargs):
+        if self.fast is None:
+            return self.function(*args, **kwargs)
+        try:
+            return self.fast(*args, **kwargs)
+        except Exception as error:  # whatever a compiler says; if the fault is the function's own, it says so once more
+            result = self.function(*args, **kwargs)
+            self.fast, why = None, (str(error).strip().splitlines() or [""])[0][:200]
+            warnings.warn(f"going on without torch.compile, which failed: {type(error).__name__}: {why}", RuntimeWarning,
+                          stacklevel=2)
+            return result
+
+
+def autocast(device: torch.device, precision: str):
+    """The context in which a loss is computed: bfloat16 for matrix products and convolutions, or float32 throughout."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+class Threads:
+    """So many CPU threads within a ``with`` block, 0 for as many as ``work`` multiplications a step can keep busy; never more
+    than there were."""
+
+    def __init__(self, number: int, work: int):
+        self.before = torch.get_num_threads()
+        self.number = min(self.before, number or max(1, work // WORK_PER_THREAD))
+
+    def __enter__(self) -> None:
+        torch.set_num_threads(self.number)
+
+    def __exit__(self, *_) -> None:
+        torch.set_num_threads(self.before)
