@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .checkpoints import write_atomic
-from .data import release
+from .data import portions, release
 from .flow_map import FlowMap
 from .objectives import Batch, Objective, on_line
 from .paths import expand
@@ -32,8 +32,8 @@ class AnchorStore:
 
     ``AnchorStore.create(folder, n, shape)`` writes ``anchors.npy`` (started as N(0, I), seeded) and ``anchors.json``;
     ``AnchorStore(folder)`` opens them. Rows are read and updated by index. Updates hold a lock of the file, so that several
-    processes can share a store; whatever is refused leaves it untouched. With a ``team`` of several, each process has a store
-    of its own, in its own folder, with its share of the estimates, and all read and update together.
+    processes can share a store; whatever is refused leaves it untouched. With a ``team`` of several, each process has
+    a store of its own, in its own folder, with its share of the estimates, and all read and update together.
 
     Raises FileNotFoundError if there is no store, ValueError if its files do not belong together.
     """
@@ -75,7 +75,8 @@ class AnchorStore:
             done = 0
             for start in range(0, examples, 1024):  # everyone draws all, so that a share holds what one store would
                 size = min(1024, examples - start)
-                own = generator.standard_normal((size, *shape), dtype=np.float32)[(team.rank - start) % team.world :: team.world]
+                block = generator.standard_normal((size, *shape), dtype=np.float32)
+                own = block[(team.rank - start) % team.world :: team.world]
                 rows[done : done + len(own)] = own
                 done += len(own)
                 release(rows)
@@ -113,9 +114,11 @@ class AnchorStore:
         return self.team.fetch(self._read, index, tuple(self.info["shape"]))
 
     def _read(self, index: Tensor) -> Tensor:
-        values = torch.from_numpy(self.rows[index.cpu().numpy()].astype(np.float32)).to(index.device)
-        release(self.rows)
-        return values
+        place = index.cpu().numpy()
+        values = np.empty((len(place), *self.info["shape"]), dtype=np.float32)
+        for part in portions(len(place), self.rows):
+            values[part] = self.rows[place[part]]
+        return torch.from_numpy(values).to(index.device)
 
     def update(self, index: Tensor, estimate: Tensor) -> None:
         """Store new estimates (B, ...) at ``index`` (B,); where an index comes twice, the last one stays.
@@ -132,12 +135,13 @@ class AnchorStore:
         values, rows = estimate.detach().float().cpu().numpy().astype(self.info["dtype"]), index.cpu().numpy()
         own = rows % self.team.world == self.team.rank
         with self.lock:
-            self.rows[rows[own] // self.team.world] = values[own]
-        release(self.rows)
+            place, values = rows[own] // self.team.world, values[own]
+            for part in portions(len(place), self.rows):
+                self.rows[place[part]] = values[part]
 
     def copy_to(self, folder) -> None:
-        """Copy all estimates into ``folder``, in the order of the examples whatever the team. Nothing larger than a block is
-        held in memory."""
+        """Copy all estimates into ``folder``, in the order of the examples whatever the team.
+        Nothing larger than a block is held in memory."""
         file, shape = FilePath(folder) / "anchors.npy", (len(self), *self.info["shape"])
         if self.team.rank == 0:
             np.lib.format.open_memmap(file, mode="w+", dtype=self.info["dtype"], shape=shape).flush()

@@ -155,14 +155,27 @@ def checked(data, name: str = "data") -> torch.Tensor:
 def release(array) -> None:
     """Give the memory of a large memory-mapped array back to the system, which reads it again where it is needed. Nothing
     is lost, and other arrays are left alone. Without it, every page ever touched would count as this process's."""
+    if _large(array):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def _large(array) -> bool:
     mapping = getattr(array, "_mmap", None)
-    if mapping is not None and len(mapping) > 1 << 26 and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED)
+    return mapping is not None and len(mapping) > 1 << 26 and hasattr(mmap, "MADV_DONTNEED")
+
+
+def portions(n: int, mapped):
+    """Slices of n rows to be touched, in any order, of what may be a large mapped array, which is released after each: a
+    system that maps the neighbours of every page it reads would hold a good part of the file after one batch."""
+    size = 16 if _large(mapped) else max(1, n)
+    for start in range(0, n, size):
+        yield slice(start, start + size)
+        release(mapped)
 
 
 def _blocks(x: torch.Tensor, mapped):
-    """The rows of x in blocks of 16 MB or so, released once used."""
-    for block in x.split(max(1, (1 << 22) // max(1, x[0].numel()))):
+    """The rows of x in blocks of 4 MB or so, released once used."""
+    for block in x.split(max(1, (1 << 20) // max(1, x[0].numel()))):
         yield block
         release(mapped)
 

@@ -73,8 +73,8 @@ class Objective:
         """Called after ``loss``, with all rows of the batch whatever the number of GPUs."""
 
     def prepare(self, model: FlowMap, data, folder=None, seed: int = 0, team=None) -> None:
-        """Called by ``fit`` before the first step, with its ``TensorData`` and the ``Team`` of processes that share the run.
-        ValueError if this cannot be trained."""
+        """Called by ``fit`` before the first step, with its ``TensorData`` and the ``Team`` of processes that share the
+        run. ValueError if this cannot be trained."""
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep of this objective, beside what ``save_files`` writes."""

@@ -1,6 +1,7 @@
 """What makes a step fast: compiling, with a way back; bfloat16; a sensible number of threads."""
 from __future__ import annotations
 
+import platform
 import warnings
 from contextlib import nullcontext
 
@@ -35,9 +36,16 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
+def hardware(device: torch.device) -> str:
+    """One line on what runs the arithmetic."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
 class Threads:
-    """So many CPU threads within a ``with`` block, 0 for as many as ``work`` multiplications a step can keep busy; never more
-    than there were."""
+    """So many CPU threads within a ``with`` block, 0 for as many as ``work`` multiplications a step can keep busy;
+    never more than there were."""
 
     def __init__(self, number: int, work: int):
         self.before = torch.get_num_threads()

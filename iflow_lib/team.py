@@ -1,8 +1,8 @@
-"""Several processes, one run: ``torchrun`` starts them, ``fit`` spreads a batch over them. Alone, nothing here does anything.
+"""Several processes, one run: ``torchrun`` starts them, ``fit`` spreads a batch over them. Alone, this does nothing.
 
-Every process draws the same random numbers from the same generator and works on the rows ``rank, rank + world, ...`` of each
-batch, so that a run has the same batches, times and noise however many processes share it. Data sets and anchor stores are
-too large to be held by everyone: each process keeps the examples ``rank, rank + world, ...``.
+Every process draws the same random numbers from the same generator and works on the rows ``rank, rank + world, ...`` of
+each batch, so that a run has the same batches, times and noise however many processes share it. Data sets and anchor
+stores are too large to be held by everyone: each process keeps the examples ``rank, rank + world, ...``.
 """
 from __future__ import annotations
 

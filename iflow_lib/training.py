@@ -18,12 +18,12 @@ import torch
 
 from . import __version__
 from .checkpoints import write_together
-from .data import TensorData, as_tensor, release
+from .data import TensorData, as_tensor, portions
 from .flow_map import FlowMap
 from .objectives import Batch, Objective
 from .run_folder import RunFolder
 from .samplers import whole
-from .speed import Compiled, Threads, autocast
+from .speed import Compiled, Threads, autocast, hardware
 from .team import Team
 
 
@@ -36,10 +36,10 @@ class TrainConfig:
     seed: of initial data order, times and noise (the network's own start is the caller's); device: auto, cpu, cuda,
     mps; log_every: steps between rows of the history; progress: show a bar; label_dropout: share of examples whose class is
     withheld, for guidance (only with labels).
-    channels_last: memory layout for images (faster convolutions); compile: "auto", True or False: ``torch.compile`` the loss,
-    derivatives included; it takes up to a minute first, so "auto" does it on CUDA, for 2,000 steps or more; precision:
-    "auto", "float32" or "bfloat16" for products and convolutions (weights, losses and averages stay float32); "auto" is
-    bfloat16 on CUDA where the hardware has it; threads: of a CPU, 0 for as many as the network keeps busy.
+    channels_last: memory layout for images (faster convolutions); compile: "auto", True or False: ``torch.compile`` the
+    loss, derivatives included; it takes up to a minute first, so "auto" does it on CUDA, for 2,000 steps or more;
+    precision: "auto", "float32" or "bfloat16" for products and convolutions (weights, losses and averages stay float32);
+    "auto" is bfloat16 on CUDA where the hardware has it; threads: of a CPU, 0 for as many as the network keeps busy.
     out_dir: folder of the run, "" for none: checkpoints go there every ``checkpoint_every`` steps (0: never) and every
     ``checkpoint_minutes``, at the end, and when the run is interrupted; the newest ``keep`` stay. At the end there are
     also history.csv and manifest.json.
@@ -102,13 +102,6 @@ class TrainRun:
     manifest: dict = field(repr=False)
 
 
-def hardware(device: torch.device) -> str:
-    """One line on what runs the arithmetic."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
-
-
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Linear rise over ``warmup`` steps, then half a cosine down to zero at ``steps``."""
     warmup = min(config.warmup, config.steps // 10)
@@ -136,9 +129,9 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
     Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was learned so far, with
     ``manifest["interrupted"]``; a second Ctrl-C stops at once.
 
-    Started by ``torchrun``, the processes share the run: each batch is spread over them (DistributedDataParallel), each keeps
-    its share of the data and of the anchor store on its device, and the first one writes. The result is that of one process
-    up to rounding. On several machines ``out_dir`` must be a folder that all of them see.
+    Started by ``torchrun``, the processes share the run: each batch is spread over them (DistributedDataParallel), each
+    keeps its share of the data and of the anchor store on its device, and the first one writes. The result is that
+    of one process up to rounding. On several machines ``out_dir`` must be a folder that all of them see.
 
     Raises ValueError for data of the wrong shape or type or with NaN, for an unknown device, and for a checkpoint of
     another run; OSError for an out_dir that is in use or cannot be written; FloatingPointError if the loss or the weights
@@ -148,8 +141,9 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
     device, x = team.device, as_tensor(data)
     if config.batch_size % team.world:
         raise ValueError(f"batch_size {config.batch_size} does not divide by the {team.world} processes")
-    if team.world > 1 and type(objective).draw is Objective.draw:
-        raise ValueError(f"{objective.name} has no draw and loss, so it cannot be spread over {team.world} processes")
+    if team.world > 1 and type(objective).__call__ is not Objective.__call__:
+        raise ValueError(f"{objective.name} has a __call__ of its own in place of draw and loss: it cannot be spread over "
+                         f"{team.world} processes")
     if tuple(x.shape[1:]) != model.data_shape:
         raise ValueError(f"the network takes examples of shape {model.data_shape}, the data have {tuple(x.shape[1:])}")
     labels, noise = (getattr(data, name, None) for name in ("labels", "noise"))
@@ -249,6 +243,7 @@ class _Loop:
                         stop, due = self.team.any(stop, due) if self.step % 10 == 0 else (False, False)
                     if self.folder and due and not stop:
                         self.save()
+                    stop = stop or self.team.world == 1 and signals.seen  # while it was written
             except KeyboardInterrupt:  # a second Ctrl-C, or one where signals are not ours to catch
                 return True
         if self.folder:
@@ -261,8 +256,7 @@ class _Loop:
             group["lr"] = learning_rate(config, step - 1)
         index = torch.randint(self.size, (config.batch_size,), generator=self.generator, device=self.source)
         place = index.to(self.device)
-        x_0, known = self.team.fetch(self.x.__getitem__, place, self.model.data_shape), None
-        release(self.mapped)
+        x_0, known = self.team.fetch(self.examples, place, self.model.data_shape), None
         noise = None if self.noise is None else self.team.fetch(self.noise.__getitem__, place, self.model.data_shape)
         if self.images:
             x_0 = x_0.contiguous(memory_format=torch.channels_last)
@@ -292,9 +286,18 @@ class _Loop:
             self.rows.append((step, mean, self.seconds()))
         self.step = step
 
+    def examples(self, place: torch.Tensor) -> torch.Tensor:
+        """Rows of the data on the device."""
+        if self.mapped is None:
+            return self.x[place]
+        out = self.x.new_empty(len(place), *self.x.shape[1:])
+        for part in portions(len(place), self.mapped):
+            out[part] = self.x[place[part]]
+        return out
+
     def evaluate(self, batch: Batch) -> torch.Tensor:
         """The loss of this process's rows."""
-        if type(self.objective).draw is Objective.draw:
+        if type(self.objective).__call__ is not Objective.__call__:
             return self.objective(self.model, batch, self.generator)
         drawn = self.objective.draw(self.model, batch, self.generator)
         loss, estimate = self.loss(**{name: self.team.rows(value) for name, value in drawn.items()})

@@ -46,7 +46,7 @@ def test_objective_learns_what_it_says(name, path):
 
 @pytest.mark.parametrize("name, right, wrong", [
     ("FlowMatching", "- (z - x_0)).square()", "- (z - 0.5 * x_0)).square()"),
-    ("IntegralIdentity", "target[:k] -= ", "target[:k] += "),
+    ("IntegralIdentity", "velocity[:k] - slope", "velocity[:k] + slope"),
     ("IntegralAdditivity", "model(x - expand(now - middle, x) * early, middle", "model(x, middle"),
     ("ConsistencyTraining", "target = end(r)", "target = x_0"),
     ("X0Regression", "loss = self._distance(estimate, x_0)", "loss = self._distance(estimate, x_t)")])

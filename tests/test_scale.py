@@ -1,0 +1,170 @@
+"""``fit`` made fast and large: compiled, in bfloat16, on two processes, with data that stay on disk."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import iflow_lib as ifl
+from iflow_lib.anchors import AnchorStore
+from iflow_lib.speed import Compiled, Threads
+from iflow_lib.team import Team
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = """
+import sys, torch, iflow_lib as ifl
+name, out, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.manual_seed(0)
+objective = ifl.X0Regression("per_example") if name == "X0Regression" else getattr(ifl, name)()
+model = ifl.FlowMap(ifl.MLP(dim=2, hidden=32, layers=2, anchor=name == "X0Regression"), ifl.PoissonFlow())
+config = ifl.TrainConfig(steps=50, batch_size=64, device="cpu", log_every=1, progress=False, out_dir=out,
+                         checkpoint_every=20)
+if steps < 50:  # stop early, as a signal would
+    import os, signal
+    from iflow_lib.training import _Loop
+    step = _Loop.one_step
+    def one_step(self):
+        step(self)
+        if self.step == steps: os.kill(os.getpid(), signal.SIGTERM)
+    _Loop.one_step = one_step
+ifl.fit(model, objective, ifl.data.load("eight_gaussians", 1001), config, resume="auto")
+"""
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+
+
+def train(tmp_path, name: str, out: str, processes: int, steps: int = 50):
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    start = [sys.executable] if processes == 1 else [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run([*start, str(script), name, str(tmp_path / out), str(steps)], cwd=ROOT, capture_output=True,
+                          text=True, timeout=240, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return pd.read_csv(tmp_path / out / "history.csv"), tmp_path / out
+
+
+@linux
+@pytest.mark.parametrize("name", ["IntegralIdentity", "X0Regression"])
+def test_two_processes_give_the_run_of_one(tmp_path, name):
+    (one, alone), (two, both) = train(tmp_path, name, "one", 1), train(tmp_path, name, "two", 2)
+    assert list(one.step) == list(two.step) == list(range(1, 51))
+    assert (two.loss / one.loss - 1).abs().max() < 1e-4
+    assert json.loads((both / "manifest.json").read_text())["processes"] == 2
+    if name == "X0Regression":
+        a, b = (np.load(folder / "checkpoints" / "step-00000050" / "anchors.npy") for folder in (alone, both))
+        assert a.shape == b.shape == (1001, 2) and np.abs(a - b).max() < 1e-4
+        shares = [AnchorStore(both / f"anchors-{rank}", Team(rank, 2)) for rank in (0, 1)]
+        assert [len(store.rows) for store in shares] == [501, 500]  # nobody holds it all
+
+
+@linux
+def test_a_run_of_two_processes_ends_together_and_goes_on_with_one(tmp_path):
+    half, _ = train(tmp_path, "X0Regression", "run", 2, steps=25)
+    assert list(half.step) == list(range(1, 31))  # they agree on when to stop every ten steps
+    rest, _ = train(tmp_path, "X0Regression", "run", 1)
+    whole, _ = train(tmp_path, "X0Regression", "whole", 1)
+    assert (rest.loss / whole.loss - 1).abs().max() < 1e-4
+
+
+def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
+    monkeypatch.setattr(Team, "assemble", classmethod(lambda cls, device: Team(0, 3)))
+    with pytest.raises(ValueError, match="batch_size 64 does not divide by the 3 processes"):
+        fit()
+
+    class Own(ifl.FlowMatching):
+        def __call__(self, model, batch, generator=None):
+            return super().__call__(model, batch, generator)
+
+    monkeypatch.setattr(Team, "assemble", classmethod(lambda cls, device: Team(0, 2)))
+    with pytest.raises(ValueError, match="Own has a __call__ of its own"):
+        fit(Own())
+
+
+def fit(objective=None, steps=20, **settings):
+    torch.manual_seed(0)
+    model = ifl.FlowMap(ifl.MLP(dim=2, hidden=32, layers=2), ifl.RectifiedFlow())
+    config = ifl.TrainConfig(steps=steps, batch_size=64, device="cpu", log_every=1, progress=False, **settings)
+    return ifl.fit(model, objective or ifl.IntegralIdentity(), ifl.data.load("eight_gaussians", 1000), config)
+
+
+@linux
+def test_compiled_training_is_the_same_training():
+    eager, fast = fit(), fit(compile=True)
+    assert fast.manifest["speed"] == {"compile": True, "precision": "float32"}
+    assert np.allclose(eager.history.loss, fast.history.loss, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_where_compiling_fails_training_goes_on_and_says_so(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("no compiler here\nand a long story")
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend=refuse, **options))
+    with pytest.warns(RuntimeWarning, match="going on without torch.compile") as said:
+        fast = fit(compile=True)
+    ours = [str(w.message) for w in said if "torch.compile" in str(w.message)]
+    assert len(ours) == 1 and "\n" not in ours[0]
+    assert fast.history.equals(fit().history.assign(seconds=fast.history.seconds))
+
+
+def test_an_error_of_the_function_stays_an_error():
+    def wrong(x):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        Compiled(wrong)(torch.zeros(1))
+
+
+def test_bfloat16_learns_the_same():
+    plain, half = fit(steps=200), fit(steps=200, precision="bfloat16")
+    assert half.model.net.out.weight.dtype == torch.float32
+    assert not plain.history.loss.equals(half.history.loss)
+    assert abs(plain.history.loss[100:].mean() / half.history.loss[100:].mean() - 1) < 0.02
+
+
+def test_threads_are_few_for_a_small_network_and_given_back():
+    before = torch.get_num_threads()
+    with Threads(0, work=1000):
+        assert torch.get_num_threads() == 1
+    with Threads(0, work=1 << 40):
+        assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("wrong", [{"compile": "yes"}, {"precision": "float16"}, {"threads": -1}, {"threads": 1.5}])
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ifl.TrainConfig(steps=1, **wrong)
+
+
+MEASURE = """
+import resource, sys, numpy as np, torch, iflow_lib as ifl
+file, out = sys.argv[1:]
+model = ifl.FlowMap(ifl.MLP(dim=64, hidden=32, layers=2, anchor=True), ifl.RectifiedFlow())
+config = ifl.TrainConfig(steps=300, batch_size=512, device="cpu", progress=False, out_dir=out)
+ifl.fit(model, ifl.X0Regression("per_example"), np.load(file, mmap_mode="c"), config)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@linux
+def test_memory_of_anchored_training_does_not_grow_with_the_data(tmp_path):
+    peaks = []
+    for examples in (10_000, 1_000_000):
+        file = tmp_path / f"{examples}.npy"
+        rows = np.lib.format.open_memmap(file, mode="w+", dtype="float32", shape=(examples, 64))
+        for start in range(0, examples, 10_000):
+            rows[start : start + 10_000] = np.random.default_rng(start).standard_normal((10_000, 64), dtype="float32")
+        del rows
+        done = subprocess.run([sys.executable, "-c", MEASURE, str(file), str(tmp_path / f"run-{examples}")], cwd=ROOT,
+                              capture_output=True, text=True, timeout=240, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr[-2000:]
+        peaks.append(float(done.stdout.split()[-1]))
+    print(f"peak memory: {peaks[0]:.0f} MB with 10,000 examples, {peaks[1]:.0f} MB with 1,000,000")
+    assert peaks[1] - peaks[0] < 100
