@@ -38,8 +38,8 @@ class TrainConfig:
     withheld, for guidance (only with labels).
     channels_last: memory layout for images (faster convolutions); compile: "auto", True or False: ``torch.compile`` the
     loss, derivatives included; it takes up to a minute first, so "auto" does it on CUDA, for 2,000 steps or more;
-    precision: "auto", "float32" or "bfloat16" for products and convolutions (weights, losses and averages stay float32);
-    "auto" is bfloat16 on CUDA where the hardware has it; threads: of a CPU, 0 for as many as the network keeps busy.
+    precision: "float32", or "bfloat16" for products and convolutions (weights, losses and averages stay float32);
+    threads: of a CPU, 0 for as many as the network keeps busy.
     out_dir: folder of the run, "" for none: checkpoints go there every ``checkpoint_every`` steps (0: never) and every
     ``checkpoint_minutes``, at the end, and when the run is interrupted; the newest ``keep`` stay. At the end there are
     also history.csv and manifest.json.
@@ -55,7 +55,7 @@ class TrainConfig:
     device: str = "auto"
     channels_last: bool = True
     compile: bool | str = "auto"
-    precision: str = "auto"
+    precision: str = "float32"
     threads: int = 0
     log_every: int = 50
     progress: bool = True
@@ -71,8 +71,8 @@ class TrainConfig:
                 or self.checkpoint_every < 0 or not self.checkpoint_minutes > 0:
             raise ValueError(f"need checkpoint_every a whole number of at least 0 and checkpoint_minutes > 0, got "
                              f"{self.checkpoint_every!r} and {self.checkpoint_minutes!r}")
-        if self.compile not in ("auto", True, False) or self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(f'need compile "auto", True or False and precision "auto", "float32" or "bfloat16", got '
+        if self.compile not in ("auto", True, False) or self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'need compile "auto", True or False and precision "float32" or "bfloat16", got '
                              f"{self.compile!r} and {self.precision!r}")
         if isinstance(self.threads, bool) or self.threads != int(self.threads) or self.threads < 0:
             raise ValueError(f"threads must be a whole number, 0 to choose; got {self.threads!r}")
@@ -84,12 +84,9 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
 
-    def on(self, device: torch.device) -> tuple[bool, str]:
-        """Whether to compile, and the precision, with "auto" decided."""
-        cuda = device.type == "cuda"
-        bfloat16 = self.precision == "auto" and cuda and torch.cuda.is_bf16_supported()
-        return (cuda and self.steps >= 2000 if self.compile == "auto" else bool(self.compile),
-                "bfloat16" if bfloat16 else self.precision.replace("auto", "float32"))
+    def compiles(self, device: torch.device) -> bool:
+        """Whether to compile on this device."""
+        return device.type == "cuda" and self.steps >= 2000 if self.compile == "auto" else bool(self.compile)
 
 
 @dataclass
@@ -167,7 +164,7 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
             "path": {"name": model.path.name, **model.path.config()},
             "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
             "config": asdict(config),
-            "speed": dict(zip(("compile", "precision"), config.on(device))),
+            "compiled": config.compiles(device),
             "data": {"name": getattr(data, "name", "tensor"), "shape": list(x.shape), "sha256": known.sha256},
         }
         loop.identity = json.loads(json.dumps({**manifest, "config": {
@@ -209,8 +206,7 @@ class _Loop:
         self.source = device if device.type == "cuda" else torch.device("cpu")  # mps cannot draw all the noise laws
         self.generator = torch.Generator(self.source).manual_seed(config.seed)
         self.step, self.rows, self.losses, self.identity = 0, [], [], {}
-        compiled, precision = config.on(device)
-        self.loss = _Loss(model, objective, compiled, autocast(device, precision))
+        self.loss = _Loss(model, objective, config.compiles(device), autocast(device, config.precision))
         if team.world > 1:
             self.loss = torch.nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[device] if device.type == "cuda" else None)

@@ -95,7 +95,7 @@ def fit(objective=None, steps=20, **settings):
 @linux
 def test_compiled_training_is_the_same_training():
     eager, fast = fit(), fit(compile=True)
-    assert fast.manifest["speed"] == {"compile": True, "precision": "float32"}
+    assert fast.manifest["compiled"] and not eager.manifest["compiled"]
     assert np.allclose(eager.history.loss, fast.history.loss, rtol=1e-4)
 
 
