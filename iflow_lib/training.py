@@ -37,7 +37,7 @@ class TrainConfig:
     mps; log_every: steps between rows of the history; progress: show a bar; label_dropout: share of examples whose class is
     withheld, for guidance (only with labels).
     channels_last: memory layout for images (faster convolutions); compile: "auto", True or False: ``torch.compile`` the
-    loss, derivatives included; it takes up to a minute first, so "auto" does it on CUDA, for 2,000 steps or more;
+    loss, derivatives included; it takes a while first, so "auto" does it on CUDA, for 2,000 steps or more;
     precision: "float32", or "bfloat16" for products and convolutions (weights, losses and averages stay float32);
     threads: of a CPU, 0 for as many as the network keeps busy.
     out_dir: folder of the run, "" for none: checkpoints go there every ``checkpoint_every`` steps (0: never) and every
@@ -158,7 +158,7 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
         place = folder and folder.folder / (f"anchors-{team.rank}" if team.world > 1 else "anchors")
         objective.prepare(model, known, folder=place, seed=config.seed, team=team)
         loop = _Loop(model, objective, x, labels if model.classes else None, noise, config, team, folder)
-        loop.mapped = known.mapped
+        loop.mapped = known.mapped if device.type == "cpu" else None  # elsewhere the data have left their file
         manifest = {
             "objective": {"name": objective.name, **objective.config()},
             "path": {"name": model.path.name, **model.path.config()},

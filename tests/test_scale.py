@@ -1,6 +1,7 @@
 """``fit`` made fast and large: compiled, in bfloat16, on two processes, with data that stay on disk."""
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,8 @@ def fit(objective=None, steps=20, **settings):
 
 
 @linux
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which torch.compile calls")
+@pytest.mark.filterwarnings("error:going on without torch.compile")
 def test_compiled_training_is_the_same_training():
     eager, fast = fit(), fit(compile=True)
     assert fast.manifest["compiled"] and not eager.manifest["compiled"]
