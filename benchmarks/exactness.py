@@ -27,7 +27,7 @@ from iflow_lib.networks import time_features
 
 PATHS = {"rectified": ifl.RectifiedFlow, "ve": ifl.VarianceExploding, "vp": ifl.VariancePreserving,
          "pfgmpp": lambda: ifl.PoissonFlow(aug_dim=128)}
-OBJECTIVES = {"FlowMatching": ifl.FlowMatching, "IntegralIdentity": ifl.IntegralIdentity,
+OBJECTIVES = {"FlowMatching": ifl.FlowMatching, "IntegralIdentity": partial(ifl.IntegralIdentity, derivative="jvp"),
               "IntegralAdditivity": ifl.IntegralAdditivity, "ConsistencyTraining": ifl.ConsistencyTraining,
               "X0Regression": ifl.X0Regression}
 BOUNDS = {2: {"flow_map": 0.03, "velocity": 0.03, "posterior_mean": 0.03},

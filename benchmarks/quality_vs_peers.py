@@ -84,6 +84,8 @@ def train(method: str, variant: str, dataset: str, seed: int, steps: int, draws:
     random.seed(seed)
     model = ifl.FlowMap(ifl.MLP(dim=2, hidden=128, layers=4), ifl.RectifiedFlow())
     settings, ours = VARIANTS[method][variant], VARIANTS[method] is INTEGRAL
+    if method == "IntegralIdentity":
+        settings = {"derivative": "jvp", **settings}
     objective = getattr(ifl, method)(**settings) if ours else Peer(method, tuple(settings.items()))
     config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device="cpu", progress=False)
     trained = ifl.fit(model, objective, data_sets.load(dataset), config)

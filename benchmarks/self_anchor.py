@@ -35,7 +35,7 @@ def train(dataset: str, path: str, anchor: str | None, seed: int, steps: int, dr
     torch.manual_seed(seed)
     network = ifl.MLP(dim=2, hidden=128, layers=4, anchor=anchor is not None)
     model = ifl.FlowMap(network, make_path(path, images=False))
-    objective = ifl.IntegralIdentity(anchor=anchor, derivative="difference")
+    objective = ifl.IntegralIdentity(anchor=anchor, derivative="difference", step=5e-3)
     config = ifl.TrainConfig(steps=round(steps * COST[None] / COST[anchor]), batch_size=512, lr=2e-3, seed=seed,
                              device="cpu", progress=False)
     trained = ifl.fit(model, objective, data_sets.load(dataset), config)

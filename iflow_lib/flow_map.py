@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .paths import Path, expand
+from .speed import Compiled
 
 
 class FlowMap(nn.Module):
@@ -63,6 +64,12 @@ class FlowMap(nn.Module):
             raise ValueError(f"the network {type(self.net).__name__} returned shape {tuple(out.shape)} for x of shape "
                              f"{tuple(x_line.shape)}: it must return an average velocity of the same shape")
         return out
+
+    def compile(self, **options) -> None:
+        """Run the network under ``torch.compile`` from now on, in ``sample`` too: compiled at its first call, and again
+        for another batch size or precision. Where that fails it goes on as it was, with a warning of one line. Pays
+        back after many samples. options: of ``torch.compile``. Copies and saved models are not compiled."""
+        self._compiled_call_impl = Compiled(self._call_impl, **options)  # where torch keeps it, and drops it from copies
 
     def jump(self, *, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
              labels: Tensor | None = None) -> Tensor:

@@ -204,19 +204,20 @@ class IntegralIdentity(Triangle):
     tangent: what ``v . grad_x`` uses: "network", the model's own ``u(x_t, t, t)``, one more call without gradient; or
         "conditional", ``z - x_0`` as MeanFlow does. Both have the right mean; the network's has far less noise
         (cf. Improved Mean Flows, arXiv 2512.02012).
-    derivative: "jvp", exact, forward mode; or "difference", central with half width ``step``: two plain network
-        calls, cheaper where forward mode is slow (convolutions on a CPU).
+    derivative: "jvp", exact, forward mode; "difference", central with half width ``step``, in float32 at least: two plain
+        network calls, cheaper where forward mode is slow; "auto": the first on CUDA, the second elsewhere. benchmarks/ has
+        what they cost (speed.py) and that the quality is the same (precision.py).
     """
 
     anchor: str | None = None
     tangent: str = "network"
-    derivative: str = "jvp"
-    step: float = 5e-3
+    derivative: str = "auto"
+    step: float = 1e-3
 
     def __post_init__(self):
         super().__post_init__()
         for name, allowed in (("anchor", (None, "self")), ("tangent", ("network", "conditional")),
-                              ("derivative", ("jvp", "difference"))):
+                              ("derivative", ("auto", "jvp", "difference"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}")
 
@@ -228,15 +229,16 @@ class IntegralIdentity(Triangle):
     def total_derivative(self, model: FlowMap, x: Tensor, t: Tensor, s: Tensor, velocity: Tensor,
                          anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         """``d/dt u(x_t, t, s)`` along ``velocity`` with s and the anchor fixed. x, velocity: (B, ...); t, s: (B,)."""
-        if self.derivative == "jvp":
+        if self.derivative == "jvp" or self.derivative == "auto" and x.is_cuda:
             if not torch.compiler.is_compiling():
                 _load_jvp_rules()
             tangents = (velocity, torch.ones_like(t))
             return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), tangents)[1]
         ahead = t + self.step  # past t = 1 by a step at most: a one-sided difference would bias just that corner
         behind = torch.maximum(t - self.step, s)
-        plus = model(x + expand(ahead - t, x) * velocity, ahead, s, anchor, labels)
-        minus = model(x + expand(behind - t, x) * velocity, behind, s, anchor, labels)
+        with torch.autocast(x.device.type, enabled=False):  # the difference of two bfloat16 numbers would be noise
+            plus = model(x + expand(ahead - t, x) * velocity, ahead, s, anchor, labels)
+            minus = model(x + expand(behind - t, x) * velocity, behind, s, anchor, labels)
         return (plus - minus) / expand((ahead - behind).clamp(min=1e-6), x)
 
     def estimate(self, model: FlowMap, x: Tensor, t: Tensor, labels: Tensor | None, known: Tensor) -> Tensor:

@@ -7,28 +7,42 @@ from contextlib import nullcontext
 
 import torch
 
-#: Below so many multiplications a thread, more threads lose more by waiting for each other than they win.
-WORK_PER_THREAD = 1 << 24
+#: Below so many multiplications a thread, more threads lose more by waiting for each other than they win: measured by
+#: benchmarks/speed.py, part threads.
+WORK_PER_THREAD = 1 << 23
+
+
+#: torch.compile's name for CUDA graphs
+GRAPHS = {"mode": "reduce-overhead"}
 
 
 class Compiled:
-    """``function`` under ``torch.compile``: compiled at its first call; where that fails, ``function`` itself from then on,
-    with a warning of one line."""
+    """``function``, which returns a tensor or a tuple of tensors and None, under ``torch.compile``: compiled at its first
+    call; where that fails, ``function`` itself from then on, with a warning of one line. options: of ``torch.compile``."""
 
     def __init__(self, function, **options):
-        self.function, self.fast = function, torch.compile(function, dynamic=False, **options)
+        self.function, self.fast = function, torch.compile(function, **options)
+        self.graphs = options.get("mode") == GRAPHS["mode"]
 
     def __call__(self, *args, **kwargs):
         if self.fast is None:
             return self.function(*args, **kwargs)
         try:
-            return self.fast(*args, **kwargs)
+            if not self.graphs:
+                return self.fast(*args, **kwargs)
+            torch.compiler.cudagraph_mark_step_begin()
+            out = self.fast(*args, **kwargs)  # in the graph's own memory, which the next call writes over
+            return _copy(out) if torch.is_tensor(out) else tuple(map(_copy, out))
         except Exception as error:  # whatever a compiler says; if the fault is the function's own, it says so once more
             result = self.function(*args, **kwargs)
             self.fast, why = None, (str(error).strip().splitlines() or [""])[0][:200]
             warnings.warn(f"going on without torch.compile, which failed: {type(error).__name__}: {why}", RuntimeWarning,
                           stacklevel=2)
             return result
+
+
+def _copy(value):
+    return value.clone() if torch.is_tensor(value) else value
 
 
 def autocast(device: torch.device, precision: str):

@@ -53,7 +53,7 @@ def train_plane(
 ) -> TrainRun:
     """Train one system on one of the sets in the plane: MLP 128 x 4, batch 512, Adam 2e-3 with half a cosine."""
     path, kind = parse_system(system)
-    objective = FlowMatching() if kind == "velocity" else IntegralIdentity(derivative="difference")
+    objective = FlowMatching() if kind == "velocity" else IntegralIdentity(derivative="difference", step=5e-3)
     torch.manual_seed(seed)  # the network's own start
     model = FlowMap(MLP(dim=2, hidden=128, layers=4), make_path(path, images=False))
     config = TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device=device, progress=progress)
@@ -65,7 +65,7 @@ def image_setup(system: str) -> tuple[FlowMap, Objective, dict]:
     path, kind = parse_system(system)
     objective = FlowMatching()
     if kind == "integral":
-        objective = IntegralIdentity(derivative="difference", time_density=(0.0, 1.0), power=0.5)
+        objective = IntegralIdentity(derivative="difference", step=5e-3, time_density=(0.0, 1.0), power=0.5)
     torch.manual_seed(0)
     model = FlowMap(UNet(channels=1, size=28, width=32, blocks=1), make_path(path, images=True))
     return model, objective, dict(batch_size=64, lr=1e-3, ema=0.999, seed=0)

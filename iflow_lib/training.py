@@ -23,7 +23,7 @@ from .flow_map import FlowMap
 from .objectives import Batch, Objective
 from .run_folder import RunFolder
 from .samplers import whole
-from .speed import Compiled, Threads, autocast, hardware
+from .speed import GRAPHS, Compiled, Threads, autocast, hardware
 from .team import Team
 
 
@@ -32,12 +32,14 @@ class TrainConfig:
     """Settings of ``fit``. Raises ValueError for values out of range.
 
     steps: gradient steps; batch_size: examples a step; lr: peak learning rate (Adam); warmup: steps of linear rise,
-    then half a cosine down to zero; ema: decay of the weight average, reached gradually; clip: largest gradient norm;
+    then half a cosine down to zero; ema: decay of the weight average, reached gradually; clip: largest gradient norm,
+    None for any;
     seed: of initial data order, times and noise (the network's own start is the caller's); device: auto, cpu, cuda,
     mps; log_every: steps between rows of the history; progress: show a bar; label_dropout: share of examples whose class is
     withheld, for guidance (only with labels).
-    channels_last: memory layout for images (faster convolutions); compile: "auto", True or False: ``torch.compile`` the
-    loss, derivatives included; it takes a while first, so "auto" does it on CUDA, for 2,000 steps or more;
+    channels_last: memory layout for images (faster convolutions); compile: True: ``torch.compile`` the loss, with its
+    derivatives, and the model that is returned; "graphs": both as CUDA graphs; False: neither; "auto": the loss, on CUDA,
+    for 2,000 steps or more, because it takes a while first (docs/scaling.md);
     precision: "float32", or "bfloat16" for products and convolutions (weights, losses and averages stay float32);
     threads: of a CPU, 0 for as many as the network keeps busy.
     out_dir: folder of the run, "" for none: checkpoints go there every ``checkpoint_every`` steps (0: never) and every
@@ -50,7 +52,7 @@ class TrainConfig:
     lr: float = 1e-3
     warmup: int = 100
     ema: float = 0.999
-    clip: float = 1.0
+    clip: float | None = 1.0
     seed: int = 0
     device: str = "auto"
     channels_last: bool = True
@@ -71,22 +73,22 @@ class TrainConfig:
                 or self.checkpoint_every < 0 or not self.checkpoint_minutes > 0:
             raise ValueError(f"need checkpoint_every a whole number of at least 0 and checkpoint_minutes > 0, got "
                              f"{self.checkpoint_every!r} and {self.checkpoint_minutes!r}")
-        if self.compile not in ("auto", True, False) or self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f'need compile "auto", True or False and precision "float32" or "bfloat16", got '
+        if self.compile not in ("auto", "graphs", True, False) or self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f'need compile "auto", True, False or "graphs" and precision "float32" or "bfloat16", got '
                              f"{self.compile!r} and {self.precision!r}")
         if isinstance(self.threads, bool) or self.threads != int(self.threads) or self.threads < 0:
             raise ValueError(f"threads must be a whole number, 0 to choose; got {self.threads!r}")
         for name in ("steps", "batch_size", "log_every", "keep"):
             object.__setattr__(self, name, whole(name, getattr(self, name)))  # numpy's numbers are not JSON
-        if not 0 < self.lr < math.inf or not self.clip > 0 or self.warmup < 0:
-            raise ValueError(f"need lr > 0, clip > 0, warmup >= 0; got {self.lr!r}, {self.clip!r}, {self.warmup!r}")
+        if not 0 < self.lr < math.inf or self.clip is not None and not self.clip > 0 or self.warmup < 0:
+            raise ValueError(f"need lr > 0, clip > 0 or None, warmup >= 0; got {self.lr!r}, {self.clip!r}, {self.warmup!r}")
         for name in ("ema", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
 
-    def compiles(self, device: torch.device) -> bool:
-        """Whether to compile on this device."""
-        return device.type == "cuda" and self.steps >= 2000 if self.compile == "auto" else bool(self.compile)
+    def compiles(self, device: torch.device) -> bool | str:
+        """Whether to compile on this device, "graphs" included."""
+        return device.type == "cuda" and self.steps >= 2000 if self.compile == "auto" else self.compile
 
 
 @dataclass
@@ -172,15 +174,17 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
         if resume is not None:
             loop.resume(None if resume == "auto" else Path(resume))
         interrupted = loop.run()
-        threads = hardware(device)
+        machine = hardware(device)  # here: with the threads of this run
     manifest |= {
         "steps_done": loop.step,
         "interrupted": interrupted,
         "seconds": round(loop.seconds(), 3),
-        "hardware": threads,
+        "hardware": machine,
         "processes": team.world,
         "versions": {"iflow_lib": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+    if config.compile != "auto" and config.compile:
+        loop.average.compile(**(GRAPHS if config.compile == "graphs" else {}))
     run = TrainRun(model=loop.average, history=loop.history(), manifest=manifest)
     if config.out_dir and team.rank == 0:
         write_together({Path(config.out_dir) / "history.csv": run.history.to_csv(index=False, lineterminator="\n"),
@@ -262,9 +266,11 @@ class _Loop:
         loss = self.evaluate(Batch(
             x_0, labels=known, index=index, noise=noise, step=step - 1, steps=config.steps,
             epoch=(step - 1) * config.batch_size // self.size))
-        self.optimizer.zero_grad(set_to_none=True)
+        for w in self.weights:
+            w.grad = None  # the optimizer's zero_grad does the same in ten times the time
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, config.clip, foreach=self.device.type != "mps" or None)
+        if config.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights, config.clip, foreach=self.device.type != "mps" or None)
         self.optimizer.step()
         # a short run must not average over its random start: (1 + step) / (10 + step) rises towards the decay
         decay = min(config.ema, (1 + step) / (10 + step))
@@ -285,7 +291,7 @@ class _Loop:
     def examples(self, place: torch.Tensor) -> torch.Tensor:
         """Rows of the data on the device."""
         if self.mapped is None:
-            return self.x[place]
+            return self.x.index_select(0, place)
         out = self.x.new_empty(len(place), *self.x.shape[1:])
         for part in portions(len(place), self.mapped):
             out[part] = self.x[place[part]]
@@ -354,12 +360,12 @@ class _Loop:
 class _Loss(torch.nn.Module):
     """The pure half of a step, as a module for DistributedDataParallel, compiled if that is wanted."""
 
-    def __init__(self, model: FlowMap, objective: Objective, compiled: bool, context):
+    def __init__(self, model: FlowMap, objective: Objective, compiled: bool | str, context):
         super().__init__()
         self.model, self.context = model, context
         self.call = partial(objective.loss, model)
         if compiled:
-            self.call = Compiled(self.call)
+            self.call = Compiled(self.call, dynamic=False, **(GRAPHS if compiled == "graphs" else {}))
 
     def forward(self, **drawn):
         with self.context:

@@ -91,7 +91,7 @@ def test_time_features():
 
 @pytest.mark.parametrize("options, words", [
     (dict(size=7), "size"), (dict(size=9), "size"), (dict(size=18), "size"), (dict(size=30), "size"),
-    (dict(size=36), "size"), (dict(size=4), "size"), (dict(channels=0), "channels"), (dict(width=12), "width"),
+    (dict(size=68), "size"), (dict(size=4), "size"), (dict(channels=0), "channels"), (dict(width=12), "width"),
     (dict(width=0), "width"), (dict(blocks=0), "blocks")])
 def test_unet_refuses_bad_sizes(options, words):
     with pytest.raises(ValueError) as error:

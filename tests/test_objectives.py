@@ -18,6 +18,7 @@ from iflow_lib.objectives import (
     IntegralIdentity,
 )
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
+from iflow_lib.speed import autocast
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8), VariancePreserving()]
 paths = pytest.mark.parametrize("path", ALL, ids=lambda p: p.name)
@@ -64,6 +65,32 @@ def test_difference_at_the_ends_of_the_line():
                         for name in ("jvp", "difference"))
     error = (t - s)[:, None] * (exact - rough)
     assert float(error.abs().max()) < 0.02
+
+
+def test_a_difference_survives_bfloat16():
+    """Under autocast too it is taken in float32: in bfloat16, half of it and more would be rounding."""
+    torch.manual_seed(0)
+    model = FlowMap(randomise(MLP(dim=2, hidden=32, layers=2)), RectifiedFlow())
+    x, t, s = (a.float() for a in triples())
+    inside = (t + 0.01 < 1) & (t - s > 0.01)
+    plain, mixed = [], []
+    with torch.no_grad():
+        for found, precision in ((plain, "float32"), (mixed, "bfloat16")):
+            with autocast(torch.device("cpu"), precision):
+                found += [IntegralIdentity(derivative=d).total_derivative(model, x, t, s, x) for d in ("jvp", "difference")]
+    scale = plain[0][inside].square().mean().sqrt()
+    for rate in (plain[1], mixed[1]):
+        assert float((rate - plain[0])[inside].abs().max() / scale) < 0.02
+    assert float((mixed[0] - plain[0]).abs().max()) > 0  # autocast was on
+
+
+def test_the_derivative_is_chosen_by_the_device():
+    model = FlowMap(GaussianNet(), RectifiedFlow())
+    x, t, s = triples()
+    with torch.no_grad():
+        found = {d: IntegralIdentity(derivative=d).total_derivative(model, x, t, s, x)
+                 for d in ("auto", "jvp", "difference")}
+    assert torch.equal(found["auto"], found["difference"]) and not torch.equal(found["auto"], found["jvp"])
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
@@ -285,7 +312,7 @@ def test_times_and_their_shares(path, equal, start, end):
 
 
 @paths
-@pytest.mark.parametrize("objective", [FlowMatching(), IntegralIdentity(), IntegralIdentity(derivative="difference"),
+@pytest.mark.parametrize("objective", [FlowMatching(), IntegralIdentity(), IntegralIdentity(derivative="jvp"),
                                        IntegralIdentity(equal_share=1.0), IntegralIdentity(equal_share=0.0),
                                        IntegralAdditivity(), ConsistencyTraining()], ids=lambda o: repr(o)[:60])
 @pytest.mark.parametrize("build", [lambda: MLP(dim=3, hidden=8, layers=2),
@@ -293,7 +320,7 @@ def test_times_and_their_shares(path, equal, start, end):
 def test_one_step_of_every_objective(objective, path, build):
     """A finite scalar with gradients for every weight; seeded by the generator alone; only times 0 <= s <= t <= 1, but for
     the difference's one step beyond."""
-    latest = 1 + (objective.step + 1e-6 if getattr(objective, "derivative", "") == "difference" else 0)
+    latest = 1 + (objective.step + 1e-6 if getattr(objective, "derivative", "jvp") != "jvp" else 0)
 
     class Watch(nn.Module):
         def __init__(self, net):

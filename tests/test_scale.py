@@ -1,4 +1,5 @@
 """``fit`` made fast and large: compiled, in bfloat16, on two processes, with data that stay on disk."""
+import copy
 import json
 import os
 import shutil
@@ -86,20 +87,30 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
         fit(Own())
 
 
-def fit(objective=None, steps=20, **settings):
+def fit(objective=None, steps=20, net=None, data=None, **settings):
     torch.manual_seed(0)
-    model = ifl.FlowMap(ifl.MLP(dim=2, hidden=32, layers=2), ifl.RectifiedFlow())
+    model = ifl.FlowMap(net() if net else ifl.MLP(dim=2, hidden=32, layers=2), ifl.RectifiedFlow())
     config = ifl.TrainConfig(steps=steps, batch_size=64, device="cpu", log_every=1, progress=False, **settings)
-    return ifl.fit(model, objective or ifl.IntegralIdentity(), ifl.data.load("eight_gaussians", 1000), config)
+    data = ifl.data.load("eight_gaussians", 1000) if data is None else data
+    return ifl.fit(model, objective or ifl.IntegralIdentity(), data, config)
 
 
 @linux
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which torch.compile calls")
 @pytest.mark.filterwarnings("error:going on without torch.compile")
-def test_compiled_training_is_the_same_training():
-    eager, fast = fit(), fit(compile=True)
-    assert fast.manifest["compiled"] and not eager.manifest["compiled"]
+def test_compiled_training_and_sampling_are_the_same():
+    """Of a U-Net with its forward derivative, the hardest to trace, in one piece: a graph that breaks is eager in part."""
+    counters = torch._dynamo.utils.counters
+    objective, data = ifl.IntegralIdentity(derivative="jvp"), torch.randn(100, 1, 8, 8, generator=torch.Generator())
+    both = {"steps": 8, "net": lambda: ifl.UNet(channels=1, size=8, width=8, blocks=1), "data": data}
+    counters.clear()
+    fast = fit(objective, compile="graphs", **both)  # on a CPU, as True
+    out = ifl.sample(fast.model, 50).x
+    assert counters["stats"]["unique_graphs"] >= 2 and not counters["graph_break"]
+    eager = fit(objective, **both)
+    assert fast.manifest["compiled"] == "graphs" and not eager.manifest["compiled"]
     assert np.allclose(eager.history.loss, fast.history.loss, rtol=1e-4)
+    assert torch.allclose(out, ifl.sample(eager.model, 50).x, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -114,6 +125,15 @@ def test_where_compiling_fails_training_goes_on_and_says_so(monkeypatch):
     ours = [str(w.message) for w in said if "torch.compile" in str(w.message)]
     assert len(ours) == 1 and "\n" not in ours[0]
     assert fast.history.equals(fit().history.assign(seconds=fast.history.seconds))
+    fast.model.compile()
+    with pytest.warns(RuntimeWarning, match="going on without torch.compile"):
+        out = ifl.sample(fast.model, 10)
+    assert torch.equal(out.x, ifl.sample(copy.deepcopy(fast.model), 10).x)
+
+
+def test_clipping_can_be_left_out():
+    free, clipped = (fit(steps=5, clip=clip) for clip in (None, 1e-3))
+    assert free.history.loss[0] == clipped.history.loss[0] and free.history.loss[4] != clipped.history.loss[4]
 
 
 def test_an_error_of_the_function_stays_an_error():
