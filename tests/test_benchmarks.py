@@ -1,12 +1,19 @@
 """The benchmarks run from their command line and write tables that README.md can be made from."""
+import hashlib
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import t as student
+
+import iflow_lib as ifl
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference" / "bench"
@@ -14,7 +21,8 @@ REFERENCE = ROOT / "results" / "reference" / "bench"
 
 @pytest.mark.parametrize("name, options, runs", [
     ("quality_vs_peers", ["--steps", "4", "--draws", "2", "--seeds", "1", "--sets", "eight_gaussians"], 15 + 8),
-    ("self_anchor", ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"], 6)])
+    ("self_anchor", ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"], 6),
+    ("precision", ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"], 3)])
 def test_benchmark(name, options, runs, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--out", tmp_path, "--runs", tmp_path / "runs", *options]
     first = subprocess.run(command, capture_output=True, text=True)
@@ -27,6 +35,137 @@ def test_benchmark(name, options, runs, tmp_path):
     times = {file: file.stat().st_mtime_ns for file in kept}
     again = subprocess.run(command, capture_output=True, text=True)  # from what is kept
     assert again.returncode == 0 and {file: file.stat().st_mtime_ns for file in kept} == times
+
+
+def run_benchmark(name: str, *options) -> str:
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / f"{name}.py", *map(str, options)], capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux")
+def test_speed(tmp_path):
+    """Each part, in small; a part that is measured again replaces its own rows alone."""
+    reference = pd.read_csv(REFERENCE / "speed.csv")
+    assert set(reference.part) == {"training", "memory", "sampling", "threads"}
+    small = ["--networks", "MLP", "--objectives", "FlowMatching", "X0Regression, per_example", "--compile", "--repetitions",
+             "3", "--out", tmp_path]
+    run_benchmark("speed", "--parts", "training", "memory", "sampling", *small, "--peers", "torchcfm", "flow_matching",
+                  "rectified-flow-pytorch", "rectified-flow-pytorch MeanFlow")
+    table = pd.read_csv(tmp_path / "speed.csv")
+    training = table[table.part == "training"].set_index("contender")
+    assert set(training.index) < set(reference[reference.part == "training"].contender) and len(training) == 3 + 8
+    assert training.ratio["FlowMatching"] == 1 and (training.low <= training.ratio).all()
+    assert (training.ratio <= training.high).all() and (training.seconds > 0).all()
+    sampling = table[table.part == "sampling"].pivot(index="nfe", columns="batch", values="seconds")
+    assert list(sampling.index) == [1, 2, 4, 50] and (sampling.loc[50] > 5 * sampling.loc[1]).all()
+    assert (table[table.part == "memory"].megabytes > 0).all() and sum(table.part == "memory") == 2
+    before = table[table.part != "training"].reset_index(drop=True)
+    run_benchmark("speed", "--parts", "training", *small, "--peers", "torchcfm")
+    table = pd.read_csv(tmp_path / "speed.csv")
+    assert table[table.part != "training"].reset_index(drop=True).equals(before)
+    assert sum(table.part == "training") == 3 + 2
+    assert len(json.loads((tmp_path / "speed.manifest.json").read_text())["measured"]) == 3
+
+
+def test_what_is_said_of_speed():
+    """The bounds that README.md and docs/scaling.md state, on the measured table."""
+    table = pd.read_csv(REFERENCE / "speed.csv")
+    ratio = table[table.part == "training"].set_index(["network", "contender"]).ratio
+    loops = ["torchcfm", "flow_matching", "rectified-flow-pytorch"]
+    for network in ("MLP", "UNet"):
+        found = ratio[network]
+        assert found["FlowMatching, no clipping"] <= found[loops].min()
+        assert 1 <= found[[f"{name} + clipping and EMA" for name in loops]].min()
+        assert found["IntegralIdentity"] <= found["rectified-flow-pytorch MeanFlow"] and found["IntegralIdentity"] <= 2
+        assert found["IntegralIdentity, compiled"] <= 1.5
+    jumps = table[(table.part == "sampling") & (table.contender == "eager")].set_index(["network", "batch", "nfe"]).ratio
+    assert (jumps.xs(50, level="nfe") > 40).all()
+    memory = table[table.part == "memory"].set_index(["network", "contender"]).megabytes
+    assert {contender for _, contender in memory.index} >= {"FlowMatching", "IntegralIdentity", "IntegralAdditivity"}
+
+
+def test_what_is_said_of_precision():
+    """Neither the difference nor bfloat16 is worse than the exact derivative by more than the seeds differ."""
+    wide = pd.read_csv(REFERENCE / "precision.csv").pivot(index=["dataset", "seed"], columns="variant", values="w2")
+    assert len(wide) >= 2 * 3
+    for name in ("difference", "jvp, bfloat16"):
+        apart = wide[name] - wide["jvp"]
+        assert apart.mean() - student.ppf(0.975, len(apart) - 1) * apart.std() / len(apart) ** 0.5 < 0
+        assert abs(apart.mean()) < 0.05 * wide["jvp"].mean()
+
+
+@pytest.fixture
+def published(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import published
+
+    yield published
+    for name in ("published", "speed", "common"):
+        sys.modules.pop(name, None)
+
+
+def archive_of(folder, batches: int = 2, each: int = 5) -> tuple[Path, np.ndarray]:
+    """An archive as CIFAR-10's binary version is: records of a label and 3 x 32 x 32 bytes."""
+    records = np.random.default_rng(0).integers(0, 256, (batches * each, 1 + 3072), dtype=np.uint8)
+    records[:, 0] %= 10
+    file = folder / "cifar.tar.gz"
+    with tarfile.open(file, "w:gz") as tar:
+        for i in range(batches):
+            blob = records[i * each : (i + 1) * each].tobytes()
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/data_batch_{i + 1}.bin")
+            member.size = len(blob)
+            tar.addfile(member, io.BytesIO(blob))
+    return file, records
+
+
+def test_cifar_archive(published, tmp_path):
+    file, records = archive_of(tmp_path)
+    data = published.cifar10(file, hashlib.md5(file.read_bytes()).hexdigest())
+    assert data.x.shape == (10, 3, 32, 32) and data.labels.tolist() == records[:, 0].tolist()
+    assert float(data.x[3, 1, 4, 5]) == pytest.approx(records[3, 1 + 1024 + 4 * 32 + 5] / 127.5 - 1)
+    with pytest.raises(ValueError, match="is not cifar-10-binary.tar.gz: its md5 is"):
+        published.cifar10(file)
+    with pytest.raises(FileNotFoundError, match="must name cifar-10-binary.tar.gz"):
+        published.cifar10(tmp_path / "none.tar.gz")
+
+
+@pytest.mark.parametrize("setting", ["cifar10", "imagenet64"])
+def test_a_published_setting_trains_and_continues(published, setting, tmp_path, monkeypatch):
+    """Two steps of a narrow network on a few random images."""
+    if setting == "cifar10":
+        file, _ = archive_of(tmp_path)
+        monkeypatch.setattr(published.cifar10, "__defaults__", (hashlib.md5(file.read_bytes()).hexdigest(),))
+    else:
+        file = tmp_path / "images.npy"
+        np.save(file, np.random.default_rng(0).uniform(-1, 1, (6, 3, 64, 64)).astype("float32"))
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["published.py", "train", setting, "--data", str(file), "--folder",
+                                          str(tmp_path / "run"), "--device", "cpu", "--steps", "2", "--batch", "4",
+                                          "--width", "8"])
+        published.main()
+    model = ifl.FlowMap.from_pretrained(tmp_path / "run" / "model")
+    assert ifl.sample(model, 2).x.shape == (2, *model.data_shape)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["steps_done"] == 2
+
+
+def test_cost_is_counted(published, tmp_path):
+    """Of layers that can be counted by hand; and the committed table is what the script gives now."""
+    class Two(torch.nn.Module):
+        data_shape, anchor, classes = (5,), False, 0
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(5, 7), torch.nn.Linear(7, 5)
+
+        def forward(self, x, t, s):
+            return self.b(torch.exp(self.a(x)))
+
+    flops, kept = published.counted(Two().to("meta"))
+    assert flops == 2 * (5 * 7 + 7 * 5) and kept == 4 * (5 + 7)  # the input and, shared by exp and b, the middle
+    run_benchmark("published", "cost", "--out", tmp_path)
+    assert (tmp_path / "cost.csv").read_text() == (REFERENCE / "cost.csv").read_text()
 
 
 def test_what_the_readme_says_of_anchors_and_neighbours():

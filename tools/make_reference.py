@@ -2,7 +2,7 @@
 
 plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with three sampling
 seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv and its
-manifest; readme: the tables in README.md, from it and from results/reference/bench (see benchmarks/).
+manifest; readme: the tables in README.md and docs/scaling.md, from it and from results/reference/bench (see benchmarks/).
 To train the image models again: ``... train [SYSTEM ...]``.
 """
 import hashlib
@@ -129,6 +129,107 @@ def peers_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def _ratio(row) -> str:
+    return "1" if row.low == row.high == 1 else f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
+
+
+def speed_short_table(table: pd.DataFrame) -> str:
+    """Training steps of benchmarks/speed.py in README.md: what is not compiled."""
+    rows = _steps(table)
+    lines = ["| one training step | MLP | U-Net |", "|---|---|---|"]
+    for name in [n for n in rows if "compiled" not in n and ", self" not in n and "per_example" not in n]:
+        lines.append(f"| {name} | {rows[name]['MLP'].ratio:.2f} | {rows[name]['UNet'].ratio:.2f} |")
+    return "\n".join(lines)
+
+
+def _steps(table: pd.DataFrame) -> dict:
+    """{contender: {network: its row}} of the part training."""
+    part, out = table[table.part == "training"], {}
+    for row in part.itertuples():
+        out.setdefault(row.contender, {})[row.network] = row
+    return out
+
+
+def speed_table(table: pd.DataFrame) -> str:
+    """Training steps and memory of benchmarks/speed.py in docs/scaling.md."""
+    megabytes = table[table.part == "memory"].set_index(["network", "contender"]).megabytes
+    lines = ["| one training step | MLP, ratio | steps a second | peak MB | U-Net, ratio | steps a second | peak MB |",
+             "|---|---|---|---|---|---|---|"]
+    for name, found in _steps(table).items():
+        cells = [cell for network in ("MLP", "UNet") for cell in (
+            _ratio(found[network]), f"{found[network].per_second:.3g}",
+            f"{megabytes[network, name]:.0f}" if (network, name) in megabytes.index else "")]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def compiling_table(table: pd.DataFrame) -> str:
+    """What torch.compile costs and saves on this CPU, from benchmarks/speed.py."""
+    lines = ["| | network | ratio, not compiled | ratio, compiled | first step, s | pays back after, steps |",
+             "|---|---|---|---|---|---|"]
+    steps = _steps(table)
+    for name in [n for n in steps if n.endswith(", compiled")]:
+        for network, fast in steps[name].items():
+            plain = steps[name.removesuffix(", compiled")][network]
+            saved = plain.seconds - fast.seconds
+            back = f"{fast.first_step_seconds / saved:,.0f}" if saved > 0.01 * plain.seconds else "never"
+            lines.append(f"| {name.removesuffix(', compiled')} | {network} | {plain.ratio:.2f} | {fast.ratio:.2f} | "
+                         f"{fast.first_step_seconds:.0f} | {back} |")
+    return "\n".join(lines)
+
+
+def sampling_table(table: pd.DataFrame) -> str:
+    """``sample`` in benchmarks/speed.py: time against one jump that is not compiled, and samples a second."""
+    part = table[table.part == "sampling"].set_index(["network", "batch", "nfe", "contender"])
+    lines = ["| network | samples at once | calls | ratio | samples a second | ratio, compiled | samples a second |",
+             "|---|---|---|---|---|---|---|"]
+    for network, batch, nfe in dict.fromkeys(key[:3] for key in part.index):
+        cells = [cell for kind in ("eager", "compiled") for row in [part.loc[(network, batch, nfe, kind)]]
+                 for cell in (_ratio(row), f"{row.per_second:.3g}")]
+        lines.append(f"| {network} | {batch} | {nfe:.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def threads_table(table: pd.DataFrame) -> str:
+    """Two threads against one in benchmarks/speed.py."""
+    lines = ["| weights x batch, millions | two threads against one |", "|---|---|"]
+    for row in table[table.part == "threads"].itertuples():
+        lines.append(f"| {row.params * row.batch / 1e6:.0f} | {_ratio(row)} |")
+    return "\n".join(lines)
+
+
+def precision_table(table: pd.DataFrame) -> str:
+    """benchmarks/precision.py: W2 of one jump, and the difference from the exact derivative with its 95 % interval."""
+    wide = table.pivot(index=["dataset", "seed"], columns="variant", values="w2")
+    lines = ["| derivative, precision | W2 of one jump | against the exact one |", "|---|---|---|"]
+    for name in table.variant.unique():
+        apart = wide[name] - wide["jvp"]
+        half = apart.std(ddof=1) * student.ppf(0.975, len(apart) - 1) / len(apart) ** 0.5
+        lines.append(f"| {name} | {wide[name].mean():.4f} | " + (f"{apart.mean():+.4f} ± {half:.4f} |" if half else " |"))
+    return "\n".join(lines)
+
+
+def cost_table(table: pd.DataFrame) -> str:
+    """benchmarks/published.py cost."""
+    titles = [f"{row.setting}, {row.objective}" for row in table.itertuples()]
+    lines = ["| | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
+    for title, cell in (
+            ("weights", lambda r: f"{r.params / 1e6:.0f} M"),
+            ("steps x batch", lambda r: f"{r.steps:,} x {r.batch:,}"),
+            ("operations of one network call, one image", lambda r: f"{r.flops_per_call / 1e9:.1f} G"),
+            ("network calls a step, one image", lambda r: f"{r.calls_per_step:g}"),
+            ("operations in all", lambda r: f"{r.flops:.2g}"),
+            ("hours of this CPU, at its measured rate", lambda r: f"{r.cpu_hours:,.0f}"),
+            ("GPU-hours, if 30 % of the ceiling are reached", lambda r: f"{r.gpu_hours_assumed:,.0f}"),
+            ("weights, gradients, Adam, average (float32)", lambda r: f"{r.weights_bytes / 1e9:.2f} GB"),
+            ("kept for the backward pass, one image (float32)", lambda r: f"{r.kept_bytes_per_example / 1e6:.0f} MB"),
+            ("data set (float32)", lambda r: f"{r.data_bytes / 1e9:.2f} GB"),
+            ("anchor store, N x dims, float32 / float16",
+             lambda r: f"{r.anchor_bytes_float32 / 1e9:.2f} / {r.anchor_bytes_float16 / 1e9:.2f} GB")):
+        lines.append(f"| {title} | " + " | ".join(cell(row) for row in table.itertuples()) + " |")
+    return "\n".join(lines)
+
+
 def table() -> None:
     parts = [json.loads((WORK / f"{name}.json").read_text()) for name in ("plane", "images")]
     found = pd.DataFrame([{"run_id": "reference", **row} for part in parts for row in part])[list(COLUMNS)]
@@ -151,17 +252,23 @@ def table() -> None:
 
 
 def readme() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, (file, make) in README_TABLES.items():
-        part = f"<!-- {name} -->\n{make(pd.read_csv(REFERENCE / file))}\n<!-- /{name} -->"
-        text = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, part=part: part, text, flags=re.S)
-    write_atomic(ROOT / "README.md", text)
+    for page in PAGES:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, (file, make) in README_TABLES.items():
+            part = f"<!-- {name} -->\n{make(pd.read_csv(REFERENCE / file))}\n<!-- /{name} -->"
+            text = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, part=part: part, text, flags=re.S)
+        write_atomic(ROOT / page, text)
 
 
-#: name of the table in README.md -> where it is read from, and how it is written
+PAGES = ("README.md", "docs/scaling.md")
+#: name of the table in one of these pages -> where it is read from, and how it is written
 README_TABLES = {
     "results": ("nfe_vs_quality.csv", readme_table), "exactness": ("bench/exactness.csv", exactness_table),
-    "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table)}
+    "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
+    "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
+    "compiling": ("bench/speed.csv", compiling_table), "sampling": ("bench/speed.csv", sampling_table),
+    "threads": ("bench/speed.csv", threads_table), "precision": ("bench/precision.csv", precision_table),
+    "cost": ("bench/cost.csv", cost_table)}
 
 
 STEPS = {"plane": plane, "images": images, "table": table, "readme": readme}
