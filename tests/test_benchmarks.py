@@ -1,5 +1,6 @@
 """The benchmarks run from their command line and write tables that README.md can be made from."""
 import hashlib
+import importlib
 import io
 import json
 import subprocess
@@ -19,39 +20,55 @@ ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference" / "bench"
 
 
+@pytest.fixture
+def benchmark(monkeypatch):
+    """``benchmark(name, *options)`` does what ``python benchmarks/name.py *options`` does, in this process, and gives the
+    module."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # speed.py sets it; so it is taken back
+
+    def run(name: str, *options):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+        if options:
+            module.main()
+        return module
+
+    yield run
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        sys.modules.pop(file.stem, None)
+
+
+def test_a_benchmark_is_a_script():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "precision.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--seeds" in done.stdout
+
+
 @pytest.mark.parametrize("name, options, runs", [
     ("quality_vs_peers", ["--steps", "4", "--draws", "2", "--seeds", "1", "--sets", "eight_gaussians"], 15 + 8),
     ("self_anchor", ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"], 6),
     ("precision", ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"], 3)])
-def test_benchmark(name, options, runs, tmp_path):
-    command = [sys.executable, ROOT / "benchmarks" / f"{name}.py", "--out", tmp_path, "--runs", tmp_path / "runs", *options]
-    first = subprocess.run(command, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
+def test_benchmark(name, options, runs, tmp_path, benchmark):
+    options = ["--out", tmp_path, "--runs", tmp_path / "runs", *options]
+    benchmark(name, *options)
     table, kept = pd.read_csv(tmp_path / f"{name}.csv"), list((tmp_path / "runs" / name).iterdir())
     reference = pd.read_csv(REFERENCE / f"{name}.csv")
     assert set(table) == set(reference) and len(table) < len(reference) and runs / 2 < len(kept) <= runs
     manifest = json.loads((tmp_path / f"{name}.manifest.json").read_text())
     assert manifest["environment"]["versions"]["torch"] and len(manifest) == len(kept) + 4
     times = {file: file.stat().st_mtime_ns for file in kept}
-    again = subprocess.run(command, capture_output=True, text=True)  # from what is kept
-    assert again.returncode == 0 and {file: file.stat().st_mtime_ns for file in kept} == times
-
-
-def run_benchmark(name: str, *options) -> str:
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / f"{name}.py", *map(str, options)], capture_output=True,
-                          text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    benchmark(name, *options)  # from what is kept
+    assert {file: file.stat().st_mtime_ns for file in kept} == times
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux")
-def test_speed(tmp_path):
+def test_speed(tmp_path, benchmark):
     """Each part, in small; a part that is measured again replaces its own rows alone."""
     reference = pd.read_csv(REFERENCE / "speed.csv")
     assert set(reference.part) == {"training", "memory", "sampling", "threads"}
     small = ["--networks", "MLP", "--objectives", "FlowMatching", "X0Regression, per_example", "--compile", "--repetitions",
              "3", "--out", tmp_path]
-    run_benchmark("speed", "--parts", "training", "memory", "sampling", *small, "--peers", "torchcfm", "flow_matching",
+    benchmark("speed", "--parts", "training", "memory", "sampling", *small, "--peers", "torchcfm", "flow_matching",
                   "rectified-flow-pytorch", "rectified-flow-pytorch MeanFlow")
     table = pd.read_csv(tmp_path / "speed.csv")
     training = table[table.part == "training"].set_index("contender")
@@ -62,7 +79,7 @@ def test_speed(tmp_path):
     assert list(sampling.index) == [1, 2, 4, 50] and (sampling.loc[50] > 5 * sampling.loc[1]).all()
     assert (table[table.part == "memory"].megabytes > 0).all() and sum(table.part == "memory") == 2
     before = table[table.part != "training"].reset_index(drop=True)
-    run_benchmark("speed", "--parts", "training", *small, "--peers", "torchcfm")
+    benchmark("speed", "--parts", "training", *small, "--peers", "torchcfm")
     table = pd.read_csv(tmp_path / "speed.csv")
     assert table[table.part != "training"].reset_index(drop=True).equals(before)
     assert sum(table.part == "training") == 3 + 2
@@ -97,13 +114,8 @@ def test_what_is_said_of_precision():
 
 
 @pytest.fixture
-def published(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import published
-
-    yield published
-    for name in ("published", "speed", "common"):
-        sys.modules.pop(name, None)
+def published(benchmark):
+    return benchmark("published")
 
 
 def archive_of(folder, batches: int = 2, each: int = 5) -> tuple[Path, np.ndarray]:
@@ -132,7 +144,7 @@ def test_cifar_archive(published, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["cifar10", "imagenet64"])
-def test_a_published_setting_trains_and_continues(published, setting, tmp_path, monkeypatch):
+def test_a_published_setting_trains_and_continues(published, benchmark, setting, tmp_path, monkeypatch):
     """Two steps of a narrow network on a few random images."""
     if setting == "cifar10":
         file, _ = archive_of(tmp_path)
@@ -141,16 +153,14 @@ def test_a_published_setting_trains_and_continues(published, setting, tmp_path, 
         file = tmp_path / "images.npy"
         np.save(file, np.random.default_rng(0).uniform(-1, 1, (6, 3, 64, 64)).astype("float32"))
     for _ in range(2):
-        monkeypatch.setattr(sys, "argv", ["published.py", "train", setting, "--data", str(file), "--folder",
-                                          str(tmp_path / "run"), "--device", "cpu", "--steps", "2", "--batch", "4",
-                                          "--width", "8"])
-        published.main()
+        benchmark("published", "train", setting, "--data", file, "--folder", tmp_path / "run", "--device", "cpu",
+                  "--steps", 2, "--batch", 4, "--width", 8)
     model = ifl.FlowMap.from_pretrained(tmp_path / "run" / "model")
     assert ifl.sample(model, 2).x.shape == (2, *model.data_shape)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["steps_done"] == 2
 
 
-def test_cost_is_counted(published, tmp_path):
+def test_cost_is_counted(published, benchmark, tmp_path):
     """Of layers that can be counted by hand; and the committed table is what the script gives now."""
     class Two(torch.nn.Module):
         data_shape, anchor, classes = (5,), False, 0
@@ -164,7 +174,7 @@ def test_cost_is_counted(published, tmp_path):
 
     flops, kept = published.counted(Two().to("meta"))
     assert flops == 2 * (5 * 7 + 7 * 5) and kept == 4 * (5 + 7)  # the input and, shared by exp and b, the middle
-    run_benchmark("published", "cost", "--out", tmp_path)
+    benchmark("published", "cost", "--out", tmp_path)
     assert (tmp_path / "cost.csv").read_text() == (REFERENCE / "cost.csv").read_text()
 
 
