@@ -62,6 +62,28 @@ def reproduce(
     return {"ok": 0, "interrupted": 130}.get(manifest["status"], 1)
 
 
+@app.command()
+def verify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, such as results/runs/quick.")],
+    against: Annotated[Optional[Path], typer.Option(  # noqa: UP045
+        metavar="DIR", help="Compare with this run, not with results/reference.")] = None,
+) -> int:
+    """Compare a run's results with the committed ones; exit with 1 and a table of what moved."""
+    from . import verify as comparison
+
+    try:
+        table = comparison.verify(run, against)
+    except (ValueError, OSError) as error:
+        return _complain(error, 2)
+    moved = table[~table.agrees]
+    if len(moved):
+        shown = moved.rename(columns={"mean_reference": "reference", "mean_run": "this run"})
+        print(shown[[*comparison.CELL, "reference", "this run", "allowed"]].to_string(index=False, float_format="%.4g"))
+    print(f"{len(table) - len(moved)} of {len(table)} cells agree, {len(moved)} moved; {table.attrs['only_in_run']} more "
+          "of this run have no reference")
+    return 1 if len(moved) else 0
+
+
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 

@@ -1,8 +1,10 @@
-"""Make results/reference: ``python tools/make_reference.py [plane] [images] [table] [readme]`` (all if none is named).
+"""Make results/reference: ``python tools/make_reference.py [plane] [images] [table] [readme] [sums]`` (all if none is
+named).
 
 plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with three sampling
 seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv and its
-manifest; readme: the tables in README.md and docs/scaling.md, from it and from results/reference/bench (see benchmarks/).
+manifest; readme: the tables in README.md and docs/scaling.md, from it and from results/reference/bench (see benchmarks/);
+sums: SHA256SUMS, the checksums that `iflow verify` checks.
 To train the image models again: ``... train [SYSTEM ...]``.
 """
 import hashlib
@@ -21,8 +23,9 @@ from scipy.stats import t as student
 import iflow_lib
 from iflow_lib import studies
 from iflow_lib.checkpoints import write_atomic
-from iflow_lib.results import COLUMNS
-from iflow_lib.training import hardware
+from iflow_lib.results import COLUMNS, sha256
+from iflow_lib.speed import hardware
+from iflow_lib.verify import SUMS
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE, WORK = ROOT / "results" / "reference", ROOT / "results" / "runs" / "reference"
@@ -271,7 +274,12 @@ README_TABLES = {
     "cost": ("bench/cost.csv", cost_table)}
 
 
-STEPS = {"plane": plane, "images": images, "table": table, "readme": readme}
+def sums() -> None:
+    files = sorted(f.relative_to(REFERENCE).as_posix() for f in REFERENCE.rglob("*") if f.is_file() and f.name != SUMS)
+    write_atomic(REFERENCE / SUMS, "".join(f"{sha256(REFERENCE / name)}  {name}\n" for name in files))
+
+
+STEPS = {"plane": plane, "images": images, "table": table, "readme": readme, "sums": sums}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
