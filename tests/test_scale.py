@@ -20,12 +20,7 @@ from iflow_lib.team import Team
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = """
 import sys, torch, iflow_lib as ifl
-name, out, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-torch.manual_seed(0)
-objective = ifl.X0Regression("per_example") if name == "X0Regression" else getattr(ifl, name)()
-model = ifl.FlowMap(ifl.MLP(dim=2, hidden=32, layers=2, anchor=name == "X0Regression"), ifl.PoissonFlow())
-config = ifl.TrainConfig(steps=50, batch_size=64, device="cpu", log_every=1, progress=False, out_dir=out,
-                         checkpoint_every=20)
+out, steps = sys.argv[1], int(sys.argv[2])
 if steps < 50:  # stop early, as a signal would
     import os, signal
     from iflow_lib.training import _Loop
@@ -34,26 +29,44 @@ if steps < 50:  # stop early, as a signal would
         step(self)
         if self.step == steps: os.kill(os.getpid(), signal.SIGTERM)
     _Loop.one_step = one_step
-ifl.fit(model, objective, ifl.data.load("eight_gaussians", 1001), config, resume="auto")
+for objective in ifl.X0Regression("per_example"), ifl.IntegralIdentity():
+    torch.manual_seed(0)
+    anchored = objective.name == "X0Regression"
+    model = ifl.FlowMap(ifl.MLP(dim=2, hidden=32, layers=2, anchor=anchored), ifl.PoissonFlow())
+    config = ifl.TrainConfig(steps=50, batch_size=64, device="cpu", log_every=1, progress=False,
+                             out_dir=f"{out}/{objective.name}", checkpoint_every=20)
+    ifl.fit(model, objective, ifl.data.load("eight_gaussians", 1001), config, resume="auto")
+    if steps < 50: break
 """
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
-def train(tmp_path, name: str, out: str, processes: int, steps: int = 50):
+def train(tmp_path, out: str, processes: int, steps: int = 50) -> dict:
+    """{objective: (its history, its folder)} after ``steps`` steps of 50; of the first alone if it stops early."""
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
     start = [sys.executable] if processes == 1 else [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run([*start, str(script), name, str(tmp_path / out), str(steps)], cwd=ROOT, capture_output=True,
+    done = subprocess.run([*start, str(script), str(tmp_path / out), str(steps)], cwd=ROOT, capture_output=True,
                           text=True, timeout=240, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    return pd.read_csv(tmp_path / out / "history.csv"), tmp_path / out
+    return {folder.name: (pd.read_csv(folder / "history.csv"), folder) for folder in (tmp_path / out).iterdir()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("alone"), "one", 1)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("together"), "two", 2)
 
 
 @linux
 @pytest.mark.parametrize("name", ["IntegralIdentity", "X0Regression"])
-def test_two_processes_give_the_run_of_one(tmp_path, name):
-    (one, alone), (two, both) = train(tmp_path, name, "one", 1), train(tmp_path, name, "two", 2)
+def test_two_processes_give_the_run_of_one(alone, together, name):
+    (one, alone), (two, both) = alone[name], together[name]
     assert list(one.step) == list(two.step) == list(range(1, 51))
     assert (two.loss / one.loss - 1).abs().max() < 1e-4
     assert json.loads((both / "manifest.json").read_text())["processes"] == 2
@@ -65,11 +78,10 @@ def test_two_processes_give_the_run_of_one(tmp_path, name):
 
 
 @linux
-def test_a_run_of_two_processes_ends_together_and_goes_on_with_one(tmp_path):
-    half, _ = train(tmp_path, "X0Regression", "run", 2, steps=25)
+def test_a_run_of_two_processes_ends_together_and_goes_on_with_one(tmp_path, alone):
+    half, _ = train(tmp_path, "run", 2, steps=25)["X0Regression"]
     assert list(half.step) == list(range(1, 31))  # they agree on when to stop every ten steps
-    rest, _ = train(tmp_path, "X0Regression", "run", 1)
-    whole, _ = train(tmp_path, "X0Regression", "whole", 1)
+    (rest, _), (whole, _) = train(tmp_path, "run", 1)["X0Regression"], alone["X0Regression"]
     assert (rest.loss / whole.loss - 1).abs().max() < 1e-4
 
 
