@@ -1,30 +1,40 @@
 """Comparisons that the notebooks share: same network, data, steps and seeds; tidy rows out.
 
-A *system* is a path with a way of training: ``rectified_velocity`` is 1-Rectified Flow, ``ve_integral`` an Integration
-Flow on VE, and so on for ``pfgmpp``. Settings live here once, for the notebooks, the shipped checkpoints and the
-reference results alike.
+A *system* is a path with a way of training, ``KINDS``: ``rectified_velocity`` is 1-Rectified Flow, ``ve_integral`` an
+Integration Flow on VE, ``pfgmpp_x0_shared`` the published recipe on PFGM++ with one of its anchors. Settings live here
+once, for the notebooks, the shipped checkpoints and the reference results alike.
 """
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import time
+from functools import partial
 from pathlib import Path as FilePath
 
 import torch
 
 from . import data as data_sets
 from . import metrics
+from .anchors import ANCHORS, X0Regression
 from .checkpoints import read_config, write_atomic
 from .flow_map import FlowMap
 from .networks import MLP, UNet
-from .objectives import FlowMatching, IntegralIdentity, Objective
+from .objectives import ConsistencyTraining, FlowMatching, IntegralAdditivity, IntegralIdentity, Objective
 from .paths import Path, PoissonFlow, RectifiedFlow, VarianceExploding
 from .samplers import SampleResult, sample
 from .training import TrainConfig, TrainRun, fit
 
 PATH_NAMES = ("rectified", "ve", "pfgmpp")
-SYSTEMS = tuple(f"{path}_{kind}" for kind in ("integral", "velocity") for path in PATH_NAMES)
+#: kind -> its objective, made anew for each run. The difference's step is that of the committed results.
+_INTEGRAL = partial(IntegralIdentity, derivative="difference", step=5e-3)
+KINDS = {"integral": _INTEGRAL, "velocity": FlowMatching, "additivity": IntegralAdditivity,
+         "consistency": ConsistencyTraining, "integral_self": partial(_INTEGRAL, anchor="self"),
+         **{f"x0_{rule}": partial(X0Regression, rule) for rule in ANCHORS}}
+#: every path with every kind, for the plane; and those that ship as Fashion-MNIST models
+PLANE_SYSTEMS = tuple(f"{path}_{kind}" for kind in KINDS for path in PATH_NAMES)
+SYSTEMS = PLANE_SYSTEMS[:6]
 NFES = (1, 2, 4, 8, 16, 32, 100)
 #: Gradient steps of the reference results and of the shipped checkpoints.
 PLANE_STEPS, IMAGE_STEPS = 10000, 12000
@@ -41,21 +51,22 @@ def make_path(name: str, *, images: bool) -> Path:
     return {"rectified": RectifiedFlow, "ve": VarianceExploding}.get(name, lambda: PoissonFlow(128 if images else 8))()
 
 
-def parse_system(name: str) -> tuple[str, str]:
-    """``"ve_integral" -> ("ve", "integral")``. ValueError for an unknown name."""
-    if name not in SYSTEMS:
-        raise ValueError(f"unknown system {name!r}: expected one of {', '.join(SYSTEMS)}")
-    return tuple(name.split("_"))
+def parse_system(name: str, known=SYSTEMS) -> tuple[str, str]:
+    """``"ve_integral" -> ("ve", "integral")``. ValueError for a name that is not ``known``."""
+    if name not in known:
+        raise ValueError(f"unknown system {name!r}: expected one of {', '.join(known)}")
+    return tuple(name.split("_", 1))
 
 
 def train_plane(
     system: str, dataset: str, *, seed: int, steps: int = PLANE_STEPS, device: str = "cpu", progress: bool = False
 ) -> TrainRun:
     """Train one system on one of the sets in the plane: MLP 128 x 4, batch 512, Adam 2e-3 with half a cosine."""
-    path, kind = parse_system(system)
-    objective = FlowMatching() if kind == "velocity" else IntegralIdentity(derivative="difference", step=5e-3)
+    path, kind = parse_system(system, PLANE_SYSTEMS)
+    objective = KINDS[kind]()
     torch.manual_seed(seed)  # the network's own start
-    model = FlowMap(MLP(dim=2, hidden=128, layers=4), make_path(path, images=False))
+    net = MLP(dim=2, hidden=128, layers=4, anchor=getattr(objective, "anchor", None) not in (None, "none"))
+    model = FlowMap(net, make_path(path, images=False))
     config = TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device=device, progress=progress)
     return fit(model, objective, data_sets.load(dataset), config)
 
@@ -65,7 +76,7 @@ def image_setup(system: str) -> tuple[FlowMap, Objective, dict]:
     path, kind = parse_system(system)
     objective = FlowMatching()
     if kind == "integral":
-        objective = IntegralIdentity(derivative="difference", step=5e-3, time_density=(0.0, 1.0), power=0.5)
+        objective = _INTEGRAL(time_density=(0.0, 1.0), power=0.5)
     torch.manual_seed(0)
     model = FlowMap(UNet(channels=1, size=28, width=32, blocks=1), make_path(path, images=True))
     return model, objective, dict(batch_size=64, lr=1e-3, ema=0.999, seed=0)
@@ -116,18 +127,23 @@ def pretrained(system: str, folder=None, *, device: str = "cpu") -> FlowMap:
 
 
 def methods(kind: str, nfes=NFES) -> list[tuple[str, int]]:
-    """(method, nfe) pairs a system is sampled with: jumps up to 8 for integrals, Euler and Heun for velocities."""
-    if kind == "integral":
+    """(method, nfe) pairs a system is sampled with: Euler and Heun for velocities, jumps up to 8 for what learned jumps to
+    any time, one jump for what learned those to the data alone, and the published refinement for the published anchors."""
+    if kind in ("integral", "additivity", "integral_self"):
         return [("map", nfe) for nfe in nfes if nfe <= 8]
+    if kind in ("consistency", "x0_none"):
+        return [("map", 1)]
+    if kind != "velocity":
+        return [("anchor", nfe) for nfe in nfes]
     return [("euler", nfe) for nfe in nfes] + [("heun", nfe) for nfe in nfes if nfe % 2 == 0 and nfe < 100]
 
 
 def _row(model: FlowMap, system: str, manifest: dict, dataset: str, nfe: int, method: str) -> dict:
     return {
-        "dataset": dataset, "path": parse_system(system)[0], "objective": manifest["objective"]["name"],
-        "anchor": "none", "network": type(model.net).__name__, "params": model.parameter_count,
-        "seed": manifest["config"]["seed"], "step": manifest["steps_done"], "nfe": nfe, "method": method,
-        "n_samples": POINTS, "device": str(next(model.parameters()).device),
+        "dataset": dataset, "path": parse_system(system, PLANE_SYSTEMS)[0], "objective": manifest["objective"]["name"],
+        "anchor": manifest["objective"].get("anchor") or "none", "network": type(model.net).__name__,
+        "params": model.parameter_count, "seed": manifest["config"]["seed"], "step": manifest["steps_done"], "nfe": nfe,
+        "method": method, "n_samples": POINTS, "device": str(next(model.parameters()).device),
     }
 
 
@@ -154,10 +170,11 @@ def evaluate_plane(run: TrainRun, system: str, dataset: str, *, nfes=NFES, draws
     make, first = metrics.real_pairs(dataset, POINTS), run.manifest["config"]["seed"] * draws
     real = [make(i)[1] for i in range(first, first + draws)]
     rows = []
-    for method, nfe in methods(parse_system(system)[1], nfes):
-        times = plane_jumps(run.model.path, nfe) if method == "map" else None
+    for method, nfe in methods(parse_system(system, PLANE_SYSTEMS)[1], nfes):
+        times = plane_jumps(run.model.path, nfe) if method == "map" and not run.model.anchored else None
         results = [timed_sample(run.model, POINTS, nfe, method, 1000 + first + i, times) for i in range(draws)]
-        value = sum(metrics.w2(r.x, y) for (r, _), y in zip(results, real)) / draws
+        finite = all(bool(torch.isfinite(r.x).all()) for r, _ in results)  # iterated anchors may diverge
+        value = sum(metrics.w2(r.x, y) for (r, _), y in zip(results, real)) / draws if finite else math.nan
         rows.append(_row(run.model, system, run.manifest, dataset, nfe, method)
                     | {"metric": "w2", "value": value, "seconds": sum(s for _, s in results) / draws})
     return rows

@@ -113,6 +113,24 @@ def test_what_is_said_of_precision():
         assert abs(apart.mean()) < 0.05 * wide["jvp"].mean()
 
 
+def test_plane(tmp_path, benchmark):
+    """Every kind on one path, in small; what is in the table is not run again."""
+    systems = [name for name in ifl.studies.PLANE_SYSTEMS if name.startswith("ve_")]
+    options = ["--sets", "spiral", "--steps", 4, "--draws", 1, "--floor-pairs", 2, "--nfes", 1, 2, "--out", tmp_path]
+    benchmark("plane", *options, "--seeds", 1, "--systems", *systems[:-1])
+    first = pd.read_csv(tmp_path / "plane.csv")
+    assert list(first) == list(ifl.results.COLUMNS)
+    benchmark("plane", *options, "--seeds", 1, "--systems", *systems)
+    table, runs = pd.read_csv(tmp_path / "plane.csv"), json.loads((tmp_path / "plane.manifest.json").read_text())["runs"]
+    assert len(systems) == 10 and len(runs) == 1 + 10
+    assert table[table.run_id.isin(first.run_id)].reset_index(drop=True).equals(first)
+    seen = set(zip(table.objective, table.anchor, table.method))
+    assert {(name, "none", "map") for name in ("IntegralIdentity", "IntegralAdditivity", "ConsistencyTraining")} <= seen
+    assert {("X0Regression", rule, "anchor") for rule in ("shared", "per_example", "ground_truth", "self")} <= seen
+    assert {("X0Regression", "none", "map"), ("IntegralIdentity", "self", "map"), ("FlowMatching", "none", "heun")} <= seen
+    assert set(table.path.dropna()) == {"ve"} and (table.value > 0).all() and sum(table.method == "floor") == 2
+
+
 @pytest.fixture
 def published(benchmark):
     return benchmark("published")

@@ -1,0 +1,95 @@
+"""Every objective, path and anchor rule in the plane: ``python benchmarks/plane.py --jobs 2``
+
+Five sets, three paths, every kind of ``studies.KINDS``, seeds; MLP 128 x 4, batch 512, Adam 2e-3 with half a cosine, EMA
+0.999, the same number of gradient steps for all (``calls_per_step`` in the manifest says what a step costs each). Measured
+as exact W2 of 2,000 samples to 2,000 fresh points, mean of ``--draws`` draws, at 1 to 100 network calls: see
+``studies.methods``. A value is empty where samples were not finite. Floors: pairs of independent draws of the data.
+
+Writes plane.csv, a tidy table, and plane.manifest.json into --out (results/reference). What is in the table already is not
+run again, so it can be stopped at any time and continued; --minutes stops it by itself.
+"""
+import argparse
+import csv
+import itertools
+import json
+import multiprocessing
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from pathlib import Path
+
+import torch
+from common import ROOT
+
+from iflow_lib import data, studies
+from iflow_lib.checkpoints import write_together
+from iflow_lib.results import csv_text, git_state, machine, sha256, utc_now
+
+#: Network evaluations per example and step, a backward pass counting as two
+CALLS = {"velocity": 3, "integral": 4.5, "additivity": 4, "consistency": 4, "integral_self": 5.5, "x0_none": 3,
+         "x0_shared": 3, "x0_per_example": 3, "x0_ground_truth": 3, "x0_self": 4}
+
+
+def one(dataset: str, system: str, seed: int, steps: int, draws: int, nfes, pairs: int) -> tuple[list[dict], dict]:
+    """Rows and manifest of one run."""
+    torch.set_num_threads(1)
+    if system == "floor":
+        return studies.floor_rows(dataset, pairs=pairs), {}
+    try:
+        run = studies.train_plane(system, dataset, seed=seed, steps=steps)
+    except FloatingPointError as error:
+        return [], {"diverged": str(error)}
+    manifest = run.manifest
+    rows = studies.evaluate_plane(run, system, dataset, nfes=nfes, draws=draws)
+    kept = {name: manifest[name] for name in ("objective", "path", "data", "seconds", "hardware", "versions")}
+    return rows, {**kept, "calls_per_step": CALLS[studies.parse_system(system, studies.PLANE_SYSTEMS)[1]]}
+
+
+def save(file: Path, rows: list[dict], runs: dict, settings: dict) -> None:
+    """The table and its manifest, a line for each run."""
+    whole = {"made": utc_now(), "lock_sha256": sha256(ROOT / "requirements.lock"), "environment": machine("cpu")} | settings
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(runs.items()))
+    write_together({file: csv_text(sorted(rows, key=lambda row: row["run_id"])),
+                    file.with_suffix(".manifest.json"): f'{json.dumps(whole)[:-1]},\n"runs": {{\n{lines}\n}}}}\n'})
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--sets", nargs="+", default=data.PLANE, choices=data.PLANE)
+    options.add_argument("--systems", nargs="+", default=studies.PLANE_SYSTEMS, choices=studies.PLANE_SYSTEMS)
+    for name, default in (("seeds", 3), ("steps", studies.PLANE_STEPS), ("draws", 3), ("floor-pairs", 50), ("jobs", 1),
+                          ("minutes", 0)):
+        options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    options.add_argument("--nfes", type=int, nargs="+", default=studies.NFES)
+    options.add_argument("--out", type=Path, default=ROOT / "results" / "reference")
+    given = options.parse_args()
+    file, start, rows, runs = given.out / "plane.csv", time.monotonic(), [], {}
+    if file.is_file():
+        with open(file, encoding="utf-8", newline="") as old:
+            rows = list(csv.DictReader(old))
+        runs = json.loads(file.with_suffix(".manifest.json").read_text(encoding="utf-8"))["runs"]
+    todo = [(dataset, "floor", 0) for dataset in given.sets] + list(
+        itertools.product(given.sets, given.systems, range(given.seeds)))
+    todo.sort(key=lambda run: run[2])  # all of them with one seed first
+    names = {f"{dataset}/{system}/steps{given.steps}/seed{seed}": (dataset, system, seed) for dataset, system, seed in todo}
+    names = {name: run for name, run in names.items() if name not in runs}
+    print(f"{len(names)} runs to do", flush=True)
+    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting, working = iter(names.items()), {}
+        while True:
+            while len(working) < given.jobs and not (given.minutes and time.monotonic() - start > 60 * given.minutes):
+                name, run = next(waiting, (None, None))
+                if name is None:
+                    break
+                working[pool.submit(one, *run, given.steps, given.draws, given.nfes, given.floor_pairs)] = name
+            if not working:
+                break
+            for future in wait(working, return_when=FIRST_COMPLETED).done:
+                name, (found, manifest) = working.pop(future), future.result()
+                rows += [{"anchor": "none", **row, "run_id": name} for row in found]
+                runs[name] = {**git_state(ROOT), **manifest}
+                save(file, rows, runs, {"draws": given.draws, "floor_pairs": given.floor_pairs})
+                print(f"{name}: {len(found)} rows, {(time.monotonic() - start) / 60:.0f} minutes", flush=True)
+
+
+if __name__ == "__main__":
+    main()
