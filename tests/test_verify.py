@@ -55,7 +55,7 @@ def test_the_same_pipeline_is_accepted_and_a_wrong_objective_refused(tmp_path, c
 
         name = "IntegralIdentity"
 
-    monkeypatch.setattr(studies, "IntegralIdentity", Wrong)
+    monkeypatch.setitem(studies.KINDS, "integral", Wrong)
     code, out, err = call(capsys, "verify", pipeline(tmp_path / "wrong"), "--against", first)
     assert code == 1 and err == "" and "1 of 2 cells agree, 1 moved" in out  # the floor is the floor
     assert "IntegralIdentity" in out and "allowed" in out

@@ -1,0 +1,222 @@
+"""Every published claim and what our tables say of it: ``python tools/claims.py`` writes results/reference/claims.csv.
+
+A claim has its statement in plain words, where it is made, what would decide it, and a function that reads tables of
+results/reference and gives the measurement and the verdict: reproduced, not reproduced, partly, not testable here, or open
+(no committed run decides it yet). No figure is typed here: change a table, and the verdicts follow.
+
+Where a claim speaks of Integration Flow it is judged on the one that works, trained with the integral identity; the recipe
+as published has claims of its own, ``recipe-...``, one for each reading of its anchor. Sources: "paper" is arXiv 2504.20179
+as the available sources describe it, "article" the Japanese article on it, with its section.
+"""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import t as student
+
+from iflow_lib.checkpoints import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "results" / "reference"
+VERDICTS = ("reproduced", "not reproduced", "partly", "not testable here", "open")
+SETS = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard"}
+PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """judge: -> (measurement, verdict). evidence: tables and notebooks, from the root of the checkout."""
+
+    id: str
+    statement: str
+    source: str
+    decides: str
+    evidence: str
+    judge: Callable[[], tuple[str, str]]
+
+
+def table(name: str) -> pd.DataFrame:
+    return pd.read_csv(REFERENCE / name)
+
+
+def graded(holds: list[bool]) -> str:
+    """All, none or some."""
+    return "reproduced" if all(holds) else "partly" if any(holds) else "not reproduced"
+
+
+def quality() -> pd.Series:
+    """Means over seeds: (dataset, metric, path, method, nfe) -> value; the floor's path is "" and its nfe 0."""
+    found = table("nfe_vs_quality.csv").fillna({"path": "", "nfe": 0}).astype({"nfe": int})
+    return found.groupby(["dataset", "metric", "path", "method", "nfe"]).value.mean()
+
+
+# ---------------------------------------------------------------- judgements, in the order of CLAIMS
+def one_step_close_to_many() -> tuple[str, str]:
+    mean, said, holds = quality(), [], []
+    for dataset, metric, name in (*((d, "w2", n) for d, n in SETS.items()), ("fashion_mnist", "frechet", "Fashion-MNIST")):
+        many = mean[dataset, metric, "rectified", "euler", 100]
+        for path, shown in PATHS.items():
+            ratio = mean[dataset, metric, path, "map", 1] / many
+            said.append(f"{name}, {shown}: {ratio:.2f}")
+            holds.append(ratio <= 1.25)
+    return "one jump / 100 Euler steps: " + "; ".join(said), graded(holds)
+
+
+def recipe_without_anchor() -> tuple[str, str]:
+    ends = table("bench/exactness.csv").query("objective == 'X0Regression'").groupby("quantity").relative_rms
+    mean, flow = ends.mean()["jump_is_data_mean"], ends.mean()["jump_is_flow_map"]
+    return (f"its jump from t_max on Gaussian data, relative RMS distance to the mean of the data {mean:.2f}, to the exact "
+            f"flow map {flow:.2f} (4 paths, 2 and 32 dimensions, 3 seeds)",
+            "not reproduced" if ends.max()["jump_is_data_mean"] < 0.15 and ends.min()["jump_is_flow_map"] > 0.9 else "open")
+
+
+def self_anchor_accuracy() -> tuple[str, str]:
+    wide = table("bench/self_anchor.csv").pivot(index=["dataset", "path", "nfe", "seed"], columns="anchor", values="w2")
+    cells = (wide["self"] - wide["none"]).groupby(["dataset", "path", "nfe"]).agg(["mean", "std", "count"])
+    half = cells["std"] * student.ppf(0.975, cells["count"] - 1) / cells["count"] ** 0.5
+    better, worse = int((cells["mean"] + half < 0).sum()), int((cells["mean"] - half > 0).sum())
+    verdict = "not reproduced" if better == 0 else "reproduced" if worse == 0 else "partly"
+    return (f"W2 with the anchor minus without, equal cost and network calls, {len(cells)} comparisons of 3 seeds: better "
+            f"by more than the 95 % interval in {better}, worse in {worse}, mean {cells['mean'].mean():+.3f}", verdict)
+
+
+def unified() -> tuple[str, str]:
+    exact = table("bench/exactness.csv").query("objective == 'IntegralIdentity' and quantity == 'flow_map'")
+    error = exact.groupby(["path", "dim"]).relative_rms.mean().groupby("path").max()
+    said = ", ".join(f"{path} {100 * value:.1f} %" for path, value in error.items())
+    return (f"one objective and one network, largest relative RMS error of the jump against the exact flow map: {said}",
+            graded([value < 0.06 for value in error]))
+
+
+def cutting_nfe() -> tuple[str, str]:
+    mean, said, holds = quality(), [], []
+    for dataset, metric, name in (*((d, "w2", n) for d, n in SETS.items()), ("fashion_mnist", "frechet", "Fashion-MNIST")):
+        for path, shown in PATHS.items():
+            ratio = mean[dataset, metric, path, "map", 1] / mean[dataset, metric, path, "map", 8]
+            said.append(f"{name}, {shown}: {ratio:.2f}")
+            holds.append(ratio <= 1.25)
+    return "one jump / eight jumps of the same model: " + "; ".join(said), graded(holds)
+
+
+def time_is_proportional() -> tuple[str, str]:
+    rows = table("bench/speed.csv").query("part == 'sampling' and contender == 'eager' and nfe == 50")
+    said = [f"{row.network}, {row.batch} at once: {row.ratio:.0f}" for row in rows.itertuples()]
+    many = rows[rows.batch == 256].ratio
+    return ("time of 50 Euler steps / of one jump, CPU: " + "; ".join(said),
+            "reproduced" if (rows.ratio > 40).all() else "partly" if (many > 40).all() else "not reproduced")
+
+
+def solver_error() -> tuple[str, str]:
+    mean, said, holds = quality(), [], []
+    for dataset, name in SETS.items():
+        euler = [mean[dataset, "w2", "rectified", "euler", nfe] for nfe in (1, 4)]
+        jump = mean[dataset, "w2", "rectified", "map", 1]
+        said.append(f"{name}: Euler {euler[0]:.2f} at 1 call, {euler[1]:.2f} at 4, one jump {jump:.2f}")
+        holds.append(jump < min(euler))
+    return "W2, rectified: " + "; ".join(said), graded(holds)
+
+
+def better_than_rectified_flow() -> tuple[str, str]:
+    mean, said, holds = quality(), [], []
+    for dataset, metric, name in (*((d, "w2", n) for d, n in SETS.items()), ("fashion_mnist", "frechet", "Fashion-MNIST")):
+        theirs, ours = (mean[dataset, metric, "rectified", method, 1] for method in ("euler", "map"))
+        said.append(f"{name}: {ours:.3g} against {theirs:.3g}")
+        holds.append(ours < theirs)
+    return "one call, Integration Flow (integral identity) against 1-Rectified Flow: " + "; ".join(said), graded(holds)
+
+
+def solvers_win_at_precision() -> tuple[str, str]:
+    mean = quality()
+    many = mean["fashion_mnist", "frechet", "rectified", "euler", 100]
+    best = min(mean["fashion_mnist", "frechet", path, "map", nfe] for path in PATHS for nfe in (1, 2, 4, 8))
+    return (f"Fashion-MNIST, Frechet: 100 Euler steps {many:.1f}, the best of 1 to 8 jumps on any path {best:.1f}",
+            "reproduced" if many < best else "not reproduced")
+
+
+def published_fid(setting: str) -> Callable[[], tuple[str, str]]:
+    def judge() -> tuple[str, str]:
+        row = table("bench/cost.csv").query("setting == @setting and objective == 'IntegralIdentity'").iloc[0]
+        return (f"would take about {row.gpu_hours_assumed:,.0f} hours of an NVIDIA H200 at 30 % of its ceiling "
+                f"({row.steps:,} steps of batch {row.batch:,}, {row.params / 1e6:.0f} M weights) and the data set: "
+                f"`torchrun --standalone --nproc_per_node 8 benchmarks/published.py train {setting} --data FILE "
+                "--folder RUN`, then the Inception FID (iflow_lib.diagnostics)", "not testable here")
+    return judge
+
+
+def waits(what: str) -> Callable[[], tuple[str, str]]:
+    return lambda: (f"no committed run yet: {what}", "open")
+
+
+QUALITY, EXACT = "results/reference/nfe_vs_quality.csv; notebook 06", "results/reference/bench/exactness.csv"
+PLANE = "python benchmarks/plane.py"
+CLAIMS = (
+    Claim("one-step-quality", "One network call gives a quality close to that of many solver steps.",
+          "paper; article, 1, 4", "W2 or Frechet distance of one jump at most 1.25 times that of 100 Euler steps of a "
+          "velocity model, same network and steps", QUALITY, one_step_close_to_many),
+    Claim("recipe-no-anchor", "Regression on x_0 as published, read without an anchor, generates in one step.", "paper",
+          "its jump from pure noise is a sample, not the mean of the data", EXACT, recipe_without_anchor),
+    *(Claim(f"recipe-{rule}", f"Regression on x_0 as published, with {words} as the anchor, generates in one step.",
+            "paper", "W2 of one call within 1.5 times the floor, and the output does not repeat the anchor", PLANE,
+            waits(PLANE))
+      for rule, words in (("shared", "one running estimate"), ("per-example", "a stored estimate of each example"),
+                          ("ground-truth", "each example itself"), ("self", "its own estimate"))),
+    Claim("anchor-accuracy", "Anchoring on an estimate of x_0 improves accuracy.", "paper; article, 2, 3",
+          "W2 with a self-estimated anchor below that without, by more than its 95 % interval, at equal cost",
+          "results/reference/bench/self_anchor.csv", self_anchor_accuracy),
+    Claim("anchor-stability", "Anchoring makes training and sampling more stable.", "paper; article, 2, 3",
+          "rate of divergence and spread over seeds, with and without, the anchor iterated 1 to 100 times", PLANE,
+          waits(PLANE)),
+    Claim("anchor-theorem", "More information about the target never raises the least mean-squared error.", "paper",
+          "the inequality during training, and at sampling time, where the anchor is noise", PLANE,
+          waits("the conditional variances belong to notebook 04")),
+    Claim("unified", "One structure covers VE diffusion, rectified flow and PFGM++.", "paper; article, 3",
+          "the same objective and network learn the exact flow map on every path, within 6 %", EXACT, unified),
+    Claim("straight", "1-Rectified Flow is exactly straight without reflow.", "paper",
+          "straightness of the exact and of the learned flow", "notebook 02", waits("straightness belongs to notebook 02")),
+    Claim("few-calls", "Quality falls little when the number of network calls is cut.", "article, 4",
+          "one jump at most 1.25 times as far from the data as eight of the same model", QUALITY, cutting_nfe),
+    Claim("time", "Fewer network calls take proportionally less time.", "paper; article, 1",
+          "50 calls take more than 40 times as long as one", "results/reference/bench/speed.csv", time_is_proportional),
+    Claim("solver-error", "Solvers add up errors over few steps; the learned integral does not.", "article, 1, 2",
+          "W2 of one jump below that of 1 and of 4 Euler steps", QUALITY, solver_error),
+    Claim("better-than-rf", "At one step it is better than Rectified Flow.", "paper; article",
+          "distance of one call, same network and steps", QUALITY, better_than_rectified_flow),
+    Claim("better-than-others", "At one step it is better than PFGM++ and consistency models.", "paper; article",
+          "W2 of one call, same network and steps", PLANE, waits(PLANE)),
+    Claim("robust", "It holds up under another data distribution and noise law.", "article, 5, names it as open",
+          "W2 against the floor on five sets and three noise laws", PLANE, waits(PLANE)),
+    Claim("sensitive", "It is sensitive to hyper-parameters and capacity.", "article, 5", "spread over a search",
+          "python benchmarks/tuning.py", waits("python benchmarks/tuning.py")),
+    Claim("precision", "Sequential solvers still win where the highest precision is needed.", "article, 5",
+          "the best of 1 to 8 jumps against 100 Euler steps", QUALITY, solvers_win_at_precision),
+    Claim("fid-cifar10", "One-step FID 2.86 (VE), 3.36 (rectified), 2.91 (PFGM++) on CIFAR-10.", "paper, abstract",
+          "the Inception FID of 50,000 samples", "results/reference/bench/cost.csv; docs/scaling.md",
+          published_fid("cifar10")),
+    Claim("fid-imagenet", "One-step FID 4.09 (VE), 4.35 (rectified), 4.15 (PFGM++) on ImageNet.", "paper, abstract",
+          "the Inception FID of 50,000 samples; the available sources do not say the resolution",
+          "results/reference/bench/cost.csv; docs/scaling.md", published_fid("imagenet64")),
+)
+
+
+def claims() -> pd.DataFrame:
+    """The table: id, statement, source, decides, measurement, verdict, evidence."""
+    rows = []
+    for claim in CLAIMS:
+        measurement, verdict = claim.judge()
+        rows.append({"id": claim.id, "statement": claim.statement, "source": claim.source, "decides": claim.decides,
+                     "measurement": measurement, "verdict": verdict, "evidence": claim.evidence})
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    found = claims()
+    write_atomic(REFERENCE / "claims.csv", found.to_csv(index=False, lineterminator="\n"))
+    print(found[["id", "verdict"]].to_string(index=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
