@@ -132,6 +132,12 @@ def peers_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def claims_table(table: pd.DataFrame) -> str:
+    """tools/claims.py in README.md: statements and verdicts."""
+    lines = ["| claim | verdict |", "|---|---|"]
+    return "\n".join(lines + [f"| {row.statement} | {row.verdict} |" for row in table.itertuples()])
+
+
 def _ratio(row) -> str:
     return "1" if row.low == row.high == 1 else f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
 
@@ -268,6 +274,7 @@ PAGES = ("README.md", "docs/scaling.md")
 README_TABLES = {
     "results": ("nfe_vs_quality.csv", readme_table), "exactness": ("bench/exactness.csv", exactness_table),
     "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
+    "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
     "compiling": ("bench/speed.csv", compiling_table), "sampling": ("bench/speed.csv", sampling_table),
     "threads": ("bench/speed.csv", threads_table), "precision": ("bench/precision.csv", precision_table),
