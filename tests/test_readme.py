@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SCALING = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+DOCS = "".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "docs").glob("*.md")))
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
@@ -28,19 +28,19 @@ def test_api_example_is_short():
 
 
 @pytest.mark.parametrize("name", ["results", "exactness", "peers", "self_anchor", "claims", "speed_short", "speed",
-                                  "compiling", "sampling", "threads", "precision", "cost"])
+                                  "tuning", "compiling", "sampling", "threads", "precision", "cost"])
 def test_numbers_are_the_reference_results(name):
     spec = importlib.util.spec_from_file_location("make_reference", ROOT / "tools" / "make_reference.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     file, make = tool.README_TABLES[name]
-    shown = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README + SCALING, flags=re.S)[1]
+    shown = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README + DOCS, flags=re.S)[1]
     assert len(shown.splitlines()) >= 5
     assert shown == make(pd.read_csv(ROOT / "results" / "reference" / file))
 
 
 def test_links_lead_somewhere():
-    for page, text in (ROOT, README), (ROOT / "docs", SCALING):
+    for page, text in (ROOT, README), (ROOT / "docs", DOCS):
         links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
         assert len(links) > 3
         assert [link for link in links if not (page / link).exists()] == []

@@ -1,10 +1,11 @@
-"""Make results/reference: ``python tools/make_reference.py [plane] [images] [table] [readme] [sums]`` (all if none is
-named).
+"""Make results/reference: ``python tools/make_reference.py [plane] [images] [table] [quick] [readme] [sums]`` (all if
+none is named).
 
 plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with three sampling
 seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv and its
-manifest; readme: the tables in README.md and docs/scaling.md, from it and from results/reference/bench (see benchmarks/);
-sums: SHA256SUMS, the checksums that `iflow verify` checks.
+manifest; quick: take the table of the last `iflow reproduce`, results/runs/quick, for `iflow verify`; readme: the tables
+in README.md and docs/scaling.md, from it and from results/reference/bench (see benchmarks/); sums: SHA256SUMS, the
+checksums that `iflow verify` checks.
 To train the image models again: ``... train [SYSTEM ...]``.
 """
 import hashlib
@@ -138,6 +139,17 @@ def claims_table(table: pd.DataFrame) -> str:
     return "\n".join(lines + [f"| {row.statement} | {row.verdict} |" for row in table.itertuples()])
 
 
+def tuning_table(table: pd.DataFrame) -> str:
+    """benchmarks/tuning.py in docs/findings.md."""
+    wide = table.pivot(index=["variant", "steps"], columns="nfe", values="frechet_to_train")
+    lines = ["| | steps | " + " | ".join(f"{nfe} jump{'s' * (nfe > 1)}" for nfe in wide) + " |",
+             "|---|---" + "|---" * wide.shape[1] + "|"]
+    for variant, steps in dict.fromkeys(zip(table.variant, table.steps)):
+        cells = " | ".join(f"{value:.1f}" for value in wide.loc[(variant, steps)])
+        lines.append(f"| {variant} | {steps:,} | {cells} |")
+    return "\n".join(lines)
+
+
 def _ratio(row) -> str:
     return "1" if row.low == row.high == 1 else f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
 
@@ -269,16 +281,25 @@ def readme() -> None:
         write_atomic(ROOT / page, text)
 
 
-PAGES = ("README.md", "docs/scaling.md")
+PAGES = ("README.md", "docs/scaling.md", "docs/findings.md")
 #: name of the table in one of these pages -> where it is read from, and how it is written
 README_TABLES = {
     "results": ("nfe_vs_quality.csv", readme_table), "exactness": ("bench/exactness.csv", exactness_table),
     "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
-    "claims": ("claims.csv", claims_table),
+    "tuning": ("bench/tuning.csv", tuning_table), "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
     "compiling": ("bench/speed.csv", compiling_table), "sampling": ("bench/speed.csv", sampling_table),
     "threads": ("bench/speed.csv", threads_table), "precision": ("bench/precision.csv", precision_table),
     "cost": ("bench/cost.csv", cost_table)}
+
+
+def quick() -> None:
+    run = ROOT / "results" / "runs" / "quick"
+    manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    if manifest["status"] != "ok" or manifest["dirty"]:
+        sys.exit(f"{run} must be a whole run of a clean checkout: its status is {manifest['status']}")
+    write_atomic(REFERENCE / "quick.csv", (run / "results.csv").read_text(encoding="utf-8"))
+    write_atomic(REFERENCE / "quick.manifest.json", json.dumps(manifest, indent=2) + "\n")
 
 
 def sums() -> None:
@@ -286,7 +307,7 @@ def sums() -> None:
     write_atomic(REFERENCE / SUMS, "".join(f"{sha256(REFERENCE / name)}  {name}\n" for name in files))
 
 
-STEPS = {"plane": plane, "images": images, "table": table, "readme": readme, "sums": sums}
+STEPS = {"plane": plane, "images": images, "table": table, "quick": quick, "readme": readme, "sums": sums}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
