@@ -20,7 +20,7 @@ import iflow_lib as ifl
 from iflow_lib import data as data_sets
 from iflow_lib import metrics, studies
 
-NFES, POINTS = (1, 2, 4, 8), 2000
+NFES, POINTS, EULER = (1, 2, 4, 8), 2000, "velocity model, Euler"
 #: name -> (starts warm, changes of the objective, changes of the configuration)
 VARIANTS = {
     "base": (False, {}, {}),
@@ -38,6 +38,19 @@ VARIANTS = {
 }
 
 
+def measured(model, method: str, nfes) -> dict:
+    """{nfe: Frechet distance to the training images}."""
+    real = metrics.embed(data_sets.load("fashion_mnist"))
+    return {nfe: metrics.frechet_distance(metrics.embed(ifl.sample(model, POINTS, nfe, method, 1).x), real) for nfe in nfes}
+
+
+def velocity() -> dict:
+    """The shipped velocity model by Euler steps: what is to be beaten with fewer calls."""
+    manifest = studies.training_manifest("rectified_velocity")
+    return {"frechet": measured(studies.pretrained("rectified_velocity"), "euler", (*NFES, 16, 32)),
+            "evaluations": 3 * manifest["steps_done"], "manifest": manifest}
+
+
 def cost(objective) -> float:
     """Network evaluations per example and step."""
     return 3 + (1 - objective.equal_share) * (3 if objective.tangent == "network" else 2)
@@ -51,10 +64,8 @@ def train(variant: str, steps: int) -> dict:
     objective = ifl.IntegralIdentity(**{**objective.config(), **of_objective})
     config = ifl.TrainConfig(**{**settings, **of_config}, steps=steps, device="cpu", progress=False)
     trained = ifl.fit(model, objective, data_sets.load("fashion_mnist"), config)
-    real, found = metrics.embed(data_sets.load("fashion_mnist")), {}
-    for nfe in NFES:
-        found[nfe] = metrics.frechet_distance(metrics.embed(ifl.sample(trained.model, POINTS, nfe, "map", 1).x), real)
-    return {"frechet": found, "evaluations": cost(objective) * steps, "manifest": trained.manifest}
+    return {"frechet": measured(trained.model, "map", NFES), "evaluations": cost(objective) * steps,
+            "manifest": trained.manifest}
 
 
 def main() -> None:
@@ -67,11 +78,12 @@ def main() -> None:
         again = known.variant.isin(arguments.variants) & (known.steps == arguments.steps)
         rows = known[~again].to_dict("records")
         manifests = json.loads(file.with_suffix(".manifest.json").read_text(encoding="utf-8"))["runs"]
-    for variant in arguments.variants:
+    jobs = [(EULER, velocity)] if EULER not in [row["variant"] for row in rows] else []
+    for variant, job in jobs + [(variant, partial(train, variant, arguments.steps)) for variant in arguments.variants]:
         name = f"{variant.replace(', ', '_').replace(' ', '')}-{arguments.steps}"
-        done = kept(arguments.runs / "tuning", name, partial(train, variant, arguments.steps))
+        done = kept(arguments.runs / "tuning", name, job)
         manifests[name] = done["manifest"]
-        rows += [{"variant": variant, "steps": arguments.steps, "nfe": int(nfe), "frechet_to_train": value,
+        rows += [{"variant": variant, "steps": done["manifest"]["steps_done"], "nfe": int(nfe), "frechet_to_train": value,
                   "evaluations": done["evaluations"], "seconds": done["manifest"]["seconds"]}
                  for nfe, value in done["frechet"].items()]
         print(name, {nfe: round(value, 2) for nfe, value in done["frechet"].items()}, flush=True)

@@ -131,6 +131,21 @@ def test_plane(tmp_path, benchmark):
     assert set(table.path.dropna()) == {"ve"} and (table.value > 0).all() and sum(table.method == "floor") == 2
 
 
+def test_tuning(tmp_path, benchmark, monkeypatch):
+    """Two steps of two variants, few samples; a third is added to the table without the others."""
+    module = benchmark("tuning")
+    monkeypatch.setattr(module, "POINTS", 100)
+    monkeypatch.setattr(module, "NFES", (1,))
+    options = ["--steps", 2, "--out", tmp_path, "--runs", tmp_path / "runs", "--variants"]
+    benchmark("tuning", *options, "base", "warm")
+    first = pd.read_csv(tmp_path / "tuning.csv")
+    assert set(first) == set(pd.read_csv(REFERENCE / "tuning.csv"))
+    assert set(first.variant) == {"base", "warm", "velocity model, Euler"} and first.frechet_to_train.between(1, 500).all()
+    benchmark("tuning", *options, "warm, lr 2e-3")
+    table = pd.read_csv(tmp_path / "tuning.csv")
+    assert table[table.variant.isin(first.variant)].equals(first) and len(table) == len(first) + 1
+
+
 @pytest.fixture
 def published(benchmark):
     return benchmark("published")

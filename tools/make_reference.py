@@ -142,10 +142,10 @@ def claims_table(table: pd.DataFrame) -> str:
 def tuning_table(table: pd.DataFrame) -> str:
     """benchmarks/tuning.py in docs/findings.md."""
     wide = table.pivot(index=["variant", "steps"], columns="nfe", values="frechet_to_train")
-    lines = ["| | steps | " + " | ".join(f"{nfe} jump{'s' * (nfe > 1)}" for nfe in wide) + " |",
+    lines = ["| | steps | " + " | ".join(f"{nfe} call{'s' * (nfe > 1)}" for nfe in wide) + " |",
              "|---|---" + "|---" * wide.shape[1] + "|"]
     for variant, steps in dict.fromkeys(zip(table.variant, table.steps)):
-        cells = " | ".join(f"{value:.1f}" for value in wide.loc[(variant, steps)])
+        cells = " | ".join("" if pd.isna(value) else f"{value:.1f}" for value in wide.loc[(variant, steps)])
         lines.append(f"| {variant} | {steps:,} | {cells} |")
     return "\n".join(lines)
 
