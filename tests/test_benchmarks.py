@@ -116,7 +116,7 @@ def test_what_is_said_of_precision():
 def test_plane(tmp_path, benchmark):
     """Every kind on one path, in small; what is in the table is not run again."""
     systems = [name for name in ifl.studies.PLANE_SYSTEMS if name.startswith("ve_")]
-    options = ["--sets", "spiral", "--steps", 4, "--draws", 1, "--floor-pairs", 2, "--nfes", 1, 2, "--out", tmp_path]
+    options = ["--sets", "spiral", "--steps", 4, "--draws", 1, "--floor-pairs", 2, "--nfes", 2, "--out", tmp_path]
     benchmark("plane", *options, "--seeds", 1, "--systems", *systems[:-1])
     first = pd.read_csv(tmp_path / "plane.csv")
     assert list(first) == list(ifl.results.COLUMNS)
