@@ -10,8 +10,6 @@ import torch
 #: Below so many multiplications a thread, more threads lose more by waiting for each other than they win: measured by
 #: benchmarks/speed.py, part threads.
 WORK_PER_THREAD = 1 << 22
-
-
 #: torch.compile's name for CUDA graphs
 GRAPHS = {"mode": "reduce-overhead"}
 

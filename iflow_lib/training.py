@@ -33,10 +33,9 @@ class TrainConfig:
 
     steps: gradient steps; batch_size: examples a step; lr: peak learning rate (Adam); warmup: steps of linear rise,
     then half a cosine down to zero; ema: decay of the weight average, reached gradually; clip: largest gradient norm,
-    None for any;
-    seed: of initial data order, times and noise (the network's own start is the caller's); device: auto, cpu, cuda,
-    mps; log_every: steps between rows of the history; progress: show a bar; label_dropout: share of examples whose class is
-    withheld, for guidance (only with labels).
+    None for any; seed: of initial data order, times and noise (the network's own start is the caller's); device: auto,
+    cpu, cuda, mps; log_every: steps between rows of the history; progress: show a bar; label_dropout: share of examples
+    whose class is withheld, for guidance (only with labels).
     channels_last: memory layout for images (faster convolutions); compile: True: ``torch.compile`` the loss, with its
     derivatives, and the model that is returned; "graphs": both as CUDA graphs; False: neither; "auto": the loss, on CUDA,
     for 2,000 steps or more, because it takes a while first (docs/scaling.md);
