@@ -20,7 +20,8 @@ import iflow_lib as ifl
 from iflow_lib import data as data_sets
 from iflow_lib import metrics, studies
 
-NFES, POINTS, EULER = (1, 2, 4, 8), 2000, "velocity model, Euler"
+NFES, POINTS = (1, 2, 4, 8), 2000
+SHIPPED = {"velocity model, Euler": "rectified_velocity", "shipped model": "rectified_integral"}
 #: name -> (starts warm, changes of the objective, changes of the configuration)
 VARIANTS = {
     "base": (False, {}, {}),
@@ -44,11 +45,12 @@ def measured(model, method: str, nfes) -> dict:
     return {nfe: metrics.frechet_distance(metrics.embed(ifl.sample(model, POINTS, nfe, method, 1).x), real) for nfe in nfes}
 
 
-def velocity() -> dict:
-    """The shipped velocity model by Euler steps: what is to be beaten with fewer calls."""
-    manifest = studies.training_manifest("rectified_velocity")
-    return {"frechet": measured(studies.pretrained("rectified_velocity"), "euler", (*NFES, 16, 32)),
-            "evaluations": 3 * manifest["steps_done"], "manifest": manifest}
+def shipped(system: str) -> dict:
+    """A shipped model: the velocity model by Euler steps, to be beaten with fewer calls, or the one that jumps."""
+    model, manifest = studies.pretrained(system), studies.training_manifest(system)
+    euler = system.endswith("velocity")
+    return {"frechet": measured(model, "euler", (*NFES, 16, 32)) if euler else measured(model, "map", NFES),
+            "evaluations": (3 if euler else 4.5) * manifest["steps_done"], "manifest": manifest}
 
 
 def cost(objective) -> float:
@@ -78,7 +80,8 @@ def main() -> None:
         again = known.variant.isin(arguments.variants) & (known.steps == arguments.steps)
         rows = known[~again].to_dict("records")
         manifests = json.loads(file.with_suffix(".manifest.json").read_text(encoding="utf-8"))["runs"]
-    jobs = [(EULER, velocity)] if EULER not in [row["variant"] for row in rows] else []
+    known = [row["variant"] for row in rows]
+    jobs = [(name, partial(shipped, system)) for name, system in SHIPPED.items() if name not in known]
     for variant, job in jobs + [(variant, partial(train, variant, arguments.steps)) for variant in arguments.variants]:
         name = f"{variant.replace(', ', '_').replace(' ', '')}-{arguments.steps}"
         done = kept(arguments.runs / "tuning", name, job)
