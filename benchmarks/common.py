@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+import iflow_lib as ifl
+from iflow_lib import data as data_sets
+from iflow_lib import metrics
 from iflow_lib.checkpoints import write_together
 from iflow_lib.results import git_state, machine, sha256
 
@@ -28,6 +31,23 @@ def kept(folder: Path, name: str, make) -> dict:
     if not file.is_file():
         write_together({file: json.dumps(make())})
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def calls_per_step(objective) -> float:
+    """Network evaluations per example and step of an objective, a backward pass counting as two."""
+    if isinstance(objective, ifl.IntegralIdentity):
+        each = 3 if objective.tangent == "network" else 2
+        return 3 + (1 - objective.equal_share) * each + (objective.anchor is not None)
+    if isinstance(objective, ifl.IntegralAdditivity):
+        return 3 + 2 * (1 - objective.equal_share)
+    return 3 + (isinstance(objective, ifl.ConsistencyTraining) or getattr(objective, "anchor", None) == "self")
+
+
+def distances(draw, dataset: str, seed: int, draws: int, points: int = 2000) -> list[float]:
+    """Exact W2 of ``draw(k)``, (points, 2), to as many fresh points of the data, for ``draws`` sampling seeds k that are
+    not the training's ``seed``."""
+    seeds = [1000 * (seed + 1) + i for i in range(draws)]
+    return [metrics.w2(draw(k), data_sets.load(dataset, points, "test", seed=k).x) for k in seeds]
 
 
 def save(out: Path, name: str, rows: list[dict], manifests: dict) -> pd.DataFrame:

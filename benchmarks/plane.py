@@ -18,15 +18,11 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
-from common import ROOT
+from common import ROOT, calls_per_step
 
 from iflow_lib import data, studies
 from iflow_lib.checkpoints import write_together
 from iflow_lib.results import csv_text, git_state, machine, sha256, utc_now
-
-#: Network evaluations per example and step, a backward pass counting as two
-CALLS = {"velocity": 3, "integral": 4.5, "additivity": 4, "consistency": 4, "integral_self": 5.5, "x0_none": 3,
-         "x0_shared": 3, "x0_per_example": 3, "x0_ground_truth": 3, "x0_self": 4}
 
 
 def one(dataset: str, system: str, seed: int, steps: int, draws: int, nfes, pairs: int) -> tuple[list[dict], dict]:
@@ -41,7 +37,8 @@ def one(dataset: str, system: str, seed: int, steps: int, draws: int, nfes, pair
     manifest = run.manifest
     rows = studies.evaluate_plane(run, system, dataset, nfes=nfes, draws=draws)
     kept = {name: manifest[name] for name in ("objective", "path", "data", "seconds", "hardware", "versions")}
-    return rows, {**kept, "calls_per_step": CALLS[studies.parse_system(system, studies.PLANE_SYSTEMS)[1]]}
+    kind = studies.parse_system(system, studies.PLANE_SYSTEMS)[1]
+    return rows, {**kept, "calls_per_step": calls_per_step(studies.KINDS[kind]())}
 
 
 def save(file: Path, rows: list[dict], runs: dict, settings: dict) -> None:

@@ -11,11 +11,10 @@ import itertools
 from functools import partial
 
 import torch
-from common import kept, parser, save
+from common import distances, kept, parser, save
 
 import iflow_lib as ifl
 from iflow_lib import data as data_sets
-from iflow_lib import metrics
 
 SETS, POINTS = ("eight_gaussians", "checkerboard"), 2000
 VARIANTS = {"jvp": ("jvp", "float32"), "difference": ("difference", "float32"), "jvp, bfloat16": ("jvp", "bfloat16")}
@@ -28,9 +27,7 @@ def train(dataset: str, variant: str, seed: int, steps: int, draws: int) -> dict
     config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device="cpu", precision=precision,
                              progress=False)
     trained = ifl.fit(model, ifl.IntegralIdentity(derivative=derivative), data_sets.load(dataset), config)
-    draw_seeds = [1000 * (seed + 1) + draw for draw in range(draws)]
-    found = [metrics.w2(ifl.sample(trained.model, POINTS, 1, "map", k).x,
-                        data_sets.load(dataset, POINTS, "test", seed=k).x) for k in draw_seeds]
+    found = distances(lambda k: ifl.sample(trained.model, POINTS, 1, "map", k).x, dataset, seed, draws)
     return {"w2": found, "manifest": trained.manifest}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from common import BENCH, save
+from common import BENCH, calls_per_step, save
 from speed import NETWORKS
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,18 +61,13 @@ def counted(net) -> tuple[float, float]:
     return float(counter.get_total_flops()), float(sum(kept.values()))
 
 
-def evaluations(objective: str, equal_share: float) -> float:
-    """Forward passes per example that a step costs: a backward pass counts as two, forward mode as one beside its own."""
-    return 3 + (3 * (1 - equal_share) if objective == "IntegralIdentity" else 0)
-
-
 def cpu_rate(file: Path) -> float:
     """Operations a second in a training step, from the table of benchmarks/speed.py."""
     table = pd.read_csv(file)
     step = table[(table.part == "training") & (table.network == "UNet") & (table.contender == "FlowMatching")].iloc[0]
     with torch.device("meta"):
         flops, _ = counted(NETWORKS["UNet"][0]())
-    return flops * evaluations("FlowMatching", 1) * step.batch / step.seconds
+    return flops * calls_per_step(ifl.FlowMatching()) * step.batch / step.seconds
 
 
 def cost(arguments) -> None:
@@ -83,11 +78,11 @@ def cost(arguments) -> None:
         flops, kept = counted(net)
         params, config = sum(p.numel() for p in net.parameters()), setting["config"]
         numbers = setting["examples"] * int(np.prod(net.data_shape))
-        for objective in ("FlowMatching", "IntegralIdentity"):
-            calls = evaluations(objective, setting["objective"]["equal_share"])
+        for objective in (ifl.FlowMatching(), ifl.IntegralIdentity(**setting["objective"])):
+            calls = calls_per_step(objective)
             total = flops * calls * config["batch_size"] * config["steps"]
             rows.append({
-                "setting": name, "objective": objective, "params": params, "steps": config["steps"],
+                "setting": name, "objective": objective.name, "params": params, "steps": config["steps"],
                 "batch": config["batch_size"], "flops_per_call": flops, "calls_per_step": calls, "flops": total,
                 "cpu_hours": total / rates["cpu"] / 3600, "gpu_hours_assumed": total / rates["assumed"] / 3600,
                 # weights, gradients, two moments, average: five float32 numbers for each weight

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from common import kept, parser, save
+from common import distances, kept, parser, save
 
 import iflow_lib as ifl
 from iflow_lib import data as data_sets
@@ -89,17 +89,15 @@ def train(method: str, variant: str, dataset: str, seed: int, steps: int, draws:
     objective = getattr(ifl, method)(**settings) if ours else Peer(method, tuple(settings.items()))
     config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device="cpu", progress=False)
     trained = ifl.fit(model, objective, data_sets.load(dataset), config)
-    found = []
-    for draw in range(draws):
-        sampling = 1000 * (seed + 1) + draw  # not the seed of the training noise
+
+    def draw(k: int) -> torch.Tensor:
         if ours:
-            x = ifl.sample(trained.model, POINTS, 1, "map", sampling).x
-        else:
-            torch.manual_seed(sampling)
-            peer, _ = objective.build(trained.model)
-            x = peer.sample(batch_size=POINTS, steps=1)
-        found.append(metrics.w2(x, data_sets.load(dataset, POINTS, "test", seed=sampling).x))
-    return {"w2": found, "manifest": trained.manifest}
+            return ifl.sample(trained.model, POINTS, 1, "map", k).x
+        torch.manual_seed(k)
+        peer, _ = objective.build(trained.model)
+        return peer.sample(batch_size=POINTS, steps=1)
+
+    return {"w2": distances(draw, dataset, seed, draws), "manifest": trained.manifest}
 
 
 def main() -> None:

@@ -18,17 +18,16 @@ import math
 from functools import partial
 
 import torch
-from common import kept, parser, save
+from common import calls_per_step, distances, kept, parser, save
 from scipy.stats import t as student
 
 import iflow_lib as ifl
 from iflow_lib import data as data_sets
-from iflow_lib import metrics
 from iflow_lib.studies import PATH_NAMES, make_path
 
 SETS = ("eight_gaussians", "checkerboard")
 POINTS, NFES = 2000, (1, 2, 4, 8)
-COST = {None: 4.5, "self": 5.5}  # network evaluations per example and step; a backward pass counts as two
+COST = {anchor: calls_per_step(ifl.IntegralIdentity(anchor=anchor)) for anchor in (None, "self")}
 
 
 def train(dataset: str, path: str, anchor: str | None, seed: int, steps: int, draws: int) -> dict:
@@ -39,11 +38,8 @@ def train(dataset: str, path: str, anchor: str | None, seed: int, steps: int, dr
     config = ifl.TrainConfig(steps=round(steps * COST[None] / COST[anchor]), batch_size=512, lr=2e-3, seed=seed,
                              device="cpu", progress=False)
     trained = ifl.fit(model, objective, data_sets.load(dataset), config)
-    found = {}
-    for nfe in NFES:
-        draw_seeds = [1000 * (seed + 1) + draw for draw in range(draws)]
-        found[nfe] = [metrics.w2(ifl.sample(trained.model, POINTS, nfe, "map", k).x,
-                                 data_sets.load(dataset, POINTS, "test", seed=k).x) for k in draw_seeds]
+    found = {nfe: distances(lambda k, nfe=nfe: ifl.sample(trained.model, POINTS, nfe, "map", k).x, dataset, seed, draws)
+             for nfe in NFES}
     return {"w2": found, "manifest": trained.manifest}
 
 

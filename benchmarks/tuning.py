@@ -14,7 +14,7 @@ import json
 from functools import partial
 
 import pandas as pd
-from common import kept, parser, save
+from common import calls_per_step, kept, parser, save
 
 import iflow_lib as ifl
 from iflow_lib import data as data_sets
@@ -48,14 +48,9 @@ def measured(model, method: str, nfes) -> dict:
 def shipped(system: str) -> dict:
     """A shipped model: the velocity model by Euler steps, to be beaten with fewer calls, or the one that jumps."""
     model, manifest = studies.pretrained(system), studies.training_manifest(system)
-    euler = system.endswith("velocity")
-    return {"frechet": measured(model, "euler", (*NFES, 16, 32)) if euler else measured(model, "map", NFES),
-            "evaluations": (3 if euler else 4.5) * manifest["steps_done"], "manifest": manifest}
-
-
-def cost(objective) -> float:
-    """Network evaluations per example and step."""
-    return 3 + (1 - objective.equal_share) * (3 if objective.tangent == "network" else 2)
+    found = measured(model, "euler", (*NFES, 16, 32)) if system.endswith("velocity") else measured(model, "map", NFES)
+    cost = calls_per_step(studies.image_setup(system)[1])
+    return {"frechet": found, "evaluations": cost * manifest["steps_done"], "manifest": manifest}
 
 
 def train(variant: str, steps: int) -> dict:
@@ -66,7 +61,7 @@ def train(variant: str, steps: int) -> dict:
     objective = ifl.IntegralIdentity(**{**objective.config(), **of_objective})
     config = ifl.TrainConfig(**{**settings, **of_config}, steps=steps, device="cpu", progress=False)
     trained = ifl.fit(model, objective, data_sets.load("fashion_mnist"), config)
-    return {"frechet": measured(trained.model, "map", NFES), "evaluations": cost(objective) * steps,
+    return {"frechet": measured(trained.model, "map", NFES), "evaluations": calls_per_step(objective) * steps,
             "manifest": trained.manifest}
 
 
@@ -76,9 +71,9 @@ def main() -> None:
     arguments = options.parse_args()
     file, rows, manifests = arguments.out / "tuning.csv", [], {}
     if file.is_file():
-        known = pd.read_csv(file)
-        again = known.variant.isin(arguments.variants) & (known.steps == arguments.steps)
-        rows = known[~again].to_dict("records")
+        earlier = pd.read_csv(file)
+        again = earlier.variant.isin(arguments.variants) & (earlier.steps == arguments.steps)
+        rows = earlier[~again].to_dict("records")
         manifests = json.loads(file.with_suffix(".manifest.json").read_text(encoding="utf-8"))["runs"]
     known = [row["variant"] for row in rows]
     jobs = [(name, partial(shipped, system)) for name, system in SHIPPED.items() if name not in known]

@@ -113,6 +113,27 @@ def test_what_is_said_of_precision():
         assert abs(apart.mean()) < 0.05 * wide["jvp"].mean()
 
 
+def test_calls_per_step_are_the_network_calls(benchmark):
+    """Counted as the network is called: one for a forward pass, two more where a backward pass follows."""
+    common, count = benchmark("common"), 0.0
+
+    class Counting(ifl.MLP):
+        def forward(self, x, *rest, **known):
+            nonlocal count
+            count += len(x) * (3 if torch.is_grad_enabled() else 1)
+            return super().forward(x, *rest, **known)
+
+    objectives = [make() for make in ifl.studies.KINDS.values()]
+    objectives += [ifl.IntegralIdentity(equal_share=0.25), ifl.IntegralIdentity(tangent="conditional")]
+    for objective in objectives:
+        net = Counting(dim=2, hidden=8, layers=1, anchor=getattr(objective, "anchor", None) not in (None, "none"))
+        model, data = ifl.FlowMap(net, ifl.RectifiedFlow()), ifl.data.TensorData(torch.randn(64, 2))
+        objective.prepare(model, data)
+        count = 0.0
+        objective(model, ifl.Batch(data.x, index=torch.arange(64)), torch.Generator())
+        assert common.calls_per_step(objective) == count / 64, objective
+
+
 def test_plane(tmp_path, benchmark):
     """Every kind on one path, in small; what is in the table is not run again."""
     systems = [name for name in ifl.studies.PLANE_SYSTEMS if name.startswith("ve_")]
