@@ -63,18 +63,21 @@ class MLP(nn.Module):
     """A plain network for vectors, x: (B, dim).
 
     dim: data dimension; hidden: width; layers: hidden layers; anchor: concatenate an estimate of x_0 to the input;
-    classes: number of classes, 0 for data without labels.
+    classes: number of classes, 0 for data without labels; features: that many octaves of sines and cosines of each
+    coordinate beside x (w x, w = 1, 2, 4, ...), which help with fine structure in few dimensions (arXiv 2006.10739).
     """
 
     frequencies = 4
 
-    def __init__(self, dim: int, hidden: int = 256, layers: int = 4, anchor: bool = False, classes: int = 0):
+    def __init__(self, dim: int, hidden: int = 256, layers: int = 4, anchor: bool = False, classes: int = 0,
+                 features: int = 0):
         super().__init__()
-        if min(dim, hidden, layers) < 1:
-            raise ValueError(f"dim, hidden and layers must be positive, got {dim}, {hidden}, {layers}")
-        self.anchor, self.classes, self.data_shape = anchor, classes, (dim,)
-        self._config = dict(dim=dim, hidden=hidden, layers=layers, anchor=anchor, classes=classes)
-        sizes = [dim * (2 if anchor else 1) + 4 * self.frequencies + 2] + [hidden] * layers
+        if min(dim, hidden, layers, features + 1) < 1:
+            raise ValueError(f"dim, hidden and layers must be positive, features not negative; got {dim}, {hidden}, "
+                             f"{layers}, {features}")
+        self.anchor, self.classes, self.features, self.data_shape = anchor, classes, features, (dim,)
+        self._config = dict(dim=dim, hidden=hidden, layers=layers, anchor=anchor, classes=classes, features=features)
+        sizes = [dim * (1 + 2 * features + anchor) + 4 * self.frequencies + 2] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.table = _class_table(classes, hidden)
         self.out = nn.Linear(hidden, dim)
@@ -85,6 +88,9 @@ class MLP(nn.Module):
                 labels: Tensor | None = None) -> Tensor:
         _check_anchor(self, x, anchor)
         inputs = [x, time_features(t, s, self.frequencies)] + ([anchor] if self.anchor else [])
+        if self.features:
+            angles = (x[:, :, None] * 2 ** torch.arange(self.features, dtype=x.dtype, device=x.device)).flatten(1)
+            inputs += [angles.sin(), angles.cos()]
         h = F.silu(self.hidden[0](torch.cat(inputs, dim=1)) + _class_vectors(self.table, labels, x))
         for layer in self.hidden[1:]:
             h = h + F.silu(layer(h))  # residual: deeper nets keep training well

@@ -36,8 +36,8 @@ KINDS = {"integral": _INTEGRAL, "velocity": FlowMatching, "additivity": Integral
 PLANE_SYSTEMS = tuple(f"{path}_{kind}" for kind in KINDS for path in PATH_NAMES)
 SYSTEMS = PLANE_SYSTEMS[:6]
 NFES = (1, 2, 4, 8, 16, 32, 100)
-#: Gradient steps of the reference results and of the shipped checkpoints.
-PLANE_STEPS, IMAGE_STEPS = 10000, 12000
+#: Gradient steps of the reference results, of the comparison of anchor rules, and of the shipped checkpoints.
+PLANE_STEPS, ANCHOR_STEPS, IMAGE_STEPS = 10000, 2500, 12000
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
 JUMP_POWER = 1.737
@@ -61,11 +61,13 @@ def parse_system(name: str, known=SYSTEMS) -> tuple[str, str]:
 def train_plane(
     system: str, dataset: str, *, seed: int, steps: int = PLANE_STEPS, device: str = "cpu", progress: bool = False
 ) -> TrainRun:
-    """Train one system on one of the sets in the plane: MLP 128 x 4, batch 512, Adam 2e-3 with half a cosine."""
+    """Train one system on one of the sets in the plane: MLP 128 x 4 with three octaves of features, batch 512,
+    Adam 2e-3 with half a cosine."""
     path, kind = parse_system(system, PLANE_SYSTEMS)
     objective = KINDS[kind]()
     torch.manual_seed(seed)  # the network's own start
-    net = MLP(dim=2, hidden=128, layers=4, anchor=getattr(objective, "anchor", None) not in (None, "none"))
+    anchored = getattr(objective, "anchor", None) not in (None, "none")
+    net = MLP(dim=2, hidden=128, layers=4, features=3, anchor=anchored)
     model = FlowMap(net, make_path(path, images=False))
     config = TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device=device, progress=progress)
     return fit(model, objective, data_sets.load(dataset), config)
@@ -147,10 +149,12 @@ def _row(model: FlowMap, system: str, manifest: dict, dataset: str, nfe: int, me
     }
 
 
-def timed_sample(model: FlowMap, n: int, nfe: int, method: str, seed: int, times=None) -> tuple[SampleResult, float]:
+def timed_sample(
+    model: FlowMap, n: int, nfe: int, method: str, seed: int, times=None, trajectory: bool = False
+) -> tuple[SampleResult, float]:
     """A sample and the seconds it took (wall clock; compare only within one run on one machine)."""
     start = time.perf_counter()
-    result = sample(model, n, nfe, method, seed, times=times)
+    result = sample(model, n, nfe, method, seed, times=times, trajectory=trajectory)
     return result, time.perf_counter() - start
 
 
@@ -162,7 +166,9 @@ def plane_jumps(path: Path, nfe: int) -> torch.Tensor:
 
 
 def evaluate_plane(run: TrainRun, system: str, dataset: str, *, nfes=NFES, draws: int = 5) -> list[dict]:
-    """Exact W2 to fresh draws of the data for every method and NFE, each the mean of ``draws`` comparisons.
+    """Exact W2 to fresh draws of the data for every method and NFE, each the mean of ``draws`` comparisons. For the
+    published recipe also "spread", the standard deviation of its samples over that of the data (0 if it collapses to the
+    mean), and "copy", see ``copied``.
 
     The real draws are second members of the floor's pairs, other ones for each training seed: how many points happen
     to fall into each mode moves W2 by a fifth, and so moves the floor along.
@@ -172,12 +178,27 @@ def evaluate_plane(run: TrainRun, system: str, dataset: str, *, nfes=NFES, draws
     rows = []
     for method, nfe in methods(parse_system(system, PLANE_SYSTEMS)[1], nfes):
         times = plane_jumps(run.model.path, nfe) if method == "map" and not run.model.anchored else None
-        results = [timed_sample(run.model, POINTS, nfe, method, 1000 + first + i, times) for i in range(draws)]
+        results = [timed_sample(run.model, POINTS, nfe, method, 1000 + first + i, times, method == "anchor")
+                   for i in range(draws)]
         finite = all(bool(torch.isfinite(r.x).all()) for r, _ in results)  # iterated anchors may diverge
-        value = sum(metrics.w2(r.x, y) for (r, _), y in zip(results, real)) / draws if finite else math.nan
-        rows.append(_row(run.model, system, run.manifest, dataset, nfe, method)
-                    | {"metric": "w2", "value": value, "seconds": sum(s for _, s in results) / draws})
+        found = {"w2": sum(metrics.w2(r.x, y) for (r, _), y in zip(results, real)) / draws if finite else math.nan}
+        if run.manifest["objective"]["name"] == "X0Regression":  # does it collapse, does it copy?
+            found["spread"] = sum(float(r.x.std(0).mean() / y.std(0).mean()) for (r, _), y in zip(results, real)) / draws
+            if method == "anchor":
+                found["copy"] = sum(copied(r) for r, _ in results) / draws
+        rows += [_row(run.model, system, run.manifest, dataset, nfe, method)
+                 | {"metric": name, "value": value, "seconds": sum(s for _, s in results) / draws}
+                 for name, value in found.items()]
     return rows
+
+
+def copied(result: SampleResult) -> float:
+    """Share of the variance of samples that the Gaussian anchors they started from explain linearly, mean over the
+    coordinates: 1 if the model copies its anchor, 0 if the anchor does not matter; NaN for samples that are not finite.
+    result: of ``sample(..., method="anchor", trajectory=True)``."""
+    anchor, x = (v.double().flatten(1) for v in (result.trajectory[0], result.x))
+    x, anchor = x - x.mean(0), anchor - anchor.mean(0)
+    return float(((x * anchor).mean(0).square() / (x.square().mean(0) * anchor.square().mean(0)).clamp(min=1e-30)).mean())
 
 
 def floor_rows(dataset: str, *, pairs: int = 10, cache=None) -> list[dict]:
