@@ -1,4 +1,4 @@
-"""Data sets: five laws in the plane, 8x8 digits, Fashion-MNIST. Every one is a ``TensorData``.
+"""Data sets: five laws in the plane, 8x8 digits, Fashion-MNIST, emoji. Every one is a ``TensorData``.
 
 In the plane every law has mean 0 and standard deviation 1 per coordinate, with the constants worked out in
 closed form, so that a draw of any size follows the same law:
@@ -26,11 +26,12 @@ import torch
 from torch.utils.data import Dataset
 
 PLANE = ("eight_gaussians", "checkerboard", "two_moons", "spiral", "pinwheel")
-DATASETS = (*PLANE, "digits", "fashion_mnist", "fashion_mnist_full")
+DATASETS = (*PLANE, "digits", "fashion_mnist", "fashion_mnist_full", "emoji")
 SPLITS = ("train", "test")
 ASSETS = Path(__file__).parent / "assets"
 
-FASHION_SHA256 = "8b248b3e3f49d5bbafa5f119b3d46fa82fc31b2b4f63c46546c3c2cd80761cc0"
+VENDORED = {"fashion_mnist": "8b248b3e3f49d5bbafa5f119b3d46fa82fc31b2b4f63c46546c3c2cd80761cc0",
+            "emoji": "715a64a9bbf451a44d085bb9eee2d1b72fa95ec4b1c4732751a854b64705e4c8"}
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 # sha256 of the uncompressed idx contents, the same whoever packed them
 FASHION_FULL = {
@@ -83,7 +84,7 @@ def load(name: str, n: int | None = None, split: str = "train", seed: int = 0, r
     name: one of ``DATASETS``.
     In the plane: ``n`` points (if not given, 100,000 for train and 10,000 for test) drawn with ``seed``;
     ``split="test"`` is an independent draw of the same law.
-    Images: (B, 1, H, W) in [-1, 1] with labels; ``n`` of them chosen at random with ``seed``, without
+    Images: (B, channels, H, W) in [-1, 1] with labels; ``n`` of them chosen at random with ``seed``, without
     replacement (if not given, all in file order).
 
     - digits: scikit-learn's 1,797 8x8 images, split at random once and for all (1,437 + 360)
@@ -91,6 +92,8 @@ def load(name: str, n: int | None = None, split: str = "train", seed: int = 0, r
     - fashion_mnist_full: all 60,000 + 10,000, checked by sha256, from ``root`` (a folder with the four idx or
       idx.gz files), else from the folder of Debian's package dataset-fashion-mnist, else downloaded by
       torchvision into ~/.cache/iflow_lib
+    - emoji: 3,400 + 386 of Google's, (B, 3, 32, 32) on white, that come with the package, checked by sha256; labels are
+      ten categories; the skin tones of one emoji are all in the same split
 
     Raises ValueError (unknown name or split, n or seed out of range, damaged file), FileNotFoundError
     (missing file), OSError (failed download).
@@ -114,7 +117,8 @@ def load(name: str, n: int | None = None, split: str = "train", seed: int = 0, r
             raise ValueError(f"{name} has {len(images)} {split} examples, {n} were asked for")
         chosen = slice(None) if n is None else rng.permutation(len(images))[:n]
         images, labels = images[chosen], labels[chosen]
-        x = images[:, None] / np.float32(16 if name == "digits" else 255) * 2 - 1  # the largest pixel
+        images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+        x = images / np.float32(16 if name == "digits" else 255) * 2 - 1  # the largest pixel
     labels = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     return TensorData(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)), labels, name)
 
@@ -242,7 +246,7 @@ _PLANE = {"eight_gaussians": _eight_gaussians, "checkerboard": _checkerboard, "t
           "spiral": _spiral, "pinwheel": _pinwheel}
 
 
-# ---- images: (split, root) -> images (B, H, W) counting from 0, labels (B,)
+# ---- images: (split, root) -> images (B, H, W) or (B, H, W, 3) counting from 0, labels (B,)
 
 
 def _digits(split, root):
@@ -254,12 +258,12 @@ def _digits(split, root):
     return digits.images[chosen].astype(np.float32), digits.target[chosen]
 
 
-def _fashion_mnist(split, root):
-    file = ASSETS / "fashion_mnist.npz"
+def _vendored(name, split):
+    file = ASSETS / f"{name}.npz"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; reinstall the package")
     content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != FASHION_SHA256:
+    if hashlib.sha256(content).hexdigest() != VENDORED[name]:
         raise ValueError(f"{file} is damaged: its sha256 is wrong; reinstall the package")
     with np.load(io.BytesIO(content)) as arrays:
         return arrays[f"{split}_images"], arrays[f"{split}_labels"]
@@ -310,4 +314,5 @@ def _read_idx(folder: Path, name: str) -> bytes:
     return content
 
 
-_IMAGES = {"digits": _digits, "fashion_mnist": _fashion_mnist, "fashion_mnist_full": _fashion_mnist_full}
+_IMAGES = {"digits": _digits, "fashion_mnist_full": _fashion_mnist_full,
+           **{name: lambda split, root, name=name: _vendored(name, split) for name in VENDORED}}

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from .data import ASSETS, PLANE, checked, load
 
+TEST_SHA256 = "f10079d1c2d2f7b23942a2237993bd3caa8d676df249c36e2bc60b78653ef64f"  # of fashion_test.safetensors
+
 # ---- optimal transport
 
 
@@ -260,9 +262,24 @@ def real_pairs(name: str, n: int = 2000) -> Callable[[int], tuple[Tensor, Tensor
     return pair
 
 
-def fashion_reference() -> Tensor:
-    """Features (2000, 64) of the test images, made once: what samples are compared with. Do not change it."""
-    return _fashion_features("test")
+def fashion_reference(n: int = 2000) -> Tensor:
+    """Features (n, 64) of test images, made once: what samples are compared with. Do not change it.
+
+    n: 2,000, the vendored test images; or 10,000, all official ones, whose features (not the images) come with the
+    package as float16. Raises ValueError for another n or a damaged file, FileNotFoundError for a missing one.
+    """
+    if n not in (2000, 10_000):
+        raise ValueError(f"there are features of 2,000 or of 10,000 test images, {n} were asked for")
+    return _fashion_features("test") if n == 2000 else _all_test_features()
+
+
+@functools.lru_cache(maxsize=1)
+def _all_test_features() -> Tensor:
+    from safetensors.torch import load as from_bytes
+
+    from .checkpoints import read_checked
+
+    return from_bytes(read_checked(ASSETS / "fashion_test.safetensors", TEST_SHA256))["features"].double()
 
 
 @functools.lru_cache(maxsize=2)

@@ -107,6 +107,24 @@ def test_features_are_standardised_and_of_full_rank():
     torch.testing.assert_close(embed(images, batch_size=7), reference[:50], atol=1e-4, rtol=0)
 
 
+def test_features_of_all_test_images(tmp_path, monkeypatch):
+    """Those of the 2,000 vendored ones are among them, up to float16; a changed file is refused."""
+    everything, part = fashion_reference(10_000), fashion_reference()
+    assert everything.shape == (10_000, 64) and everything.dtype == torch.float64
+    assert torch.cdist(part[:200], everything).amin(1).max() < 0.02
+    assert frechet_distance(part, everything) < 0.5
+    with pytest.raises(ValueError) as error:
+        fashion_reference(500)
+    assert "500 were asked for" in one_line(error)
+    content = bytearray((metrics.ASSETS / "fashion_test.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "fashion_test.safetensors").write_bytes(content)
+    monkeypatch.setattr(metrics, "ASSETS", tmp_path)
+    with pytest.raises(ValueError) as error:
+        metrics._all_test_features.__wrapped__()
+    assert "fashion_test.safetensors is damaged" in one_line(error)
+
+
 def test_values_outside_the_range_are_clamped_not_rounded():
     x = load("fashion_mnist", n=4).x
     assert torch.equal(embed(x.where(x < 1, 5.0)), embed(x))

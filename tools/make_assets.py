@@ -1,9 +1,12 @@
-"""Make the files in ``iflow_lib/assets`` again: the Fashion-MNIST subset and the feature classifier.
+"""Make the files in ``iflow_lib/assets`` again: the Fashion-MNIST subset, the feature classifier, the emoji.
 
-    python tools/make_assets.py subset [--root FOLDER]        15 s; prints the sha256 for data.FASHION_SHA256
+    python tools/make_assets.py subset [--root FOLDER]        15 s; prints the sha256 for data.SHA256
     python tools/make_assets.py classifier [--root FOLDER]    3 minutes on one CPU core
+    python tools/make_assets.py features [--root FOLDER]      10 s; prints the sha256 for metrics.TEST_SHA256
+    python tools/make_assets.py emoji --root FOLDER           5 s; prints the sha256 for data.SHA256
 
-``--root`` is a folder with the four idx or idx.gz files of the full set (see ``iflow_lib.data.load``).
+``--root`` is a folder with the four idx or idx.gz files of the full set (see ``iflow_lib.data.load``); for the emoji, the
+unpacked package of ``npm pack emoji-datasource-google@16.0.0``.
 Both are deterministic on one machine; another processor or torch version gives a slightly different
 classifier.
 """
@@ -98,6 +101,40 @@ def make_classifier(root=None, epochs: int = 5, batch_size: int = 128, lr: float
     return card
 
 
+def make_features(root=None) -> str:
+    """Write ``fashion_test.safetensors``: the classifier's features of all 10,000 official test images, as float16 (the
+    distances do not change in the digits that are shown), for measurements with 10,000 samples. Returns its sha256."""
+    features = metrics.embed(data.load("fashion_mnist_full", split="test", root=root))
+    content = save({"features": features.half()})
+    write_atomic(ASSETS / "fashion_test.safetensors", content)
+    return sha256(content)
+
+
+def make_emoji(root) -> str:
+    """Write ``emoji.npz``: every emoji and its skin tones on white, 64x64 averaged to 32x32, with their categories, one
+    base emoji in ten for testing, its skin tones with it. Returns the file's sha256."""
+    from PIL import Image
+
+    folder = Path(root)
+    listed = [e for e in json.loads((folder / "emoji.json").read_text()) if e["has_img_google"]]
+    kinds = sorted({e["category"] for e in listed})
+    listed.sort(key=lambda e: e["unified"])
+    test = set(np.random.default_rng(0).permutation(len(listed))[:len(listed) // 10].tolist())
+    arrays = {f"{split}_{what}": [] for split in data.SPLITS for what in ("images", "labels")}
+    for i, base in enumerate(listed):
+        split = "test" if i in test else "train"
+        for one in (base, *base.get("skin_variations", {}).values()):
+            if one["has_img_google"]:
+                picture = Image.open(folder / "img" / "google" / "64" / one["image"]).convert("RGBA")
+                white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+                arrays[f"{split}_images"].append(np.asarray(white.resize((32, 32), Image.Resampling.BOX)))
+                arrays[f"{split}_labels"].append(kinds.index(base["category"]))
+    file = ASSETS / "emoji.npz"
+    np.savez_compressed(file, **{name: np.array(value, dtype=np.uint8) for name, value in arrays.items()})
+    print({name: len(value) for name, value in arrays.items()}, kinds)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 @torch.no_grad()
 def accuracy(model, test) -> float:
     found = torch.cat([model.logits(batch).argmax(1) for batch in test.x.split(500)])
@@ -107,10 +144,8 @@ def accuracy(model, test) -> float:
 if __name__ == "__main__":
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("what", choices=("subset", "classifier"))
-    parser.add_argument("--root", help="folder with the four files of the full Fashion-MNIST")
+    parser.add_argument("what", choices=("subset", "classifier", "features", "emoji"))
+    parser.add_argument("--root", help="folder with the four files of the full Fashion-MNIST, or the emoji's package")
     arguments = parser.parse_args()
-    if arguments.what == "subset":
-        print(make_subset(arguments.root))
-    else:
-        print(json.dumps(make_classifier(arguments.root), indent=2))
+    make = {"subset": make_subset, "classifier": make_classifier, "features": make_features, "emoji": make_emoji}
+    print(json.dumps(make[arguments.what](arguments.root), indent=2))
