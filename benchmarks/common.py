@@ -36,6 +36,8 @@ def kept(folder: Path, name: str, make) -> dict:
 def calls_per_step(objective) -> float:
     """Network evaluations per example and step of an objective, a backward pass counting as two."""
     if isinstance(objective, ifl.IntegralIdentity):
+        if objective.teacher is not None:
+            return 4 + (1 - objective.equal_share) * 2
         each = 3 if objective.tangent == "network" else 2
         return 3 + (1 - objective.equal_share) * each + (objective.anchor is not None)
     if isinstance(objective, ifl.IntegralAdditivity):

@@ -102,13 +102,20 @@ def precision_recall(x, y, k: int = 5) -> Coverage:
     if not 1 <= k < min(len(x), len(y)):
         raise ValueError(f"k must be at least 1 and smaller than both sets, got {k} for {len(x)} and {len(y)}")
 
-    def radius(points: Tensor) -> Tensor:
-        return torch.cdist(points, points).kthvalue(k + 1, dim=1).values  # the first neighbour is the point itself
+    def radius(points: Tensor) -> Tensor:  # the first neighbour is the point itself
+        return torch.cat([torch.cdist(rows, points).topk(k + 1, dim=1, largest=False).values[:, k]
+                          for rows in points.split(1000)])
 
-    apart, real, fake = torch.cdist(x, y), radius(y), radius(x)
-    inside = apart < real[None]
-    return Coverage(float(inside.any(1).double().mean()), float((apart < fake[:, None]).any(0).double().mean()),
-                    float(inside.double().sum(1).mean() / k), float((apart.amin(0) < real).double().mean()))
+    real, fake, found = radius(y), radius(x), []
+    recalled, nearest = torch.zeros(len(y), dtype=torch.bool), torch.full((len(y),), math.inf, dtype=y.dtype)
+    for rows, near in zip(x.split(1000), fake.split(1000)):  # in blocks: memory does not grow with both sets
+        apart = torch.cdist(rows, y)
+        found.append((apart < real[None]).sum(1).double())
+        recalled |= (apart < near[:, None]).any(0)
+        nearest = torch.minimum(nearest, apart.amin(0))
+    inside = torch.cat(found)
+    return Coverage(float((inside > 0).double().mean()), float(recalled.double().mean()), float(inside.mean() / k),
+                    float((nearest < real).double().mean()))
 
 
 def inception_fid(x, y, weights=None) -> float:

@@ -125,6 +125,7 @@ def test_calls_per_step_are_the_network_calls(benchmark):
 
     objectives = [make() for make in ifl.studies.KINDS.values()]
     objectives += [ifl.IntegralIdentity(equal_share=0.25), ifl.IntegralIdentity(tangent="conditional")]
+    objectives += [ifl.IntegralIdentity(equal_share=0.25, teacher=ifl.FlowMap(Counting(dim=2), ifl.RectifiedFlow()))]
     for objective in objectives:
         net = Counting(dim=2, hidden=8, layers=1, anchor=getattr(objective, "anchor", None) not in (None, "none"))
         model, data = ifl.FlowMap(net, ifl.RectifiedFlow()), ifl.data.TensorData(torch.randn(64, 2))

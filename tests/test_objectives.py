@@ -145,6 +145,44 @@ def test_the_truth_is_the_fixed_point(objective, path):
             assert sign * float(pushed[i]) > 6, (name, sign, pushed)
 
 
+@gaussian_paths
+@pytest.mark.parametrize("derivative", ["jvp", "difference"])
+def test_the_truth_is_the_fixed_point_with_a_teacher(path, derivative):
+    """Its targets are without noise: at the truth the loss itself is zero, and each displaced parameter is pushed back."""
+    teacher = FlowMap(GaussianNet(), path).requires_grad_(False)
+    objective = IntegralIdentity(teacher=teacher, derivative=derivative)
+    x_0 = MEAN + STD * torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name in ("", "gain", "shift", "tilt"):
+        for sign in (1, -1):
+            model = FlowMap(GaussianNet(), path)
+            with torch.no_grad():
+                if name:
+                    getattr(model.net, name).add_(0.1 * sign)
+            objective.prepare(model, None)
+            loss = objective(model, x_0, torch.Generator().manual_seed(1))
+            assert (float(loss.detach()) < 1e-4) == (not name), (name, loss)
+            if name:
+                assert sign * float(torch.autograd.grad(loss, getattr(model.net, name))[0]) > 0
+    assert teacher.net.calls and all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_teacher_that_does_not_fit():
+    teacher = FlowMap(GaussianNet(), RectifiedFlow())
+    for model, words in ((teacher, "another model than the one in training"),
+                         (FlowMap(GaussianNet(), PoissonFlow(8)), "on the same path"),
+                         (FlowMap(GaussianNet((3,)), RectifiedFlow()), "on the same path and data")):
+        with pytest.raises(ValueError) as error:
+            IntegralIdentity(teacher=teacher).prepare(model, None)
+        assert words in one_line(error)
+    with pytest.raises(ValueError) as error:
+        IntegralIdentity(teacher=teacher, anchor="self")
+    assert "teacher or anchor" in one_line(error)
+    first, same, other = (FlowMap(MLP(dim=2, hidden=8), RectifiedFlow()) for _ in range(3))
+    same.load_state_dict(first.state_dict())
+    first, same, other = (IntegralIdentity(teacher=t).config()["teacher"] for t in (first, same, other))
+    assert first == same != other and first["network"] == "MLP"
+
+
 class Anchored(GaussianNet):
     """Takes an anchor, and leans on it by ``lean``: 0 is the truth."""
 
