@@ -1,0 +1,80 @@
+"""Fashion-MNIST with 10,000 samples, and emoji: ``python benchmarks/images.py``
+
+The shipped models (results/reference/checkpoints): on every path the velocity by Euler steps, 1 to 32, and the Integration
+Flow by jumps, 1 to 8. 10,000 samples against all 10,000 official test images, on the features of the package's
+classifier, which are not those of the published FID: Frechet and kernel distance; precision, recall, density and coverage.
+Floor: the 10,000 vendored training images, which the classifier has not seen, against the same.
+
+Writes images.csv, a tidy table, and its manifest into --out (results/reference). What was measured with the same weights is
+kept in results/runs/images and not measured again.
+"""
+import json
+from functools import partial
+
+import pandas as pd
+import torch
+from common import ROOT, kept, parser
+
+import iflow_lib as ifl
+from iflow_lib import data as data_sets
+from iflow_lib import diagnostics, metrics, studies
+from iflow_lib.checkpoints import write_together
+from iflow_lib.results import COLUMNS, csv_text, git_state, machine, sha256
+
+CHECKPOINTS = ROOT / "results" / "reference" / "checkpoints"
+METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
+
+
+def distances(features: torch.Tensor, real: torch.Tensor) -> dict:
+    """{metric: value} of features (n, 64) against those of the data."""
+    near = diagnostics.precision_recall(features, real)
+    return {"frechet": metrics.frechet_distance(features, real), "kernel": metrics.kernel_distance(features, real),
+            **near._asdict()}
+
+
+def measured(system: str, method: str, nfe: int, n: int, seed: int) -> dict:
+    """Rows of one model at one number of calls."""
+    model, manifest = studies.pretrained(system), studies.training_manifest(system)
+    result, seconds = studies.timed_sample(model, n, nfe, method, seed)
+    row = studies._row(model, system, manifest, "fashion_mnist", nfe, method) | {"n_samples": n, "seconds": seconds}
+    found = distances(metrics.embed(result.x), metrics.fashion_reference(10_000))
+    return {"rows": [row | {"metric": name, "value": value} for name, value in found.items()]}
+
+
+def floor(n: int) -> dict:
+    found = distances(metrics.embed(data_sets.load("fashion_mnist", n=n).x), metrics.fashion_reference(10_000))
+    return {"rows": [{"dataset": "fashion_mnist", "objective": "data", "anchor": "none", "method": "floor", "n_samples": n,
+                      "seed": 0, "metric": name, "value": value} for name, value in found.items()]}
+
+
+def main() -> None:
+    options = parser(__doc__, samples=10_000, seeds=1)
+    options.set_defaults(out=ROOT / "results" / "reference")
+    options.add_argument("--systems", nargs="+", default=studies.SYSTEMS, choices=studies.SYSTEMS)
+    options.add_argument("--nfes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
+    given = options.parse_args()
+    jobs, n = {"fashion_mnist/floor": (f"floor-{given.samples}", partial(floor, given.samples))}, given.samples
+    for system in given.systems:
+        weights = json.loads((CHECKPOINTS / system / "config.json").read_text())["sha256"][:12]
+        for method, nfe in studies.methods(studies.parse_system(system)[1], given.nfes):
+            for seed in range(given.seeds):
+                name = f"{system}-{method}-{nfe}-n{n}-seed{seed}-{weights}"
+                if method != "heun":
+                    jobs[f"{system}/{method}{nfe}/sampling-seed-{seed}"] = (
+                        name, partial(measured, system, method, nfe, n, 77 + seed))
+    rows = []
+    for run_id, (name, job) in jobs.items():
+        found = kept(given.runs / "images", name, job)["rows"]
+        rows += [{**row, "run_id": run_id} for row in found]
+        print(run_id, {row["metric"]: round(row["value"], 3) for row in found}, flush=True)
+    manifest = {**git_state(ROOT), "lock_sha256": sha256(ROOT / "requirements.lock"), "environment": machine("cpu"),
+                "systems": {system: studies.training_manifest(system) for system in given.systems}}
+    write_together({given.out / "images.csv": csv_text(rows),
+                    given.out / "images.manifest.json": json.dumps(manifest, indent=1) + "\n"})
+    table = pd.DataFrame(rows).query("metric == 'frechet'")
+    assert set(table) <= set(COLUMNS) and ifl.__version__
+    print(table.pivot_table(index=["path", "method"], columns="nfe", values="value").round(2).to_string())
+
+
+if __name__ == "__main__":
+    main()
