@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def time_features(t: Tensor, s: Tensor, frequencies: int) -> Tensor:
-    """(B,), (B,) -> (B, 4 * frequencies + 2): t, t - s and their sines and cosines.
+def time_features(t: Tensor, s: Tensor, frequencies: int, gap_frequencies: int | None = None) -> Tensor:
+    """(B,), (B,) -> (B, 2 + 2 (frequencies + gap_frequencies)): t, t - s, their sines and cosines, at pi/2, pi, 2 pi, ...
 
-    Frequencies pi/2, pi, 2 pi, ... are kept low: the identity differentiates the network in t, and a high frequency
-    w multiplies that derivative, and its noise, by w.
+    frequencies: of t; gap_frequencies: of t - s, None for as many. They are kept low, above all those of t - s: the
+    identity differentiates the network in both, and a high frequency w multiplies that derivative, and its noise, by w.
     """
-    times = torch.stack([t, t - s], dim=1)
-    w = math.pi / 2 * 2 ** torch.arange(frequencies, dtype=t.dtype, device=t.device)
-    angles = (times[:, :, None] * w).flatten(1)
-    return torch.cat([times, angles.sin(), angles.cos()], dim=1)
+    angles = [time[:, None] * (math.pi / 2 * 2 ** torch.arange(k, dtype=t.dtype, device=t.device)) for time, k in (
+        (t, frequencies), (t - s, frequencies if gap_frequencies is None else gap_frequencies))]
+    angles = torch.cat(angles, dim=1)
+    return torch.cat([torch.stack([t, t - s], dim=1), angles.sin(), angles.cos()], dim=1)
 
 
 def _check_anchor(net: nn.Module, x: Tensor, anchor: Tensor | None) -> None:
@@ -139,13 +139,14 @@ class UNet(nn.Module):
 
     channels: 1 or 3 (any number works); size: 8 to 64, divisible by 4 (by 2 below 16); width: channels at the higher
     resolution, a multiple of 8; blocks: residual blocks at each stage; anchor: concatenate an estimate of x_0; classes:
-    number of classes, 0 for data without labels.
+    number of classes, 0 for data without labels; gap_frequencies: octaves of sines and cosines of t - s, see
+    ``time_features``: with more than two, several jumps train badly (docs/findings.md).
     """
 
     frequencies = 6
 
     def __init__(self, channels: int = 1, size: int = 28, width: int = 48, blocks: int = 2, anchor: bool = False,
-                 classes: int = 0):
+                 classes: int = 0, gap_frequencies: int = 2):
         super().__init__()
         fold = 2 if size >= 16 else 1
         if not 8 <= size <= 64 or size % (2 * fold):
@@ -153,9 +154,11 @@ class UNet(nn.Module):
         if channels < 1 or blocks < 1 or width < 8 or width % 8:
             raise ValueError(f"need channels, blocks >= 1, width a multiple of 8; got {channels}, {blocks}, {width}")
         self.anchor, self.classes, self.data_shape = anchor, classes, (channels, size, size)
-        self._config = dict(channels=channels, size=size, width=width, blocks=blocks, anchor=anchor, classes=classes)
-        e, folded = 4 * width, channels * fold**2
-        self.embed = nn.Sequential(nn.Linear(4 * self.frequencies + 2, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
+        self._config = dict(channels=channels, size=size, width=width, blocks=blocks, anchor=anchor, classes=classes,
+                            gap_frequencies=gap_frequencies)
+        self.gap_frequencies, e, folded = gap_frequencies, 4 * width, channels * fold**2
+        times = 2 + 2 * (self.frequencies + gap_frequencies)
+        self.embed = nn.Sequential(nn.Linear(times, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
         self.table = _class_table(classes, e)
         self.fold, self.unfold = nn.PixelUnshuffle(fold), nn.PixelShuffle(fold)
         self.stem = nn.Conv2d(folded * (2 if anchor else 1), width, 3, padding=1)
@@ -171,7 +174,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
                 labels: Tensor | None = None) -> Tensor:
         _check_anchor(self, x, anchor)
-        e = self.embed(time_features(t, s, self.frequencies)) + _class_vectors(self.table, labels, x)
+        e = self.embed(time_features(t, s, self.frequencies, self.gap_frequencies)) + _class_vectors(self.table, labels, x)
         h = self.stem(self.fold(torch.cat([x, anchor], dim=1) if self.anchor else x))
         for block in self.down:
             h = block(h, e)

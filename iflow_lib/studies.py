@@ -34,7 +34,7 @@ KINDS = {"integral": _INTEGRAL, "velocity": FlowMatching, "additivity": Integral
          **{f"x0_{rule}": partial(X0Regression, rule) for rule in ANCHORS}}
 #: every path with every kind, for the plane; and those that ship as Fashion-MNIST models
 PLANE_SYSTEMS = tuple(f"{path}_{kind}" for kind in KINDS for path in PATH_NAMES)
-SYSTEMS = PLANE_SYSTEMS[:6]
+SYSTEMS = tuple(f"{path}_{kind}" for kind in ("velocity", "integral") for path in PATH_NAMES)  # teachers first
 NFES = (1, 2, 4, 8, 16, 32, 100)
 #: Gradient steps of the reference results, of the comparison of anchor rules, and of the shipped checkpoints.
 PLANE_STEPS, ANCHOR_STEPS, IMAGE_STEPS = 10000, 2500, 12000
@@ -73,20 +73,36 @@ def train_plane(
     return fit(model, objective, data_sets.load(dataset), config)
 
 
-def image_setup(system: str) -> tuple[FlowMap, Objective, dict]:
-    """Fresh Fashion-MNIST model, its objective and the settings of its training, one setup for all systems."""
+def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, Objective, dict]:
+    """Fresh Fashion-MNIST model, its objective and the settings of its training, one setup for all systems.
+
+    teacher: a velocity model on the same path. The integral then starts from its weights and learns its flow map, with
+    what was best for that (docs/findings.md); without one it starts from nothing.
+    """
     path, kind = parse_system(system)
+    settings = dict(batch_size=64, lr=1e-3, ema=0.999, seed=0)
     objective = FlowMatching()
     if kind == "integral":
         objective = _INTEGRAL(time_density=(0.0, 1.0), power=0.5)
     torch.manual_seed(0)
     model = FlowMap(UNet(channels=1, size=28, width=32, blocks=1), make_path(path, images=True))
-    return model, objective, dict(batch_size=64, lr=1e-3, ema=0.999, seed=0)
+    if kind == "integral" and teacher is not None:
+        model.load_state_dict(teacher.state_dict())
+        objective = IntegralIdentity(**{**objective.config(), "teacher": teacher, "equal_share": 0.25, "start_share": 0.3,
+                                        "end_share": 0.3})
+        settings["lr"] = 5e-4
+    return model, objective, settings
 
 
 def train_images(system: str, folder, *, steps: int = IMAGE_STEPS, device: str = "auto", progress: bool = True) -> FlowMap:
-    """Train one system on the vendored Fashion-MNIST and save it, with its model card, into ``folder``."""
-    model, objective, settings = image_setup(system)
+    """Train one system on the vendored Fashion-MNIST and save it, with its model card, into ``folder``. An integral has the
+    velocity model beside that folder as its teacher, or if there is none the shipped one."""
+    path, kind = parse_system(system)
+    teacher = None
+    if kind == "integral":
+        beside = FilePath(folder).parent
+        teacher = pretrained(f"{path}_velocity", beside if (beside / f"{path}_velocity").is_dir() else None)
+    model, objective, settings = image_setup(system, teacher)
     train = data_sets.load("fashion_mnist")
     run = fit(model, objective, train, TrainConfig(steps=steps, device=device, progress=progress, **settings))
     save_with_card(run.model, system, run.manifest, folder)
