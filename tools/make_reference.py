@@ -1,11 +1,10 @@
-"""Make results/reference: ``python tools/make_reference.py [plane] [images] [table] [quick] [readme] [sums]`` (all if
-none is named).
+"""Make results/reference: ``python tools/make_reference.py [STEP ...]``, all if none is named:
 
 plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with three sampling
-seeds (both resumable: what is finished is kept in results/runs/reference); table: write nfe_vs_quality.csv and its
-manifest; quick: take the table of the last `iflow reproduce`, results/runs/quick, for `iflow verify`; readme: the tables
-in README.md and docs/scaling.md, from it and from results/reference/bench (see benchmarks/); sums: SHA256SUMS, the
-checksums that `iflow verify` checks.
+seeds (both resumable: what is finished is kept in results/runs/reference); models: train small models of the eight
+Gaussians, one of each kind, for notebooks and figures; table: write nfe_vs_quality.csv and its manifest; quick: take the
+table of the last `iflow reproduce`, results/runs/quick, for `iflow verify`; readme: the tables in README.md and docs/, from
+it and from results/reference/bench (see benchmarks/); sums: SHA256SUMS, the checksums that `iflow verify` checks.
 To train the image models again: ``... train [SYSTEM ...]``.
 """
 import hashlib
@@ -53,6 +52,34 @@ def images() -> None:
                 print(f"{system}, sampling seed {seed}", flush=True)
             rows += json.loads(file.read_text())
     write_atomic(WORK / "images.json", json.dumps(rows))
+
+
+def models() -> None:
+    """One model of each kind, 2,500 steps, as in plane.csv with seed 0."""
+    for kind in studies.KINDS:
+        system, dataset = f"rectified_{kind}", "eight_gaussians"
+        folder = REFERENCE / "checkpoints" / f"{dataset}_{system}"
+        if folder.is_dir():
+            continue
+        run = studies.train_plane(system, dataset, seed=0, steps=studies.ANCHOR_STEPS)
+        rows = studies.evaluate_plane(run, system, dataset, nfes=(1, 2, 8), draws=3)
+        measured = "\n".join(f"| {r['method']} | {r['nfe']} | {r['metric']} | {r['value']:.3f} |" for r in rows)
+        card = f"""# {dataset}, {system}
+
+Eight Gaussians in the plane, {run.manifest['path']['name']}, `{run.manifest['objective']}`.
+
+- {studies.ANCHOR_STEPS:,} steps of batch 512, seed 0, {run.manifest['seconds']:.0f} seconds on {run.manifest['hardware']};
+  {run.model.parameter_count:,} parameters, stored as float16.
+- For notebooks and figures: trained a quarter as long as the models behind the tables.
+
+Means of three draws of 2,000 points:
+
+| method | nfe | metric | value |
+|---|---|---|---|
+{measured}
+"""
+        run.model.save_pretrained(folder, card=card, dtype=torch.float16, system=system, manifest=run.manifest)
+        print(folder.name, flush=True)
 
 
 def train(systems) -> None:
@@ -307,7 +334,7 @@ def sums() -> None:
     write_atomic(REFERENCE / SUMS, "".join(f"{sha256(REFERENCE / name)}  {name}\n" for name in files))
 
 
-STEPS = {"plane": plane, "images": images, "table": table, "quick": quick, "readme": readme, "sums": sums}
+STEPS = {"plane": plane, "images": images, "models": models, "table": table, "quick": quick, "readme": readme, "sums": sums}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")

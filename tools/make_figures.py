@@ -1,0 +1,251 @@
+"""The reference figures, drawn from the committed tables and models: ``python tools/make_figures.py [FIGURE ...]``
+
+plane_quality: quality against network calls for every method, path and set; anchor_stability: the published recipe with
+each anchor, iterated; anchor_collapse: what it generates, and from which anchor; trajectories: jumps beside the exact flow;
+image_quality, image_samples: Fashion-MNIST; cost: quality at one call against what training cost. All if none is named.
+A figure whose table or models are not there is named and left out.
+"""
+import io
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+import iflow_lib as ifl
+from iflow_lib import analytic, plotting, studies
+from iflow_lib import data as data_sets
+from iflow_lib.checkpoints import write_atomic
+from iflow_lib.flow_map import FlowMap
+
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "results" / "reference"
+NAMES = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard", "two_moons": "two moons", "spiral": "spiral",
+         "pinwheel": "pinwheel"}
+PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+#: (objective, method) -> name, colour, marker; colours as in ``plotting``, one for each method on every path
+METHODS = {
+    ("FlowMatching", "euler"): ("velocity, Euler", "#D55E00", "s"),
+    ("FlowMatching", "heun"): ("velocity, Heun", "#E69F00", "^"),
+    ("IntegralIdentity", "map"): ("integral identity", "#0072B2", "o"),
+    ("IntegralAdditivity", "map"): ("integral additivity", "#009E73", "D"),
+    ("ConsistencyTraining", "map"): ("consistency training", "#B5508B", "P")}
+RULES = {"none": "no anchor", "shared": "shared", "per_example": "per example", "ground_truth": "ground truth",
+         "self": "self"}
+RULE_COLORS = dict(zip(RULES, ("#3C4048", "#0072B2", "#D55E00", "#E69F00", "#009E73")))
+
+
+def table(name: str) -> pd.DataFrame:
+    return pd.read_csv(REFERENCE / name, dtype={"run_id": str})
+
+
+def band(ax, rows: pd.DataFrame, name: str, color: str, marker: str, **style) -> None:
+    """Mean over seeds against nfe, and the range of the seeds."""
+    values = rows.groupby("nfe").value
+    mean = values.mean()
+    ax.fill_between(mean.index, values.min(), values.max(), color=color, alpha=0.18, linewidth=0)
+    ax.plot(mean.index, mean, color=color, marker=marker, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6,
+            linewidth=1.6, label=name, **style)
+
+
+def nfe_axis(ax, nfes=(1, 2, 4, 8, 16, 32, 100), log_y: bool = True) -> None:
+    ax.set(xscale="log", xticks=nfes, xticklabels=nfes)
+    ax.minorticks_off()
+    if log_y:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+
+
+def over_floor(rows: pd.DataFrame) -> pd.DataFrame:
+    """W2 divided by the mean floor of its set."""
+    rows = rows[rows.metric == "w2"]
+    floor = rows[rows.method == "floor"].groupby("dataset").value.mean()
+    return rows[rows.method != "floor"].assign(value=lambda r: r.value / r.dataset.map(floor))
+
+
+def plane_quality():
+    rows = over_floor(table("plane.csv")).query("step == @studies.PLANE_STEPS and anchor == 'none'")
+    sets = [name for name in NAMES if name in set(rows.dataset)]
+    fig, axes = plt.subplots(len(PATHS), len(sets), figsize=(2.7 * len(sets) + 1, 7.2), sharex=True, sharey=True,
+                             squeeze=False)
+    for line, path in zip(axes, PATHS):
+        for ax, dataset in zip(line, sets):
+            part = rows[(rows.path == path) & (rows.dataset == dataset)]
+            for (objective, method), (name, color, marker) in METHODS.items():
+                found = part[(part.objective == objective) & (part.method == method)]
+                if len(found):
+                    band(ax, found, name, color, marker)
+            ax.axhline(1, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
+            nfe_axis(ax)
+            ax.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+            ax.minorticks_off()
+            if path == "rectified":
+                ax.set_title(NAMES[dataset])
+        line[0].set_ylabel(f"{PATHS[path]}\n$W_2$ / floor")
+    for ax in axes[-1]:
+        ax.set_xlabel("network calls")
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS))
+    return fig
+
+
+def anchor_stability():
+    rows = over_floor(table("plane.csv")).query("step == @studies.ANCHOR_STEPS and path == 'rectified'")
+    sets = [name for name in NAMES if name in set(rows.dataset)]
+    fig, axes = plt.subplots(1, len(sets), figsize=(2.7 * len(sets) + 1, 3.6), sharey=True, squeeze=False)
+    for ax, dataset in zip(axes[0], sets):
+        part = rows[rows.dataset == dataset]
+        for rule, name in RULES.items():
+            found = part[(part.objective == "X0Regression") & (part.anchor == rule)]
+            if len(found):
+                band(ax, found, f"recipe, {name}", RULE_COLORS[rule], "o" if rule != "none" else "s")
+        for anchor, style in (("none", "-"), ("self", "--")):
+            found = part[(part.objective == "IntegralIdentity") & (part.anchor == anchor)]
+            if len(found):
+                band(ax, found, "integral identity" + ", self" * (anchor == "self"), "#56B4E9", "D", linestyle=style)
+        ax.axhline(1, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
+        nfe_axis(ax)
+        ax.set(title=NAMES[dataset], xlabel="network calls")
+    axes[0][0].set_ylabel("$W_2$ / floor")
+    fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return fig
+
+
+def plane_model(kind: str) -> FlowMap:
+    """A shipped model of the eight Gaussians, rectified (``make_reference.py models``)."""
+    return FlowMap.from_pretrained(REFERENCE / "checkpoints" / f"eight_gaussians_rectified_{kind}")
+
+
+def anchor_collapse():
+    real, n = data_sets.load("eight_gaussians", 2000, "test").x, 2000
+    fig, axes = plt.subplots(3, len(RULES) + 1, figsize=(13.5, 7.0))
+    for column, (rule, name) in zip(axes.T[:-1], RULES.items()):
+        model = plane_model(f"x0_{rule}")
+        for ax, nfe in zip(column, (1, 10, 100)):
+            if rule == "none" and nfe > 1:
+                ax.set_axis_off()
+                continue
+            if rule == "none":
+                x, angle = ifl.sample(model, n, 1).x, np.zeros(n)
+            else:
+                out = ifl.sample(model, n, nfe, "anchor", trajectory=True)
+                x, angle = out.x, np.arctan2(*out.trajectory[0].T.numpy())
+            shown = x.clamp(-3.2, 3.2)
+            ax.scatter(*shown.T, s=3, c=angle, cmap="twilight", linewidths=0, rasterized=True)
+            ax.set(xlim=(-3.3, 3.3), ylim=(-3.3, 3.3), xticks=[], yticks=[], aspect="equal")
+            if nfe == 1:
+                ax.set_title(name)
+            ax.set_xlabel(f"{nfe} call{'s' * (nfe > 1)}", fontsize=9)
+    ours = ifl.sample(plane_model("integral"), n).x
+    axes[2, -1].set_axis_off()
+    for ax, title, x in zip(axes[:, -1], ("data", "integral identity\n1 call"), (real, ours)):
+        plotting.scatter_2d(x, ax, title=title, limit=3.3)
+        ax.title.set_fontsize(10)
+    return fig
+
+
+def trajectories():
+    path, angle = ifl.RectifiedFlow(), torch.arange(8, dtype=torch.float64) * (torch.pi / 4)
+    flow = analytic.MixtureFlow(path, 2**0.5 * torch.stack([angle.cos(), angle.sin()], 1), std=0.1)
+    z = next(ifl.samplers.initial_noise(plane_model("integral"), 40, 3)).double()
+    times = torch.linspace(1, 0, 41).tolist()
+    exact = [z]
+    for t, s in zip(times, times[1:]):
+        exact.append(flow.flow_map(x=exact[-1], t=t, s=s, tolerance=1e-6))
+    exact = torch.stack(exact)
+    model, velocity = plane_model("integral"), plane_model("velocity")
+    with torch.no_grad():
+        ends = [model.jump(x=z.float(), t=torch.ones(len(z)), s=torch.full((len(z),), s)) for s in times]
+    jumps = torch.stack(ends)
+    euler = ifl.sample(velocity, 40, 4, "euler", 3, trajectory=True).trajectory
+    fig, axes = plt.subplots(1, 3, figsize=(11.5, 4.1))
+    for ax, walk, title, color in ((axes[0], exact, "exact flow", "#3C4048"),
+                                   (axes[1], euler, "velocity, 4 Euler steps", "#D55E00"),
+                                   (axes[2], jumps, "integral: each point one jump", "#0072B2")):
+        ax.plot(*walk.permute(2, 0, 1).numpy(), color=color, linewidth=0.9, alpha=0.7)
+        ax.scatter(*walk[0].T, s=9, color="#8A8F98", zorder=3)
+        ax.scatter(*walk[-1].T, s=13, color=color, zorder=4)
+        ax.set(xlim=(-3, 3), ylim=(-3, 3), xticks=[], yticks=[], title=title, aspect="equal")
+        ax.spines[:].set_visible(False)
+    return fig
+
+
+def image_quality():
+    rows = table("images.csv")
+    fig, axes = plt.subplots(1, 4, figsize=(14, 3.6))
+    for ax, (metric, name) in zip(axes, (("frechet", "Frechet distance"), ("kernel", "kernel distance"),
+                                         ("precision", "precision"), ("recall", "recall"))):
+        part = rows[rows.metric == metric]
+        for path in PATHS:
+            for method in ("euler", "map"):
+                found = part[(part.path == path) & (part.method == method)]
+                if len(found):
+                    shown = plotting.method_name(path, method)
+                    band(ax, found, shown, plotting.METHOD_COLORS[shown], "o" if method == "map" else "s")
+        floor = part[part.method == "floor"].value.mean()
+        if metric != "kernel":  # whose floor is zero
+            ax.axhline(floor, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
+        nfe_axis(ax, (1, 2, 4, 8, 16, 32), log_y=metric in ("frechet", "kernel"))
+        ax.set(title=name, xlabel="network calls")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return fig
+
+
+def image_samples():
+    columns = [("euler", 1), ("euler", 4), ("euler", 8), ("map", 1), ("map", 2)]
+    fig, axes = plt.subplots(len(PATHS), len(columns), figsize=(13, 8.4))
+    for line, path in zip(axes, PATHS):
+        for ax, (method, nfe) in zip(line, columns):
+            model = studies.pretrained(f"{path}_{'integral' if method == 'map' else 'velocity'}")
+            plotting.image_grid(ifl.sample(model, 24, nfe, method, 5).x, ax, columns=6)
+            what = "jump" if method == "map" else "Euler step"
+            ax.set_title(f"{PATHS[path]}, {nfe} {what}{'s' * (nfe > 1)}", fontsize=10)
+    return fig
+
+
+def cost():
+    rows = over_floor(table("plane.csv")).query("nfe == 1 and anchor == 'none' and path == 'rectified'")
+    runs = json.loads((REFERENCE / "plane.manifest.json").read_text(encoding="utf-8"))["runs"]
+    rows = rows.assign(evaluations=[runs[run]["calls_per_step"] * step for run, step in zip(rows.run_id, rows.step)])
+    fig, ax = plt.subplots(figsize=(6.4, 4.2))
+    for (objective, method), (name, color, marker) in METHODS.items():
+        found = rows[(rows.objective == objective) & (rows.method == method)]
+        found = found.groupby("evaluations").value.agg(["mean", "min", "max"])
+        if len(found):
+            reach = [found["mean"] - found["min"], found["max"] - found["mean"]]
+            ax.errorbar(found.index, found["mean"], reach, color=color, marker=marker, capsize=3, label=name)
+    ax.set(xscale="log", yscale="log", xlabel="network evaluations in training, per example of a batch",
+           ylabel="$W_2$ / floor, one call")
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    ax.legend()
+    return fig
+
+
+FIGURES = (plane_quality, anchor_stability, anchor_collapse, trajectories, image_quality, image_samples, cost)
+
+
+def main(names) -> int:
+    """Draw into results/reference/figures. 2 for a name that is not known."""
+    known = {figure.__name__: figure for figure in FIGURES}
+    if not set(names) <= set(known):
+        print(f"expected {', '.join(known)}; got {' '.join(names)}", file=sys.stderr)
+        return 2
+    plotting.use_style()
+    for name in names or known:
+        try:
+            fig = known[name]()
+        except FileNotFoundError as error:
+            print(f"{name}: left out, {error}")
+            continue
+        file, png = REFERENCE / "figures" / f"reference-{name}.png", io.BytesIO()
+        fig.savefig(png, format="png", dpi=110)
+        write_atomic(file, png.getvalue())
+        plt.close(fig)
+        print(file.relative_to(ROOT))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
