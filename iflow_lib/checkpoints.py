@@ -66,6 +66,11 @@ def read_checked(file, digest: str) -> bytes:
     return content
 
 
+def weights_digest(model) -> str:
+    """sha256 of a module's weights as float32, in the order of its state."""
+    return sha256(b"".join(w.detach().cpu().float().contiguous().numpy().tobytes() for w in model.state_dict().values()))
+
+
 def _config_digest(config: dict) -> str:
     """Of everything in ``config.json`` but this digest, whatever its layout in the file."""
     rest = {key: value for key, value in config.items() if key != "config_sha256"}

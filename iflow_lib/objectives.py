@@ -9,7 +9,6 @@ times here are line times. The family enters through ``model.path`` alone: noise
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import math
 import warnings
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor
 
+from .checkpoints import weights_digest
 from .flow_map import FlowMap
 from .paths import expand
 
@@ -103,8 +103,7 @@ def on_line(x_0: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return (1 - expand(t, x_0)) * x_0 + expand(t, x_0) * z
 
 
-def first(k: int, *tensors: Tensor | None):
-    """The first k rows of each tensor; None stays None."""
+def first(k: int, *tensors: Tensor | None):  # the first k rows of each tensor; None stays None
     return tuple(None if a is None else a[:k] for a in tensors)
 
 
@@ -203,15 +202,12 @@ class IntegralIdentity(Triangle):
         unanchored jump, ``a = x_t - t u(x_t, t, 0; no anchor)``. The end of a trajectory does not change along it, so a is
         held in ``d/dt``. Half of the examples train without an anchor (zeros), or there would be no first estimate.
     tangent: what ``v . grad_x`` uses: "network", the model's own ``u(x_t, t, t)``, one more call without gradient; or
-        "conditional", ``z - x_0`` as MeanFlow does. Both have the right mean; the network's has far less noise
-        (cf. Improved Mean Flows, arXiv 2512.02012).
-    teacher: a ``FlowMap`` with a trained velocity, on the same path: its ``u(x, t, t)`` then stands for the velocity in the
-        target and in the tangent, in place of ``z - x_0`` and of the model's own. Nothing is left to chance in a target but
-        where it is taken, and what is learned is the teacher's flow map, without integrating it. Start from the teacher's
-        weights. It costs no further network call where ``tangent`` is "network". ``fit`` moves it to its device.
+        "conditional", ``z - x_0`` as MeanFlow does. Both have the right mean, the first less noise (arXiv 2512.02012).
+    teacher: a ``FlowMap`` with a trained velocity, on the same path: its ``u(x, t, t)`` stands for the velocity in target
+        and tangent. Targets are then without noise, and what is learned is the teacher's flow map, without integrating it.
+        Start from the teacher's weights. ``fit`` moves it to its device.
     derivative: "jvp", exact, forward mode; "difference", central with half width ``step``, in float32 at least: two plain
-        network calls, cheaper where forward mode is slow; "auto": the first on CUDA, the second elsewhere. benchmarks/ has
-        what they cost (speed.py) and that the quality is the same (precision.py).
+        network calls, cheaper where forward mode is slow (benchmarks/speed.py); "auto": the first on CUDA, else the second.
     """
 
     anchor: str | None = None
@@ -234,22 +230,16 @@ class IntegralIdentity(Triangle):
             raise ValueError(f"IntegralIdentity(anchor={self.anchor!r}) needs a network built with "
                              f"anchor={self.anchor is not None}")
         if self.teacher is not None:
-            if self.teacher is model:
-                raise ValueError("the teacher must be another model than the one in training")
             theirs, ours = ((m.path.name, m.path.config(), m.data_shape) for m in (self.teacher, model))
-            if theirs != ours:
-                raise ValueError(f"the teacher must be on the same path and data: it has {theirs}, the model {ours}")
+            if self.teacher is model or theirs != ours:
+                raise ValueError(f"the teacher must be another model, on the same path and data: it has {theirs}, the "
+                                 f"one in training {ours}")
             self.teacher.to(team.device if team else next(model.parameters()).device).eval().requires_grad_(False)
 
     def config(self) -> dict:
         """The settings; of a teacher its network and a digest of its weights."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.teacher is not None:
-            digest = hashlib.sha256()
-            for w in self.teacher.state_dict().values():
-                digest.update(w.detach().cpu().contiguous().float().numpy())
-            settings["teacher"] = {"network": type(self.teacher.net).__name__, "sha256": digest.hexdigest()}
-        return settings
+        known = self.teacher and {"network": type(self.teacher.net).__name__, "sha256": weights_digest(self.teacher)}
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"teacher": known}
 
     def total_derivative(self, model: FlowMap, x: Tensor, t: Tensor, s: Tensor, velocity: Tensor,
                          anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
@@ -285,15 +275,14 @@ class IntegralIdentity(Triangle):
              known: Tensor | None = None) -> tuple[Tensor, None]:
         x_t, velocity, k = on_line(x_0, z, t), z - x_0, len(s)
         anchor = None if known is None else self.estimate(model, x_t, t, labels, known)
-        if self.teacher is not None:
-            with torch.no_grad():
-                velocity = self.teacher(x_t, t, t, labels=labels)
+        if self.teacher is not None:  # which fit has frozen
+            velocity = self.teacher(x_t, t, t, labels=labels).detach()
         target, s = velocity, torch.cat([s, t[k:]])
         if k:
             x, now, then, a, c = first(k, x_t, t, s, anchor, labels)
             with torch.no_grad():
-                known_here = self.tangent == "conditional" or self.teacher is not None
-                along = velocity[:k] if known_here else model(x, now, now, a, c)
+                own = self.tangent == "network" and self.teacher is None
+                along = model(x, now, now, a, c) if own else velocity[:k]
                 slope = expand(now - then, x) * self.total_derivative(model, x, now, then, along, a, c)
                 target = torch.cat([velocity[:k] - slope, velocity[k:]])
         return self.weighted(model(x_t, t, s, anchor, labels) - target), None

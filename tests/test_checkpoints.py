@@ -48,7 +48,8 @@ def test_files(saved):
     assert set(files(saved)) == {"model.safetensors", "config.json", "README.md"}
     config = json.loads((saved / "config.json").read_text())
     assert config["info"] == {"steps": 5} and config["path"] == {"name": "PoissonFlow", "aug_dim": 8}
-    assert config["network"] == {"name": "MLP", "dim": 3, "hidden": 16, "layers": 2, "anchor": False, "classes": 0}
+    assert config["network"] == {"name": "MLP", "dim": 3, "hidden": 16, "layers": 2, "anchor": False, "classes": 0,
+                                 "features": 0}
     assert config["sha256"] == checkpoints.sha256((saved / "model.safetensors").read_bytes())
     assert (saved / "README.md").read_text() == "# A card\n"
 

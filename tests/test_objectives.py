@@ -168,7 +168,7 @@ def test_the_truth_is_the_fixed_point_with_a_teacher(path, derivative):
 
 def test_a_teacher_that_does_not_fit():
     teacher = FlowMap(GaussianNet(), RectifiedFlow())
-    for model, words in ((teacher, "another model than the one in training"),
+    for model, words in ((teacher, "the teacher must be another model"),
                          (FlowMap(GaussianNet(), PoissonFlow(8)), "on the same path"),
                          (FlowMap(GaussianNet((3,)), RectifiedFlow()), "on the same path and data")):
         with pytest.raises(ValueError) as error:
