@@ -29,6 +29,7 @@ from iflow_lib.anchors import ANCHORS
 
 SETS, NFES, SEEDS = ("eight_gaussians",), (1, 2, 10, 100), 3
 RULES = ANCHORS[1:]
+DRAWN, TRAJECTORIES, PAIRS = 20_000, 1000, 20_000  # for the theorem, for straightness, for the reflow
 #: name -> (changes of the objective, of the configuration)
 SETTINGS = {
     "as described": ({}, {}),
@@ -70,7 +71,7 @@ def searched(rule: str | None, setting: str, dataset: str, steps: int, draws: in
         w2 = sum(metrics.w2(d.x, y) for d, (_, y) in zip(drawn, real)) / draws if finite else math.inf
         rows.append({"nfe": nfe, "w2_over_floor": w2 / floor,
                      "spread": sum(float(d.x.std(0).mean() / y.std(0).mean()) for d, (_, y) in zip(drawn, real)) / draws,
-                     "copy": sum(studies.copied(d) for d in drawn) / draws if method == "anchor" else math.nan})
+                     "copy_share": sum(studies.copied(d) for d in drawn) / draws if method == "anchor" else math.nan})
     cost = calls_per_step(objective) * run.manifest["steps_done"]
     return {"rows": [{"part": "search", "dataset": dataset, "rule": rule or "identity", "setting": setting, "seed": 0,
                       "evaluations": cost, **row} for row in rows], "manifest": run.manifest}
@@ -80,7 +81,7 @@ def theorem(rule: str, seed: int, steps: int) -> dict:
     """Rows of the theorem for one rule: errors of x_0 at several times."""
     objective = ifl.X0Regression(rule)
     run, plain = fit(objective, SETS[0], seed, steps), fit(ifl.X0Regression("none"), SETS[0], seed, steps)
-    n, data = 20_000, data_sets.load(SETS[0]).x
+    n, data = DRAWN, data_sets.load(SETS[0]).x
     g = torch.Generator().manual_seed(10_000 + seed)
     index = torch.randint(len(data), (n,), generator=g)
     x_0, z = data[index], torch.randn(n, 2, generator=g)
@@ -127,7 +128,7 @@ def straight(seed: int, steps: int) -> dict:
     angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     flow = analytic.MixtureFlow(path, math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1), std=0.1)
     times = torch.linspace(1, 0, 101, dtype=torch.float64)
-    x = torch.randn(1000, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = torch.randn(TRAJECTORIES, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     points = [x]
     for t, s in zip(times[:-1].tolist(), times[1:].tolist()):
         points.append(flow.flow_map(x=points[-1], t=t, s=s, tolerance=1e-6))
@@ -136,10 +137,10 @@ def straight(seed: int, steps: int) -> dict:
     torch.manual_seed(seed)
     again = ifl.FlowMap(ifl.MLP(dim=2, hidden=128, layers=4, features=3), path)
     config = ifl.TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device="cpu", progress=False)
-    pairs = ifl.samplers.reflow(run.model, 20_000, seed=seed)
+    pairs = ifl.samplers.reflow(run.model, PAIRS, seed=seed)
     second = ifl.fit(again, ifl.FlowMatching(), pairs, config)
     for name, model in (("learned", run.model), ("learned, after a reflow", second.model)):
-        walk = ifl.sample(model, 1000, 100, "euler", seed, trajectory=True)
+        walk = ifl.sample(model, TRAJECTORIES, 100, "euler", seed, trajectory=True)
         found[name] = relative_straightness(walk.trajectory.double(), walk.times.double())
     return {"rows": [{"part": "straight", "dataset": SETS[0], "seed": seed, "quantity": name, "value": value}
                      for name, value in found.items()], "manifest": run.manifest}

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path as FilePath
 
@@ -88,8 +89,7 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
     model = FlowMap(UNet(channels=1, size=28, width=32, blocks=1), make_path(path, images=True))
     if kind == "integral" and teacher is not None:
         model.load_state_dict(teacher.state_dict())
-        objective = IntegralIdentity(**{**objective.config(), "teacher": teacher, "equal_share": 0.25, "start_share": 0.3,
-                                        "end_share": 0.3})
+        objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.3, end_share=0.3)
         settings["lr"] = 5e-4
     return model, objective, settings
 

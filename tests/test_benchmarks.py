@@ -164,9 +164,30 @@ def test_tuning(tmp_path, benchmark, monkeypatch):
     assert set(first) == set(pd.read_csv(REFERENCE / "tuning.csv"))
     assert set(first.variant) == {"base", "warm", "velocity model, Euler", "shipped model"}
     assert first.frechet_to_train.between(1, 500).all()
-    benchmark("tuning", *options, "warm, lr 2e-3")
+    benchmark("tuning", *options, "teacher, lr 2e-3")
     table = pd.read_csv(tmp_path / "tuning.csv")
     assert table[table.variant.isin(first.variant)].equals(first) and len(table) == len(first) + 1
+
+
+def test_recipe(tmp_path, benchmark, monkeypatch):
+    """Each part, in small: the rows are there, the inequality of the theorem holds, the exact flow is not straight."""
+    module = benchmark("recipe")
+    for name, value in (("NFES", (1, 2)), ("DRAWN", 1000), ("TRAJECTORIES", 40), ("PAIRS", 500)):
+        monkeypatch.setattr(module, name, value)
+    options = ["--steps", 40, "--draws", 1, "--seeds", 1, "--out", tmp_path, "--runs", tmp_path / "runs", "--rules",
+               "per_example", "ground_truth", "--settings", "as described", "DDDM: pseudo-Huber, blend"]
+    benchmark("recipe", *options)
+    table = pd.read_csv(tmp_path / "recipe.csv")
+    search = table[table.part == "search"]
+    assert len(search) == 2 * 2 * 2 + 1 and search.w2_over_floor.gt(1).all() and set(search.rule) >= {"identity"}
+    assert search[search.rule != "identity"].copy_share.between(0, 1).all() and search.spread.gt(0).all()
+    theorem = table[table.part == "theorem"].pivot(index=["rule", "t"], columns="quantity", values="value")
+    told = theorem.loc["ground_truth"]  # of examples seen twice it tells everything
+    assert len(theorem) == 2 * 5 and (told["best, anchor of training"] < told["best, no anchor"] + 0.05).all()
+    apart = theorem["best, anchor of sampling"] - theorem["best, no anchor"]
+    assert apart.abs().max() < 0.3 * theorem["best, no anchor"].max()
+    straight = table[table.part == "straight"].set_index("quantity").value
+    assert straight["exact"] > 0.01 and len(straight) == 3
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ def cost():
         found = rows[(rows.objective == objective) & (rows.method == method)]
         found = found.groupby("evaluations").value.agg(["mean", "min", "max"])
         if len(found):
-            reach = [found["mean"] - found["min"], found["max"] - found["mean"]]
+            reach = [(found["mean"] - found["min"]).tolist(), (found["max"] - found["mean"]).tolist()]
             ax.errorbar(found.index, found["mean"], reach, color=color, marker=marker, capsize=3, label=name)
     ax.set(xscale="log", yscale="log", xlabel="network evaluations in training, per example of a batch",
            ylabel="$W_2$ / floor, one call")
