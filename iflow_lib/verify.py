@@ -42,8 +42,8 @@ def check_reference(folder=None) -> int:
 def verify(run, against=None):
     """Compare a run with the committed results, or with another run: a pandas table, one row for each cell of both.
 
-    run, against: folders with a ``results.csv``; against None: every tidy table in ``results/reference``, after its
-    checksums have been checked. Columns: ``CELL``, n and mean of either side, ``allowed`` (the largest difference that
+    run, against: folders with a ``results.csv``, or with the tables that the benchmarks write there; against None: every
+    tidy table in ``results/reference``, after its checksums have been checked. Columns: ``CELL``, n and mean of either side, ``allowed`` (the largest difference that
     agrees) and ``agrees``. ``table.attrs["only_in_run"]``: number of the run's cells that the other side does not have.
 
     Raises FileNotFoundError or ValueError for a folder that is no run, tables without a common cell, and a reference that
@@ -72,13 +72,16 @@ def verify(run, against=None):
 def _read(folder):
     import pandas as pd
 
-    file = Path(folder) / "results.csv"
-    if not file.is_file():
-        raise FileNotFoundError(f"{folder} is no run: it has no results.csv")
-    table = pd.read_csv(file)
-    if set(table) != set(COLUMNS):
-        raise ValueError(f"{file} is no table of results: expected the columns {', '.join(COLUMNS)}")
-    return table
+    file, tables = Path(folder) / "results.csv", []
+    for found in [file] if file.is_file() else sorted(Path(folder).glob("*.csv")):
+        table = pd.read_csv(found)
+        if set(table) == set(COLUMNS):
+            tables.append(table)
+        elif found == file:
+            raise ValueError(f"{file} is no table of results: expected the columns {', '.join(COLUMNS)}")
+    if not tables:
+        raise FileNotFoundError(f"{folder} is no run: it has no results.csv, nor a table such as plane.csv")
+    return pd.concat(tables)
 
 
 def _cells(table):

@@ -92,6 +92,14 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     assert code == 2 and "is no table of results" in err
 
 
+def test_tables_of_the_benchmarks_are_a_run_too(tmp_path):
+    mine, theirs = tmp_path / "mine", folder(tmp_path / "theirs", [row(0.2), row(0.3, dataset="pinwheel")])
+    write_atomic(mine / "plane.csv", results.csv_text([row(0.2)]))
+    write_atomic(mine / "images.csv", results.csv_text([row(0.9, dataset="pinwheel")]))
+    write_atomic(mine / "recipe.csv", "a,b\n1,2\n")  # of another kind: not compared
+    assert verify(mine, theirs).set_index("dataset").agrees.to_dict() == {row(0)["dataset"]: True, "pinwheel": False}
+
+
 def test_every_file_of_the_reference_has_its_checksum():
     tracked = subprocess.run(["git", "ls-files", "results/reference"], cwd=ROOT, capture_output=True,
                              text=True).stdout.split()
