@@ -43,8 +43,9 @@ def verify(run, against=None):
     """Compare a run with the committed results, or with another run: a pandas table, one row for each cell of both.
 
     run, against: folders with a ``results.csv``, or with the tables that the benchmarks write there; against None: every
-    tidy table in ``results/reference``, after its checksums have been checked. Columns: ``CELL``, n and mean of either side, ``allowed`` (the largest difference that
-    agrees) and ``agrees``. ``table.attrs["only_in_run"]``: number of the run's cells that the other side does not have.
+    tidy table in ``results/reference``, after its checksums have been checked. Columns: ``CELL``, n and mean of either
+    side, ``allowed`` (the largest difference that agrees) and ``agrees``. ``table.attrs["only_in_run"]``: number of the
+    run's cells that the other side does not have.
 
     Raises FileNotFoundError or ValueError for a folder that is no run, tables without a common cell, and a reference that
     is not whole.
