@@ -1,10 +1,14 @@
 """results/reference/claims.csv is what tools/claims.py makes of the committed tables, and they decide its verdicts."""
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from iflow_lib import data, studies
+from iflow_lib.anchors import ANCHORS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,14 +59,64 @@ def verdict(tool, name: str) -> str:
     ("unified", "bench/exactness.csv", "path == 've'", 5, "reproduced", "partly"),
     ("recipe-no-anchor", "bench/exactness.csv", "quantity == 'jump_is_data_mean'", 30, "not reproduced", "open"),
     ("anchor-accuracy", "bench/self_anchor.csv", "anchor == 'self'", 0.5, "not reproduced", "reproduced"),
+    ("sensitive", "bench/tuning.csv", "variant == 'base' or variant == 'warm, power 0'", 0.5, "partly", "not reproduced"),
     ("time", "bench/speed.csv", "part == 'sampling' and nfe == 50", 4, "partly", "reproduced")])
 def test_a_verdict_follows_its_table(tool, monkeypatch, claim, file, rows, factor, before, after):
     assert verdict(tool, claim) == before
 
     def alter(table: pd.DataFrame) -> pd.DataFrame:
-        column = next(name for name in ("value", "relative_rms", "w2", "ratio") if name in table)
+        column = next(name for name in ("value", "relative_rms", "w2", "ratio", "frechet_to_train") if name in table)
         table.loc[table.query(rows).index, column] *= factor
         return table
 
     change(tool, monkeypatch, file, alter)
     assert verdict(tool, claim) == after
+
+
+def whole_plane(recipe: float) -> pd.DataFrame:
+    """plane.csv, every run there; the recipe at ``recipe`` times the floor, and ten times that at 100 calls."""
+    rows = [{"dataset": d, "method": "floor", "metric": "w2", "value": 0.1} for d in data.PLANE]
+    for d, p, seed in itertools.product(data.PLANE, studies.PATH_NAMES, range(3)):
+        base = {"dataset": d, "path": p, "seed": seed, "anchor": "none", "nfe": 1, "metric": "w2", "method": "map"}
+        for objective, value in (("IntegralIdentity", 0.12), ("IntegralAdditivity", 0.125), ("ConsistencyTraining", 0.13),
+                                 ("FlowMatching", 1.0)):
+            rows.append(base | {"objective": objective, "step": studies.PLANE_STEPS, "value": value + 0.001 * seed})
+        for anchor in ("none", "self"):
+            rows.append(base | {"objective": "IntegralIdentity", "anchor": anchor, "step": studies.ANCHOR_STEPS,
+                                "value": 0.12 + 0.001 * seed * (1 + (anchor == "self"))})
+        for rule in ANCHORS:
+            own = base | {"objective": "X0Regression", "anchor": rule, "step": studies.ANCHOR_STEPS,
+                          "method": "map" if rule == "none" else "anchor"}
+            rows += [own | {"nfe": n, "value": 0.1 * recipe * (1 if n == 1 else 10)} for n in (1, 100)]
+            rows += [own | {"metric": "spread", "value": 0.6}, own | {"metric": "copy", "value": 0.9}]
+    return pd.DataFrame(rows)
+
+
+def small_recipe(best: float, sampling: float, exact: float) -> pd.DataFrame:
+    rows = [{"part": "search", "rule": rule, "setting": s, "nfe": 1, "w2_over_floor": best}
+            for rule in ANCHORS for s in "ab"]
+    errors = {"best, no anchor": 1.0, "best, anchor of training": 0.8, "best, anchor of sampling": sampling,
+              "network, anchor of sampling": 1.3, "network, no anchor": 1.0}
+    rows += [{"part": "theorem", "rule": "self", "t": t, "quantity": q, "value": v}
+             for t in (0.5, 1.0) for q, v in errors.items()]
+    rows += [{"part": "straight", "quantity": q, "value": v} for q, v in (("exact", exact), ("learned", exact))]
+    return pd.DataFrame(rows)
+
+
+def test_verdicts_of_the_plane_and_of_the_recipe(tool, monkeypatch):
+    """Open while a run is missing; then what the tables say, and the other way round for other tables."""
+    own, tables = tool.table, {}
+    monkeypatch.setattr(tool, "table", lambda name: tables[name] if name in tables else own(name))
+    rules = ["recipe-shared", "recipe-per-example", "recipe-ground-truth", "recipe-self"]
+    tables["bench/recipe.csv"], tables["plane.csv"] = small_recipe(3.0, 1.0, 0.1), whole_plane(4.0)[:-30]
+    assert {verdict(tool, name) for name in [*rules, "anchor-stability"]} == {"open"}
+    tables["plane.csv"] = whole_plane(4.0)
+    assert {verdict(tool, name) for name in [*rules, "anchor-stability", "straight"]} == {"not reproduced"}
+    assert verdict(tool, "anchor-theorem") == "partly"
+    assert verdict(tool, "better-than-others") == verdict(tool, "robust") == "reproduced"
+    tables["plane.csv"], tables["bench/recipe.csv"] = whole_plane(1.2), small_recipe(1.1, 0.5, 0.0)
+    assert {verdict(tool, name) for name in [*rules, "anchor-theorem", "straight"]} == {"reproduced"}
+    worse = whole_plane(1.2)
+    worse.loc[worse.objective == "IntegralIdentity", "value"] *= 5
+    tables["plane.csv"] = worse
+    assert (verdict(tool, "robust"), verdict(tool, "better-than-others")) == ("not reproduced", "partly")

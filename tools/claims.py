@@ -18,6 +18,8 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t as student
 
+from iflow_lib import studies
+from iflow_lib.anchors import ANCHORS
 from iflow_lib.checkpoints import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,12 +149,129 @@ def published_fid(setting: str) -> Callable[[], tuple[str, str]]:
     return judge
 
 
+def plane(step: int) -> pd.DataFrame | None:
+    """Rows of plane.csv of one comparison, W2 as multiples of the set's mean floor; None until all its runs are there."""
+    try:
+        rows = table("plane.csv")
+    except FileNotFoundError:
+        return None
+    floor = rows[rows.method == "floor"].groupby("dataset").value.mean()
+    rows = rows[rows.step == step].copy()
+    distance = rows.metric == "w2"
+    rows.loc[distance, "value"] /= rows.dataset.map(floor)
+    kinds = 4 if step == studies.PLANE_STEPS else 2 + len(ANCHORS)
+    short = rows[~((rows.objective == "X0Regression") & (rows.step == studies.PLANE_STEPS))]
+    seeds = short.groupby(["dataset", "path", "objective", "anchor"]).seed.nunique()
+    return rows if len(seeds) == 5 * 3 * kinds and seeds.min() >= 3 else None
+
+
+def recipe(part: str) -> pd.DataFrame | None:
+    """Rows of a part of bench/recipe.csv, None where there is no such table."""
+    try:
+        return table("bench/recipe.csv").query("part == @part")
+    except FileNotFoundError:
+        return None
+
+
+def recipe_with(rule: str) -> Callable[[], tuple[str, str]]:
+    def judge() -> tuple[str, str]:
+        rows, search = plane(studies.ANCHOR_STEPS), recipe("search")
+        if rows is None or search is None:
+            return waits(f"{PLANE}; {RECIPE}")()
+        ours = rows[(rows.objective == "X0Regression") & (rows.anchor == rule) & (rows.nfe == 1)]
+        cells = ours.groupby(["metric", "dataset", "path"]).value.mean()
+        w2, tried = cells["w2"], search[search.rule == rule]
+        best = tried.loc[tried.w2_over_floor.idxmin()]
+        said = (f"W2 / floor at one call {w2.min():.1f} to {w2.max():.1f} (5 sets, 3 paths, 3 seeds); its samples have "
+                f"{cells['spread'].mean():.2f} of the spread of the data, their Gaussian anchor explains "
+                f"{100 * cells['copy'].mean():.0f} % of them; of {tried.setting.nunique()} settings the best, "
+                f"'{best.setting}', comes to {best.w2_over_floor:.1f} at {best.nfe:.0f} calls")
+        return said, graded([w2.max() <= 1.5, tried.w2_over_floor.min() <= 1.5])
+    return judge
+
+
+def anchor_stability() -> tuple[str, str]:
+    rows = plane(studies.ANCHOR_STEPS)
+    if rows is None:
+        return waits(PLANE)()
+    rows = rows[rows.metric == "w2"]
+    iterated = rows[rows.method == "anchor"].groupby(["anchor", "dataset", "path", "nfe"]).value.agg(
+        lambda v: v.mean(skipna=False)).unstack("nfe")
+    worse = ~(iterated[100] <= iterated[1])  # NaN, not finite, is worse
+    jumps = rows[(rows.objective == "IntegralIdentity") & (rows.nfe == 1)]
+    spread = jumps.groupby(["anchor", "dataset", "path"]).value.std().groupby("anchor").mean()
+    shares = "; ".join(f"{rule} {100 * share:.0f} %" for rule, share in worse.groupby("anchor").mean().items())
+    said = (f"worse after 100 refinements than after one, or not finite, share of 15 cells: {shares}. Standard deviation "
+            f"over seeds of the integral identity's W2 / floor at one call: {spread['none']:.3f} without, "
+            f"{spread['self']:.3f} with its own estimate as the anchor")
+    return said, graded([not worse.any(), spread["self"] < spread["none"]])
+
+
+def theorem() -> tuple[str, str]:
+    rows = recipe("theorem")
+    if rows is None:
+        return waits(RECIPE)()
+    mean = rows.groupby(["rule", "t", "quantity"]).value.mean().unstack("quantity")
+    training = mean["best, anchor of training"] / mean["best, no anchor"]
+    sampling = mean["best, anchor of sampling"] / mean["best, no anchor"]
+    network = (mean["network, anchor of sampling"] / mean["network, no anchor"]).xs(1.0, level="t")
+    holds = [bool((training <= 1.05).all()), bool((sampling <= 0.95).all())]
+    return ("least squared error of x_0 knowing x_t and the anchor / knowing x_t: "
+            f"{training.min():.2f} to {training.max():.2f} with the anchor of training, {sampling.min():.2f} to "
+            f"{sampling.max():.2f} with the N(0, I) of sampling, which tells nothing; the network's own error at t_max "
+            f"with that one is {network.min():.2f} to {network.max():.2f} times that of the network without an anchor",
+            graded(holds))
+
+
+def straight() -> tuple[str, str]:
+    rows = recipe("straight")
+    if rows is None:
+        return waits(RECIPE)()
+    mean = rows.groupby("quantity").value.mean()
+    said = ", ".join(f"{name} {value:.3f}" for name, value in mean.items())
+    return (f"S / E|Z_1 - Z_0|^2 of 1-Rectified Flow, eight Gaussians, 0 is straight: {said}",
+            graded([mean["exact"] < 1e-3, mean["learned"] < 1e-3]))
+
+
+def better_than_others() -> tuple[str, str]:
+    rows = plane(studies.PLANE_STEPS)
+    if rows is None:
+        return waits(PLANE)()
+    at_one = rows[(rows.metric == "w2") & (rows.nfe == 1) & (rows.method != "heun") & (rows.objective != "X0Regression")]
+    mean = at_one.groupby(["objective", "dataset", "path"]).value.mean().unstack("objective")
+    ratio = mean.div(mean.IntegralIdentity, axis=0)
+    said = "; ".join(f"{name} {ratio[name].min():.2f} to {ratio[name].max():.2f}, more in {(ratio[name] > 1).sum()} of 15"
+                     for name in ("FlowMatching", "ConsistencyTraining", "IntegralAdditivity"))
+    return (f"W2 at one call / that of the integral identity, 5 sets and 3 paths: {said}",
+            graded([(ratio.FlowMatching > 1).all(), (ratio.ConsistencyTraining > 1).all()]))
+
+
+def robust() -> tuple[str, str]:
+    rows = plane(studies.PLANE_STEPS)
+    if rows is None:
+        return waits(PLANE)()
+    ours = rows[(rows.objective == "IntegralIdentity") & (rows.nfe == 1) & (rows.metric == "w2")]
+    cells = ours.groupby(["path", "dataset"]).value.mean()
+    said = "; ".join(f"{PATHS[path]} median {part.median():.2f}, worst {part.max():.2f} ({part.idxmax()[1]})"
+                     for path, part in cells.groupby("path"))
+    return f"W2 / floor of one jump, five sets: {said}", graded([bool(value <= 1.5) for value in cells])
+
+
+def sensitive() -> tuple[str, str]:
+    rows = table("bench/tuning.csv").query("nfe == 1 and not variant.str.contains('model')", engine="python")
+    rows = rows[rows.steps == rows.steps.mode()[0]].set_index("variant").frechet_to_train
+    wide = rows.max() > 1.5 * rows.min()
+    return (f"Fashion-MNIST, Frechet distance of one jump after equal training, {len(rows)} settings: {rows.min():.1f} "
+            f"({rows.idxmin()}) to {rows.max():.1f} ({rows.idxmax()}); capacity was not varied",
+            "partly" if wide else "not reproduced")
+
+
 def waits(what: str) -> Callable[[], tuple[str, str]]:
     return lambda: (f"no committed run yet: {what}", "open")
 
 
 QUALITY, EXACT = "results/reference/nfe_vs_quality.csv; notebook 06", "results/reference/bench/exactness.csv"
-PLANE = "python benchmarks/plane.py"
+PLANE, RECIPE = "python benchmarks/plane.py", "python benchmarks/recipe.py"
 CLAIMS = (
     Claim("one-step-quality", "One network call gives a quality close to that of many solver steps.",
           "paper; article, 1, 4", "W2 or Frechet distance of one jump at most 1.25 times that of 100 Euler steps of a "
@@ -160,8 +279,8 @@ CLAIMS = (
     Claim("recipe-no-anchor", "Regression on x_0 as published, read without an anchor, generates in one step.", "paper",
           "its jump from pure noise is a sample, not the mean of the data", EXACT, recipe_without_anchor),
     *(Claim(f"recipe-{rule}", f"Regression on x_0 as published, with {words} as the anchor, generates in one step.",
-            "paper", "W2 of one call within 1.5 times the floor, and the output does not repeat the anchor", PLANE,
-            waits(PLANE))
+            "paper", "W2 of one call within 1.5 times the floor, and the output does not repeat the anchor",
+            f"{PLANE}; {RECIPE}", recipe_with(rule.replace("-", "_")))
       for rule, words in (("shared", "one running estimate"), ("per-example", "a stored estimate of each example"),
                           ("ground-truth", "each example itself"), ("self", "its own estimate"))),
     Claim("anchor-accuracy", "Anchoring on an estimate of x_0 improves accuracy.", "paper; article, 2, 3",
@@ -169,14 +288,14 @@ CLAIMS = (
           "results/reference/bench/self_anchor.csv", self_anchor_accuracy),
     Claim("anchor-stability", "Anchoring makes training and sampling more stable.", "paper; article, 2, 3",
           "rate of divergence and spread over seeds, with and without, the anchor iterated 1 to 100 times", PLANE,
-          waits(PLANE)),
+          anchor_stability),
     Claim("anchor-theorem", "More information about the target never raises the least mean-squared error.", "paper",
-          "the inequality during training, and at sampling time, where the anchor is noise", PLANE,
-          waits("the conditional variances belong to notebook 04")),
+          "the inequality during training, and at sampling time, where the anchor is noise", RECIPE,
+          theorem),
     Claim("unified", "One structure covers VE diffusion, rectified flow and PFGM++.", "paper; article, 3",
           "the same objective and network learn the exact flow map on every path, within 6 %", EXACT, unified),
     Claim("straight", "1-Rectified Flow is exactly straight without reflow.", "paper",
-          "straightness of the exact and of the learned flow", "notebook 02", waits("straightness belongs to notebook 02")),
+          "straightness of the exact and of the learned flow", RECIPE, straight),
     Claim("few-calls", "Quality falls little when the number of network calls is cut.", "article, 4",
           "one jump at most 1.25 times as far from the data as eight of the same model", QUALITY, cutting_nfe),
     Claim("time", "Fewer network calls take proportionally less time.", "paper; article, 1",
@@ -186,11 +305,11 @@ CLAIMS = (
     Claim("better-than-rf", "At one step it is better than Rectified Flow.", "paper; article",
           "distance of one call, same network and steps", QUALITY, better_than_rectified_flow),
     Claim("better-than-others", "At one step it is better than PFGM++ and consistency models.", "paper; article",
-          "W2 of one call, same network and steps", PLANE, waits(PLANE)),
+          "W2 of one call, same network and steps", PLANE, better_than_others),
     Claim("robust", "It holds up under another data distribution and noise law.", "article, 5, names it as open",
-          "W2 against the floor on five sets and three noise laws", PLANE, waits(PLANE)),
+          "W2 against the floor on five sets and three noise laws", PLANE, robust),
     Claim("sensitive", "It is sensitive to hyper-parameters and capacity.", "article, 5", "spread over a search",
-          "python benchmarks/tuning.py", waits("python benchmarks/tuning.py")),
+          "results/reference/bench/tuning.csv; docs/findings.md", sensitive),
     Claim("precision", "Sequential solvers still win where the highest precision is needed.", "article, 5",
           "the best of 1 to 8 jumps against 100 Euler steps", QUALITY, solvers_win_at_precision),
     Claim("fid-cifar10", "One-step FID 2.86 (VE), 3.36 (rectified), 2.91 (PFGM++) on CIFAR-10.", "paper, abstract",
