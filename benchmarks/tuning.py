@@ -8,7 +8,7 @@ steps. Warm variants and those with a teacher start from the shipped velocity mo
 same data), whose cost comes on top.
 
 Writes tuning.csv and .manifest.json into --out (results/reference/bench); finished runs are kept in results/runs/tuning and
-not trained again, and rows of the committed table are kept. --variants runs some of them.
+not trained again, and rows of the committed table are kept. --variants runs some of them, or none.
 """
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from iflow_lib import data as data_sets
 from iflow_lib import metrics, studies
 
 NFES, POINTS = (1, 2, 4, 8), 2000
-SHIPPED = {"velocity model, Euler": "rectified_velocity", "shipped model": "rectified_integral"}
+SHIPPED = {"velocity model, Euler": "rectified_velocity", "shipped model: teacher": "rectified_integral"}
 #: name -> (how it starts, changes of the objective, changes of the configuration). "cold": from nothing; "warm": from the
 #: shipped velocity model's weights; "teacher": also with that model's velocity in the target, ``studies.image_setup``.
 #: Committed rows of the first two kinds are of networks with six octaves of t - s, those of the third have two.
@@ -79,7 +79,7 @@ def train(variant: str, steps: int) -> dict:
 
 def main() -> None:
     options = parser(__doc__, steps=4000)
-    options.add_argument("--variants", nargs="+", default=tuple(VARIANTS), choices=VARIANTS)
+    options.add_argument("--variants", nargs="*", default=tuple(VARIANTS), choices=VARIANTS)
     arguments = options.parse_args()
     file, rows, manifests = arguments.out / "tuning.csv", [], {}
     if file.is_file():

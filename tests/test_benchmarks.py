@@ -162,7 +162,7 @@ def test_tuning(tmp_path, benchmark, monkeypatch):
     benchmark("tuning", *options, "base", "warm")
     first = pd.read_csv(tmp_path / "tuning.csv")
     assert set(first) == set(pd.read_csv(REFERENCE / "tuning.csv"))
-    assert set(first.variant) == {"base", "warm", "velocity model, Euler", "shipped model"}
+    assert set(first.variant) == {"base", "warm", "velocity model, Euler", "shipped model: teacher"}
     assert first.frechet_to_train.between(1, 500).all()
     benchmark("tuning", *options, "teacher, lr 2e-3")
     table = pd.read_csv(tmp_path / "tuning.csv")
