@@ -195,7 +195,7 @@ def image_quality():
 
 def image_samples():
     columns = [("euler", 1), ("euler", 4), ("euler", 8), ("map", 1), ("map", 2)]
-    fig, axes = plt.subplots(len(PATHS), len(columns), figsize=(13, 8.4))
+    fig, axes = plt.subplots(len(PATHS), len(columns), figsize=(13, 6.0))
     for line, path in zip(axes, PATHS):
         for ax, (method, nfe) in zip(line, columns):
             model = studies.pretrained(f"{path}_{'integral' if method == 'map' else 'velocity'}")
