@@ -232,8 +232,7 @@ class IntegralIdentity(Triangle):
         if self.teacher is not None:
             theirs, ours = ((m.path.name, m.path.config(), m.data_shape) for m in (self.teacher, model))
             if self.teacher is model or theirs != ours:
-                raise ValueError(f"the teacher must be another model, on the same path and data: it has {theirs}, the "
-                                 f"one in training {ours}")
+                raise ValueError(f"the teacher must be another model, on the same path and data: {theirs}, not {ours}")
             self.teacher.to(team.device if team else next(model.parameters()).device).eval().requires_grad_(False)
 
     def config(self) -> dict:
@@ -275,8 +274,9 @@ class IntegralIdentity(Triangle):
              known: Tensor | None = None) -> tuple[Tensor, None]:
         x_t, velocity, k = on_line(x_0, z, t), z - x_0, len(s)
         anchor = None if known is None else self.estimate(model, x_t, t, labels, known)
-        if self.teacher is not None:  # which fit has frozen
-            velocity = self.teacher(x_t, t, t, labels=labels).detach()
+        if self.teacher is not None:
+            with torch.no_grad():
+                velocity = self.teacher(x_t, t, t, labels=labels)
         target, s = velocity, torch.cat([s, t[k:]])
         if k:
             x, now, then, a, c = first(k, x_t, t, s, anchor, labels)
