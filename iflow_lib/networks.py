@@ -17,13 +17,15 @@ from torch.nn import functional as F
 def time_features(t: Tensor, s: Tensor, frequencies: int, gap_frequencies: int | None = None) -> Tensor:
     """(B,), (B,) -> (B, 2 + 2 (frequencies + gap_frequencies)): t, t - s, their sines and cosines, at pi/2, pi, 2 pi, ...
 
-    frequencies: of t; gap_frequencies: of t - s, None for as many. They are kept low, above all those of t - s: the
+    frequencies: of t; gap_frequencies: of t - s, at most as many (None). They are kept low, above all those of t - s: the
     identity differentiates the network in both, and a high frequency w multiplies that derivative, and its noise, by w.
     """
-    angles = [time[:, None] * (math.pi / 2 * 2 ** torch.arange(k, dtype=t.dtype, device=t.device)) for time, k in (
-        (t, frequencies), (t - s, frequencies if gap_frequencies is None else gap_frequencies))]
-    angles = torch.cat(angles, dim=1)
-    return torch.cat([torch.stack([t, t - s], dim=1), angles.sin(), angles.cos()], dim=1)
+    times = torch.stack([t, t - s], dim=1)  # a view of t itself could not be differentiated forward where it is compiled
+    w = math.pi / 2 * 2 ** torch.arange(frequencies, dtype=t.dtype, device=t.device)
+    angles = (times[:, :, None] * w).flatten(1)
+    if gap_frequencies is not None:
+        angles = angles[:, : frequencies + gap_frequencies]
+    return torch.cat([times, angles.sin(), angles.cos()], dim=1)
 
 
 def _check_anchor(net: nn.Module, x: Tensor, anchor: Tensor | None) -> None:
