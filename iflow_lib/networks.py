@@ -153,6 +153,8 @@ class UNet(nn.Module):
         fold = 2 if size >= 16 else 1
         if not 8 <= size <= 64 or size % (2 * fold):
             raise ValueError(f"size must be from 8 to 64 and divisible by {2 * fold}, got {size}")
+        if not 0 <= gap_frequencies <= self.frequencies:
+            raise ValueError(f"gap_frequencies must be from 0 to {self.frequencies}, got {gap_frequencies}")
         if channels < 1 or blocks < 1 or width < 8 or width % 8:
             raise ValueError(f"need channels, blocks >= 1, width a multiple of 8; got {channels}, {blocks}, {width}")
         self.anchor, self.classes, self.data_shape = anchor, classes, (channels, size, size)

@@ -1,9 +1,9 @@
 """Make the files in ``iflow_lib/assets`` again: the Fashion-MNIST subset, the feature classifier, the emoji.
 
-    python tools/make_assets.py subset [--root FOLDER]        15 s; prints the sha256 for data.SHA256
+    python tools/make_assets.py subset [--root FOLDER]        15 s; prints the sha256 for data.VENDORED
     python tools/make_assets.py classifier [--root FOLDER]    3 minutes on one CPU core
     python tools/make_assets.py features [--root FOLDER]      10 s; prints the sha256 for metrics.TEST_SHA256
-    python tools/make_assets.py emoji --root FOLDER           5 s; prints the sha256 for data.SHA256
+    python tools/make_assets.py emoji --root FOLDER           5 s; prints the sha256 for data.VENDORED
 
 ``--root`` is a folder with the four idx or idx.gz files of the full set (see ``iflow_lib.data.load``); for the emoji, the
 unpacked package of ``npm pack emoji-datasource-google@16.0.0``.
