@@ -15,7 +15,7 @@ $(if $(wildcard iflow_lib/__init__.py),,$(error run make in the folder of this M
 
 help:
 	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
-	@echo 'make reference   make the reference results again and compare  [JOBS=2 runs in the plane at once]'
+	@echo 'make reference   make the plane's, images' and recipe's results again and compare  [JOBS=2 runs in the plane at once]'
 	@echo 'make test        run every check'
 	@echo 'make lab         open JupyterLab on the notebooks'
 	@echo 'make lock        pin the newest versions that pyproject.toml allows: requirements.lock, environment.yml'
@@ -25,7 +25,8 @@ help:
 reproduce: .venv/installed
 	.venv/bin/iflow reproduce --profile $(PROFILE) --device $(DEVICE)
 
-# All of results/reference again, into results/runs/reference, and compared. Stopped at any time, it continues.
+# The tables of the plane, the images and the recipe again, into results/runs/reference, and the tidy ones compared.
+# Stopped at any time, it continues.
 reference: .venv/installed
 	.venv/bin/python benchmarks/plane.py --jobs $(JOBS) --out results/runs/reference
 	.venv/bin/python benchmarks/images.py --checkpoints results/runs/reference/checkpoints --out results/runs/reference
