@@ -24,7 +24,6 @@ from iflow_lib.checkpoints import write_together
 from iflow_lib.results import csv_text, git_state, machine, sha256
 
 CHECKPOINTS = ROOT / "results" / "reference" / "checkpoints"
-METRICS = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 
 def distances(features: torch.Tensor, real: torch.Tensor) -> dict:

@@ -190,6 +190,22 @@ def test_recipe(tmp_path, benchmark, monkeypatch):
     assert straight["exact"] > 0.01 and len(straight) == 3
 
 
+def test_images(tmp_path, benchmark):
+    """A model that is missing is trained first, one that is there is measured; and only once."""
+    options = ["--systems", "rectified_integral", "--steps", 2, "--samples", 200, "--nfes", 2, "--checkpoints",
+               tmp_path / "models", "--out", tmp_path, "--runs", tmp_path / "runs"]
+    benchmark("images", *options)
+    table = pd.read_csv(tmp_path / "images.csv")
+    assert set(table) == set(ifl.results.COLUMNS) and len(table) == 6 * (1 + 1)
+    assert set(table.metric) == {"frechet", "kernel", "precision", "recall", "density", "coverage"}
+    distance = table[table.metric == "frechet"].groupby("method").value.min()
+    assert distance["floor"] < 3 < 10 < distance["map"]  # two steps make no model
+    assert json.loads((tmp_path / "images.manifest.json").read_text())["systems"]["rectified_integral"]["steps_done"] == 2
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.json") if "manifest" not in file.name}
+    benchmark("images", *options)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+
 @pytest.fixture
 def published(benchmark):
     return benchmark("published")
