@@ -9,8 +9,8 @@ of gradient steps for all in it (``calls_per_step`` in the manifest says what a 
   eight Gaussians, rectified.
 
 --steps runs all kinds that long instead. Measured as exact W2 of 2,000 samples to 2,000 fresh points, mean of ``--draws``
-draws, at 1 to 100 network calls: see ``studies.methods``. A value is empty where samples were not finite. Floors: pairs
-of independent draws of the data.
+draws (one draw for the recipe, whose distances are many floors and not a matter of the draw), at 1 to 100 network calls:
+see ``studies.methods``. A value is empty where samples were not finite. Floors: pairs of independent draws of the data.
 
 Writes plane.csv, a tidy table, and plane.manifest.json into --out (results/reference). What is in the table already is not
 run again, so it can be stopped at any time and continued; --minutes stops it by itself.
@@ -58,10 +58,11 @@ def one(dataset: str, system: str, seed: int, steps: int, draws: int, nfes, pair
     except FloatingPointError as error:
         return [], {"diverged": str(error)}
     manifest = run.manifest
+    draws = 1 if manifest["objective"]["name"] == "X0Regression" else draws
     rows = studies.evaluate_plane(run, system, dataset, nfes=nfes, draws=draws)
     kept = {name: manifest[name] for name in ("objective", "path", "data", "seconds", "hardware", "versions")}
     kind = studies.parse_system(system, studies.PLANE_SYSTEMS)[1]
-    return rows, {**kept, "calls_per_step": calls_per_step(studies.KINDS[kind]())}
+    return rows, {**kept, "calls_per_step": calls_per_step(studies.KINDS[kind]()), "draws": draws}
 
 
 def save(file: Path, rows: list[dict], runs: dict, settings: dict) -> None:
@@ -104,7 +105,7 @@ def main() -> None:
                 name, (found, manifest) = working.pop(future), future.result()
                 rows += [{"anchor": "none", **row, "run_id": name} for row in found]
                 runs[name] = {**git_state(ROOT), **manifest}
-                save(file, rows, runs, {"draws": given.draws, "floor_pairs": given.floor_pairs})
+                save(file, rows, runs, {"floor_pairs": given.floor_pairs})
                 print(f"{name}: {len(found)} rows, {(time.monotonic() - start) / 60:.0f} minutes", flush=True)
 
 
