@@ -1,6 +1,10 @@
 """What the benchmarks share: a finished run is kept and not run again, and a table is written with its manifests."""
 import argparse
+import csv
 import json
+import multiprocessing
+import time
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +13,7 @@ import iflow_lib as ifl
 from iflow_lib import data as data_sets
 from iflow_lib import metrics
 from iflow_lib.checkpoints import write_together
-from iflow_lib.results import git_state, machine, sha256
+from iflow_lib.results import csv_text, git_state, machine, sha256, utc_now
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "results" / "reference" / "bench"
@@ -61,3 +65,35 @@ def save(out: Path, name: str, rows: list[dict], manifests: dict) -> pd.DataFram
     write_together({out / f"{name}.csv": table.to_csv(index=False, float_format="%.5g", lineterminator="\n"),
                     out / f"{name}.manifest.json": "{\n" + lines + "\n}\n"})
     return table
+
+
+def grow(file: Path, runs: dict, work, jobs: int, minutes: int, settings: dict) -> None:
+    """Add to the tidy table ``file``, and to the manifest beside it, the runs that are not in it yet: ``work(*runs[name])``
+    gives rows and a manifest. ``jobs`` processes; each finished run is saved at once; after ``minutes`` (0: never) no
+    other is started. settings: what the manifest says of all runs."""
+    start, rows, done, manifest = time.monotonic(), [], {}, file.with_suffix(".manifest.json")
+    if file.is_file():
+        with open(file, encoding="utf-8", newline="") as old:
+            rows = list(csv.DictReader(old))
+        done = json.loads(manifest.read_text(encoding="utf-8"))["runs"]
+    whole = {"made": utc_now(), "lock_sha256": sha256(ROOT / "requirements.lock"), "environment": machine("cpu")} | settings
+    names = {name: run for name, run in runs.items() if name not in done}
+    print(f"{len(names)} runs to do", flush=True)
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        waiting, working = iter(names.items()), {}
+        while True:
+            while len(working) < jobs and not (minutes and time.monotonic() - start > 60 * minutes):
+                name, run = next(waiting, (None, None))
+                if name is None:
+                    break
+                working[pool.submit(work, *run)] = name
+            if not working:
+                break
+            for future in wait(working, return_when=FIRST_COMPLETED).done:
+                name, (found, how) = working.pop(future), future.result()
+                rows += [{"anchor": "none", **row, "run_id": name} for row in found]
+                done[name] = {**git_state(ROOT), **how}
+                lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(done.items()))
+                write_together({file: csv_text(sorted(rows, key=lambda row: row["run_id"])),
+                                manifest: f'{json.dumps(whole)[:-1]},\n"runs": {{\n{lines}\n}}}}\n'})
+                print(f"{name}: {len(found)} rows, {(time.monotonic() - start) / 60:.0f} minutes", flush=True)

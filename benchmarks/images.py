@@ -6,8 +6,8 @@ a GPU if there is one): on every path the velocity by Euler steps, 1 to 32, and 
 the published FID: Frechet and kernel distance; precision, recall, density and coverage.
 Floor: the 10,000 vendored training images, which the classifier has not seen, against the same.
 
-Writes images.csv, a tidy table, and its manifest into --out (results/reference). What was measured with the same weights is
-kept in results/runs/images and not measured again.
+Writes images.csv, a tidy table, and its manifest into --out (results/reference), where the rows of systems that are not
+named stay. What was measured with the same weights is kept in results/runs/images and not measured again.
 """
 import json
 from functools import partial
@@ -49,6 +49,16 @@ def floor(n: int) -> dict:
                       "seed": 0, "metric": name, "value": value} for name, value in found.items()]}
 
 
+def others(folder: Path, systems) -> tuple[list[dict], dict]:
+    """Rows and manifests that the table in a folder has of other systems."""
+    if not (folder / "images.csv").is_file():
+        return [], {}
+    table = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
+    manifests = json.loads((folder / "images.manifest.json").read_text(encoding="utf-8"))["systems"]
+    stay = [name for name in manifests if name not in systems]
+    return table[table.run_id.str.split("/").str[0].isin(stay)].to_dict("records"), {name: manifests[name] for name in stay}
+
+
 def main() -> None:
     options = parser(__doc__, samples=10_000, seeds=1)
     options.set_defaults(out=ROOT / "results" / "reference")
@@ -69,16 +79,17 @@ def main() -> None:
                 if method != "heun":
                     jobs[f"{system}/{method}{nfe}/sampling-seed-{seed}"] = (
                         name, partial(measured, given.checkpoints, system, method, nfe, n, 77 + seed))
-    rows = []
+    rows, systems = others(given.out, given.systems)
     for run_id, (name, job) in jobs.items():
         found = kept(given.runs / "images", name, job)["rows"]
         rows += [{**row, "run_id": run_id} for row in found]
         print(run_id, {row["metric"]: round(row["value"], 3) for row in found}, flush=True)
-    manifest = {**git_state(ROOT), "lock_sha256": sha256(ROOT / "requirements.lock"), "environment": machine("cpu"),
-                "systems": {system: studies.training_manifest(system, given.checkpoints) for system in given.systems}}
+    systems |= {system: {**git_state(ROOT), **studies.training_manifest(system, given.checkpoints)}
+                for system in given.systems}
+    manifest = {"lock_sha256": sha256(ROOT / "requirements.lock"), "environment": machine("cpu"), "systems": systems}
     write_together({given.out / "images.csv": csv_text(rows),
                     given.out / "images.manifest.json": json.dumps(manifest, indent=1) + "\n"})
-    table = pd.DataFrame(rows).query("metric == 'frechet'")
+    table = pd.read_csv(given.out / "images.csv").query("metric == 'frechet'")
     print(table.pivot_table(index=["path", "method"], columns="nfe", values="value").round(2).to_string())
 
 

@@ -16,26 +16,19 @@ Writes plane.csv, a tidy table, and plane.manifest.json into --out (results/refe
 run again, so it can be stopped at any time and continued; --minutes stops it by itself.
 """
 import argparse
-import csv
 import itertools
-import json
-import multiprocessing
-import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import torch
-from common import ROOT, calls_per_step
+from common import ROOT, calls_per_step, grow
 
 from iflow_lib import data, studies
-from iflow_lib.checkpoints import write_together
-from iflow_lib.results import csv_text, git_state, machine, sha256, utc_now
 
 METHODS = ("integral", "velocity", "additivity", "consistency")
 
 
 def planned(sets, systems, seeds: int, steps: int) -> dict:
-    """Name -> (set, system or "floor", seed, steps), all of them with one seed first."""
+    """Name -> (set, system or "floor", seed, steps): floors, the methods of every seed, the anchors of every seed."""
     runs = [(dataset, "floor", 0, 0) for dataset in sets]
     for seed, dataset, system in itertools.product(range(seeds), sets, systems):
         kind = studies.parse_system(system, studies.PLANE_SYSTEMS)[1]
@@ -43,7 +36,7 @@ def planned(sets, systems, seeds: int, steps: int) -> dict:
         lengths = [studies.PLANE_STEPS] * (kind in METHODS or longer)
         lengths += [studies.ANCHOR_STEPS] * (kind == "integral" or kind not in METHODS)
         runs += [(dataset, system, seed, length) for length in ([steps] if steps else lengths)]
-    runs.sort(key=lambda run: (run[2], run[3] not in (0, studies.PLANE_STEPS)))
+    runs.sort(key=lambda run: (run[3] not in (0, studies.PLANE_STEPS), run[2]))
     return {f"{dataset}/{system}" + (f"/steps{steps}/seed{seed}" if steps else ""): (dataset, system, seed, steps)
             for dataset, system, seed, steps in runs}
 
@@ -65,48 +58,18 @@ def one(dataset: str, system: str, seed: int, steps: int, draws: int, nfes, pair
     return rows, {**kept, "calls_per_step": calls_per_step(studies.KINDS[kind]()), "draws": draws}
 
 
-def save(file: Path, rows: list[dict], runs: dict, settings: dict) -> None:
-    """The table and its manifest, a line for each run."""
-    whole = {"made": utc_now(), "lock_sha256": sha256(ROOT / "requirements.lock"), "environment": machine("cpu")} | settings
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(runs.items()))
-    write_together({file: csv_text(sorted(rows, key=lambda row: row["run_id"])),
-                    file.with_suffix(".manifest.json"): f'{json.dumps(whole)[:-1]},\n"runs": {{\n{lines}\n}}}}\n'})
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--sets", nargs="+", default=data.PLANE, choices=data.PLANE)
     options.add_argument("--systems", nargs="+", default=studies.PLANE_SYSTEMS, choices=studies.PLANE_SYSTEMS)
-    for name, default in (("seeds", 3), ("steps", 0), ("draws", 3), ("floor-pairs", 50), ("jobs", 1),
-                          ("minutes", 0)):
+    for name, default in (("seeds", 3), ("steps", 0), ("draws", 3), ("floor-pairs", 50), ("jobs", 1), ("minutes", 0)):
         options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     options.add_argument("--nfes", type=int, nargs="+", default=studies.NFES)
     options.add_argument("--out", type=Path, default=ROOT / "results" / "reference")
     given = options.parse_args()
-    file, start, rows, runs = given.out / "plane.csv", time.monotonic(), [], {}
-    if file.is_file():
-        with open(file, encoding="utf-8", newline="") as old:
-            rows = list(csv.DictReader(old))
-        runs = json.loads(file.with_suffix(".manifest.json").read_text(encoding="utf-8"))["runs"]
-    names = {name: run for name, run in planned(given.sets, given.systems, given.seeds, given.steps).items()
-             if name not in runs}
-    print(f"{len(names)} runs to do", flush=True)
-    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting, working = iter(names.items()), {}
-        while True:
-            while len(working) < given.jobs and not (given.minutes and time.monotonic() - start > 60 * given.minutes):
-                name, run = next(waiting, (None, None))
-                if name is None:
-                    break
-                working[pool.submit(one, *run, given.draws, given.nfes, given.floor_pairs)] = name
-            if not working:
-                break
-            for future in wait(working, return_when=FIRST_COMPLETED).done:
-                name, (found, manifest) = working.pop(future), future.result()
-                rows += [{"anchor": "none", **row, "run_id": name} for row in found]
-                runs[name] = {**git_state(ROOT), **manifest}
-                save(file, rows, runs, {"floor_pairs": given.floor_pairs})
-                print(f"{name}: {len(found)} rows, {(time.monotonic() - start) / 60:.0f} minutes", flush=True)
+    runs = {name: (*run, given.draws, given.nfes, given.floor_pairs)
+            for name, run in planned(given.sets, given.systems, given.seeds, given.steps).items()}
+    grow(given.out / "plane.csv", runs, one, given.jobs, given.minutes, {"floor_pairs": given.floor_pairs})
 
 
 if __name__ == "__main__":

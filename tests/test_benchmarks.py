@@ -2,6 +2,7 @@
 import hashlib
 import importlib
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -204,6 +205,32 @@ def test_images(tmp_path, benchmark):
     before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.json") if "manifest" not in file.name}
     benchmark("images", *options)
     assert {file: file.stat().st_mtime_ns for file in before} == before
+    benchmark("images", *options[2:], "--systems", "rectified_velocity")  # the other's rows stay
+    both = pd.read_csv(tmp_path / "images.csv")
+    assert both[both.run_id.isin(table.run_id)].sort_values("run_id", kind="stable", ignore_index=True).equals(
+        table.sort_values("run_id", kind="stable", ignore_index=True))
+    assert set(both.objective) == {"data", "IntegralIdentity", "FlowMatching"}
+
+
+def test_image_methods(tmp_path, benchmark):
+    """A method, a reading of the anchor and the floor, in small, on grey images; the distances of colour images."""
+    options = ["--seeds", 1, "--steps", 2, "--samples", 100, "--width", 8, "--nfes", 2, "--out", tmp_path]
+    module = benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity")
+    first = pd.read_csv(tmp_path / "image_methods.csv")
+    benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity", "pfgmpp_x0_ground_truth")
+    table = pd.read_csv(tmp_path / "image_methods.csv")
+    assert list(table) == list(ifl.results.COLUMNS)
+    assert table[table.run_id.isin(first.run_id)].reset_index(drop=True).equals(first) and len(table) == len(first) + 4
+    assert set(zip(table.method, table.metric)) == {
+        *itertools.product(("floor", "map", "euler"), ("frechet", "kernel")),
+        *itertools.product(["anchor"], ("frechet", "kernel", "spread", "copy"))}
+    distance = table[table.metric == "frechet"].groupby("method").value.min()
+    assert distance["floor"] < 3 < 10 < distance.drop("floor").min()
+    train, test = (ifl.data.load("emoji", split=split).x for split in ("train", "test"))
+    some, mean = train[torch.randperm(len(train))[:1000]], train.mean(0).expand(1000, -1, -1, -1)
+    near, far, none = (module.compared("emoji", x) for x in (some, torch.randn_like(test), mean))
+    assert set(near) == {"frechet_pca", "sliced_w2"} and all(near[k] < 0.5 * min(far[k], none[k]) for k in near)
+    assert none["frechet_pca"] == pytest.approx(1, abs=0.1)
 
 
 @pytest.fixture
