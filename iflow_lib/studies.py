@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 import time
 from dataclasses import replace
 from functools import partial
@@ -96,16 +97,25 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
 
 def train_images(system: str, folder, *, steps: int = IMAGE_STEPS, device: str = "auto", progress: bool = True) -> FlowMap:
     """Train one system on the vendored Fashion-MNIST and save it, with its model card, into ``folder``. An integral has the
-    velocity model beside that folder as its teacher, or if there is none the shipped one."""
+    velocity model beside that folder as its teacher, or if there is none the shipped one.
+
+    Killed or interrupted (KeyboardInterrupt), the next call continues: checkpoints are kept beside ``folder`` until it is
+    done.
+    """
     path, kind = parse_system(system)
     teacher = None
     if kind == "integral":
         beside = FilePath(folder).parent
         teacher = pretrained(f"{path}_velocity", beside if (beside / f"{path}_velocity").is_dir() else None)
     model, objective, settings = image_setup(system, teacher)
-    train = data_sets.load("fashion_mnist")
-    run = fit(model, objective, train, TrainConfig(steps=steps, device=device, progress=progress, **settings))
+    state = FilePath(folder).with_name(f"{FilePath(folder).name}-in-training")
+    config = TrainConfig(steps=steps, device=device, progress=progress, out_dir=state, **settings)
+    run = fit(model, objective, data_sets.load("fashion_mnist"), config, resume="auto")
+    if run.manifest["interrupted"]:
+        raise KeyboardInterrupt(f"{system} was interrupted after {run.manifest['steps_done']} of {steps} steps")
+    run.manifest["config"]["out_dir"] = ""
     save_with_card(run.model, system, run.manifest, folder)
+    shutil.rmtree(state)
     return run.model
 
 

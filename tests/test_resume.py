@@ -12,7 +12,7 @@ import pytest
 import torch
 from exact import one_line, randomise
 
-from iflow_lib import run_folder, training
+from iflow_lib import run_folder, studies, training
 from iflow_lib.anchors import X0Regression
 from iflow_lib.data import TensorData
 from iflow_lib.flow_map import FlowMap
@@ -280,3 +280,27 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     with pytest.raises(FloatingPointError) as error:
         fit(model, Breaks(), x, config)
     assert "not finite at step 12" in one_line(error) and "step-00000008" in str(error.value)
+
+
+def test_an_image_model_is_saved_once_it_is_whole(tmp_path, monkeypatch):
+    """Interrupted: nothing is saved, and the next call continues; then nothing but the model is left."""
+    monkeypatch.setattr(studies, "evaluate_images", lambda *given, **named: [])
+    own, seen = FlowMatching.loss, []
+
+    def loss(self, *given, **named):
+        seen.append(len(seen))
+        if len(seen) == 3:
+            signal.raise_signal(signal.SIGINT)
+        return own(self, *given, **named)
+
+    monkeypatch.setattr(FlowMatching, "loss", loss)
+    folder = tmp_path / "models" / "ve_velocity"
+    with pytest.raises(KeyboardInterrupt, match="3 of 5 steps"):
+        studies.train_images("ve_velocity", folder, steps=5, device="cpu", progress=False)
+    assert not folder.exists()
+    model = studies.train_images("ve_velocity", folder, steps=5, device="cpu", progress=False)
+    assert len(seen) == 5 and [file.name for file in folder.parent.iterdir()] == ["ve_velocity"]
+    manifest = studies.training_manifest("ve_velocity", folder.parent)
+    assert manifest["steps_done"] == 5 and str(tmp_path) not in json.dumps(manifest)
+    kept = studies.pretrained("ve_velocity", folder.parent)
+    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(kept.state_dict().values(), model.state_dict().values()))
