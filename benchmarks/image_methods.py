@@ -5,17 +5,14 @@ teachers, the same number of gradient steps for all. Small, for CPUs: a U-Net of
 1,500 steps of batch 64, and 2,000 samples at 1 to 32 network calls. It tells methods apart; for how good they get with more
 training, see benchmarks/images.py. ``--full`` is the version for a GPU: width 32, 12,000 steps, 10,000 samples.
 
-Fashion-MNIST: Frechet and kernel distance on classifier features, to all 10,000 official test images. Emoji, 32x32 in
-colour, for --systems that you name: there is no classifier of emoji, so Frechet distance in the first 64 principal
-components of the training images, over their variance (1 if all samples are the mean), and sliced W2 of all pixels, both to
-the test images. For the published recipe also
-"spread" and "copy" (``studies.evaluate_plane``). Floors: training images against the same.
+Fashion-MNIST, or emoji, 32x32 in colour, for --systems that you name. Distances to the test images (of Fashion-MNIST to all
+10,000 official ones): ``studies.image_distances``. For the published recipe also "spread" and "copy"
+(``studies.evaluate_plane``). Floors: training images against the same.
 
 Writes image_methods.csv, a tidy table, and its manifest into --out (results/reference). What is in the table is not run
 again; stop it at any time and continue, or let --minutes stop it.
 """
 import argparse
-import functools
 import itertools
 from pathlib import Path
 
@@ -23,27 +20,9 @@ import torch
 from common import ROOT, calls_per_step, grow
 
 import iflow_lib as ifl
-from iflow_lib import data, metrics, studies
+from iflow_lib import data, studies
 
-SETS, COMPONENTS = ("fashion_mnist", "emoji"), 64
-
-
-@functools.lru_cache(maxsize=1)
-def principal(dataset: str) -> torch.Tensor:
-    """(pixels, COMPONENTS) directions of largest variance of the training images, scaled so that the variances along them
-    sum to 1."""
-    values, vectors = torch.linalg.eigh(torch.cov(data.load(dataset).x.double().flatten(1).T))
-    return vectors[:, -COMPONENTS:] / values[-COMPONENTS:].sum().sqrt()
-
-
-def compared(dataset: str, x: torch.Tensor) -> dict:
-    """{metric: value} of images x to the test images of a set."""
-    if dataset == "fashion_mnist":
-        features, real = metrics.embed(x), metrics.fashion_reference(10_000)
-        return {"frechet": metrics.frechet_distance(features, real), "kernel": metrics.kernel_distance(features, real)}
-    real, axes = data.load(dataset, split="test").x, principal(dataset)
-    mine, theirs = (v.double().flatten(1) @ axes for v in (x, real))
-    return {"frechet_pca": metrics.frechet_distance(mine, theirs), "sliced_w2": metrics.sliced_w2(x, real)}
+SETS, REAL = ("fashion_mnist", "emoji"), 10_000
 
 
 def one(dataset: str, system: str, seed: int, steps: int, width: int, n: int, nfes, device: str) -> tuple[list, dict]:
@@ -53,7 +32,7 @@ def one(dataset: str, system: str, seed: int, steps: int, width: int, n: int, nf
         x = data.load(dataset).x
         x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:n]]
         return [{"dataset": dataset, "objective": "data", "method": "floor", "seed": seed, "n_samples": len(x),
-                 "metric": name, "value": value} for name, value in compared(dataset, x).items()], {}
+                 "metric": name, "value": value} for name, value in studies.image_distances(dataset, x, REAL).items()], {}
     path, kind = studies.parse_system(system, studies.PLANE_SYSTEMS)
     objective, train = studies.KINDS[kind](), data.load(dataset)
     torch.manual_seed(seed)
@@ -71,7 +50,7 @@ def one(dataset: str, system: str, seed: int, steps: int, width: int, n: int, nf
             continue
         result, seconds = studies.timed_sample(run.model, n, nfe, method, 1000 + seed, trajectory=method == "anchor")
         finite = bool(torch.isfinite(result.x).all())
-        found = compared(dataset, result.x) if finite else {}
+        found = studies.image_distances(dataset, result.x, REAL) if finite else {}
         if finite and kind.startswith("x0_"):
             found["spread"] = float(result.x.std(0).mean() / train.x.std(0).mean())
             if method == "anchor":

@@ -1,10 +1,11 @@
-"""Fashion-MNIST with 10,000 samples: ``python benchmarks/images.py``
+"""The shipped models of images, with 10,000 samples: ``python benchmarks/images.py``
 
 The models in --checkpoints (results/reference/checkpoints, those that ship; one that is missing there is trained first, on
 a GPU if there is one): on every path the velocity by Euler steps, 1 to 32, and the Integration Flow by jumps, 1 to 8.
-10,000 samples against all 10,000 official test images, on the features of the package's classifier, which are not those of
-the published FID: Frechet and kernel distance; precision, recall, density and coverage.
-Floor: the 10,000 vendored training images, which the classifier has not seen, against the same.
+Fashion-MNIST: against all 10,000 official test images, on the features of the package's classifier, which are not those of
+the published FID: Frechet and kernel distance; precision, recall, density and coverage. Emoji, rectified: the distances of
+``studies.image_distances`` to the 386 test images.
+Floor: the vendored training images, which the classifier has not seen, against the same.
 
 Writes images.csv, a tidy table, and its manifest into --out (results/reference), where the rows of systems that are not
 named stay. What was measured with the same weights is kept in results/runs/images and not measured again.
@@ -23,30 +24,31 @@ from iflow_lib import diagnostics, metrics, studies
 from iflow_lib.checkpoints import write_together
 from iflow_lib.results import csv_text, git_state, machine, sha256
 
-CHECKPOINTS = ROOT / "results" / "reference" / "checkpoints"
+CHECKPOINTS, SYSTEMS = ROOT / "results" / "reference" / "checkpoints", (*studies.SYSTEMS, *studies.EMOJI_SYSTEMS)
 
 
-def distances(features: torch.Tensor, real: torch.Tensor) -> dict:
-    """{metric: value} of features (n, 64) against those of the data."""
-    near = diagnostics.precision_recall(features, real)
-    return {"frechet": metrics.frechet_distance(features, real), "kernel": metrics.kernel_distance(features, real),
-            **near._asdict()}
+def distances(dataset: str, x: torch.Tensor) -> dict:
+    """{metric: value} of images against the test images."""
+    found = studies.image_distances(dataset, x, 10_000)
+    if dataset == "fashion_mnist":
+        found |= diagnostics.precision_recall(metrics.embed(x), metrics.fashion_reference(10_000))._asdict()
+    return found
 
 
 def measured(folder: Path, system: str, method: str, nfe: int, n: int, seed: int) -> dict:
     """Rows of one model at one number of calls."""
-    model = studies.pretrained(system, folder, device=ifl.samplers.pick_device("auto"))
+    model, dataset = studies.pretrained(system, folder, device=ifl.samplers.pick_device("auto")), studies.image_set(system)
     manifest = studies.training_manifest(system, folder)
     result, seconds = studies.timed_sample(model, n, nfe, method, seed)
-    row = studies._row(model, system, manifest, "fashion_mnist", nfe, method) | {"n_samples": n, "seconds": seconds}
-    found = distances(metrics.embed(result.x), metrics.fashion_reference(10_000))
-    return {"rows": [row | {"metric": name, "value": value} for name, value in found.items()]}
+    row = studies._row(model, system, manifest, dataset, nfe, method) | {"n_samples": n, "seconds": seconds}
+    return {"rows": [row | {"metric": name, "value": value} for name, value in distances(dataset, result.x).items()]}
 
 
-def floor(n: int) -> dict:
-    found = distances(metrics.embed(data_sets.load("fashion_mnist", n=n).x), metrics.fashion_reference(10_000))
-    return {"rows": [{"dataset": "fashion_mnist", "objective": "data", "anchor": "none", "method": "floor", "n_samples": n,
-                      "seed": 0, "metric": name, "value": value} for name, value in found.items()]}
+def floor(dataset: str, n: int) -> dict:
+    x = data_sets.load(dataset).x
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n]]  # emoji are sorted by category
+    return {"rows": [{"dataset": dataset, "objective": "data", "anchor": "none", "method": "floor", "n_samples": len(x),
+                      "seed": 0, "metric": name, "value": value} for name, value in distances(dataset, x).items()]}
 
 
 def others(folder: Path, systems) -> tuple[list[dict], dict]:
@@ -56,13 +58,15 @@ def others(folder: Path, systems) -> tuple[list[dict], dict]:
     table = pd.read_csv(folder / "images.csv", dtype=str, keep_default_na=False)
     manifests = json.loads((folder / "images.manifest.json").read_text(encoding="utf-8"))["systems"]
     stay = [name for name in manifests if name not in systems]
-    return table[table.run_id.str.split("/").str[0].isin(stay)].to_dict("records"), {name: manifests[name] for name in stay}
+    sets = {studies.image_set(name) for name in stay} - {studies.image_set(name) for name in systems}
+    keep = table.run_id.str.split("/").str[0].isin([*stay, *sets])
+    return table[keep].to_dict("records"), {name: manifests[name] for name in stay}
 
 
 def main() -> None:
     options = parser(__doc__, samples=10_000, seeds=1)
     options.set_defaults(out=ROOT / "results" / "reference")
-    options.add_argument("--systems", nargs="+", default=studies.SYSTEMS, choices=studies.SYSTEMS)
+    options.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS)
     options.add_argument("--nfes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     options.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="folder of the models")
     options.add_argument("--steps", type=int, default=studies.IMAGE_STEPS, help="of a model that has to be trained first")
@@ -70,7 +74,8 @@ def main() -> None:
     for system in given.systems:
         if not (given.checkpoints / system).is_dir():
             studies.train_images(system, given.checkpoints / system, steps=given.steps)
-    jobs, n = {"fashion_mnist/floor": (f"floor-{given.samples}", partial(floor, given.samples))}, given.samples
+    n, sets = given.samples, {studies.image_set(system) for system in given.systems}
+    jobs = {f"{dataset}/floor": (f"floor-{dataset}-{n}", partial(floor, dataset, n)) for dataset in sorted(sets)}
     for system in given.systems:
         weights = json.loads((given.checkpoints / system / "config.json").read_text())["sha256"][:12]
         for method, nfe in studies.methods(studies.parse_system(system)[1], given.nfes):
@@ -89,8 +94,8 @@ def main() -> None:
     manifest = {"lock_sha256": sha256(ROOT / "requirements.lock"), "environment": machine("cpu"), "systems": systems}
     write_together({given.out / "images.csv": csv_text(rows),
                     given.out / "images.manifest.json": json.dumps(manifest, indent=1) + "\n"})
-    table = pd.read_csv(given.out / "images.csv").query("metric == 'frechet'")
-    print(table.pivot_table(index=["path", "method"], columns="nfe", values="value").round(2).to_string())
+    table = pd.read_csv(given.out / "images.csv").query("metric in ('frechet', 'frechet_pca')")
+    print(table.pivot_table(index=["dataset", "path", "method"], columns="nfe", values="value").round(2).to_string())
 
 
 if __name__ == "__main__":

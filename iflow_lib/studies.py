@@ -12,7 +12,7 @@ import math
 import shutil
 import time
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path as FilePath
 
 import torch
@@ -37,6 +37,7 @@ KINDS = {"integral": _INTEGRAL, "velocity": FlowMatching, "additivity": Integral
 #: every path with every kind, for the plane; and those that ship as Fashion-MNIST models
 PLANE_SYSTEMS = tuple(f"{path}_{kind}" for kind in KINDS for path in PATH_NAMES)
 SYSTEMS = tuple(f"{path}_{kind}" for kind in ("velocity", "integral") for path in PATH_NAMES)  # teachers first
+EMOJI_SYSTEMS = ("emoji_rectified_velocity", "emoji_rectified_integral")  # the emoji's, in colour
 NFES = (1, 2, 4, 8, 16, 32, 100)
 #: Gradient steps of the reference results, of the comparison of anchor rules, and of the shipped checkpoints.
 PLANE_STEPS, ANCHOR_STEPS, IMAGE_STEPS = 10000, 2500, 12000
@@ -53,11 +54,16 @@ def make_path(name: str, *, images: bool) -> Path:
     return {"rectified": RectifiedFlow, "ve": VarianceExploding}.get(name, lambda: PoissonFlow(128 if images else 8))()
 
 
-def parse_system(name: str, known=SYSTEMS) -> tuple[str, str]:
+def parse_system(name: str, known=(*SYSTEMS, *EMOJI_SYSTEMS)) -> tuple[str, str]:
     """``"ve_integral" -> ("ve", "integral")``. ValueError for a name that is not ``known``."""
     if name not in known:
         raise ValueError(f"unknown system {name!r}: expected one of {', '.join(known)}")
-    return tuple(name.split("_", 1))
+    return tuple(name.removeprefix("emoji_").split("_", 1))
+
+
+def image_set(system: str) -> str:
+    """The data set of an image system: "emoji" or "fashion_mnist"."""
+    return "emoji" if system.startswith("emoji_") else "fashion_mnist"
 
 
 def train_plane(
@@ -76,7 +82,7 @@ def train_plane(
 
 
 def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, Objective, dict]:
-    """Fresh Fashion-MNIST model, its objective and the settings of its training, one setup for all systems.
+    """Fresh model of images, its objective and the settings of its training, one setup for all systems.
 
     teacher: a velocity model on the same path. The integral then starts from its weights and learns its flow map, with
     what was best for that (docs/findings.md); without one it starts from nothing.
@@ -87,7 +93,8 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
     if kind == "integral":
         objective = _INTEGRAL(time_density=(0.0, 1.0), power=0.5)
     torch.manual_seed(0)
-    model = FlowMap(UNet(channels=1, size=28, width=32, blocks=1), make_path(path, images=True))
+    channels, size = (3, 32) if image_set(system) == "emoji" else (1, 28)
+    model = FlowMap(UNet(channels=channels, size=size, width=32, blocks=1), make_path(path, images=True))
     if kind == "integral" and teacher is not None:
         model.load_state_dict(teacher.state_dict())
         objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.3, end_share=0.3)
@@ -96,8 +103,8 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
 
 
 def train_images(system: str, folder, *, steps: int = IMAGE_STEPS, device: str = "auto", progress: bool = True) -> FlowMap:
-    """Train one system on the vendored Fashion-MNIST and save it, with its model card, into ``folder``. An integral has the
-    velocity model beside that folder as its teacher, or if there is none the shipped one.
+    """Train one system on the vendored Fashion-MNIST or emoji and save it, with its model card, into ``folder``. An
+    integral has the velocity model beside that folder as its teacher, or if there is none the shipped one.
 
     Killed or interrupted (KeyboardInterrupt), the next call continues: checkpoints are kept beside ``folder`` until it is
     done.
@@ -105,12 +112,12 @@ def train_images(system: str, folder, *, steps: int = IMAGE_STEPS, device: str =
     path, kind = parse_system(system)
     teacher = None
     if kind == "integral":
-        beside = FilePath(folder).parent
-        teacher = pretrained(f"{path}_velocity", beside if (beside / f"{path}_velocity").is_dir() else None)
+        beside, name = FilePath(folder).parent, system.removesuffix("integral") + "velocity"
+        teacher = pretrained(name, beside if (beside / name).is_dir() else None)
     model, objective, settings = image_setup(system, teacher)
     state = FilePath(folder).with_name(f"{FilePath(folder).name}-in-training")
     config = TrainConfig(steps=steps, device=device, progress=progress, out_dir=state, **settings)
-    run = fit(model, objective, data_sets.load("fashion_mnist"), config, resume="auto")
+    run = fit(model, objective, data_sets.load(image_set(system)), config, resume="auto")
     if run.manifest["interrupted"]:
         raise KeyboardInterrupt(f"{system} was interrupted after {run.manifest['steps_done']} of {steps} steps")
     run.manifest["config"]["out_dir"] = ""
@@ -121,24 +128,26 @@ def train_images(system: str, folder, *, steps: int = IMAGE_STEPS, device: str =
 
 def save_with_card(model: FlowMap, system: str, manifest: dict, folder) -> None:
     """Measure a trained image model and save it (float16 weights) with a card that says what it is."""
-    table = evaluate_images(model, system, nfes=(1, 2, 4, 50), manifest=manifest)
+    table, dataset = evaluate_images(model, system, nfes=(1, 2, 4, 50), manifest=manifest), image_set(system)
     lines = [f"| {row['method']} | {row['nfe']} | {row['metric']} | {row['value']:.3f} |" for row in table]
-    floor = {name: metrics.real_floor(metric, metrics.real_pairs("fashion_mnist", POINTS))
-             for name, metric in (("frechet", metrics.frechet_distance), ("kernel", metrics.kernel_distance))}
+    train = data_sets.load(dataset).x
+    some = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:POINTS]]
+    floor = ", ".join(f"{name} {value:.4f}" for name, value in image_distances(dataset, some).items())
+    what, licence = {"fashion_mnist": ("Fashion-MNIST, 28x28", "the vendored subset, MIT licence, Zalando SE)"),
+                     "emoji": ("emoji, 32x32 in colour", "Noto Emoji, Apache License 2.0, Google)")}[dataset]
     card = f"""# {system}
 
-A {manifest['path']['name']} model of Fashion-MNIST, 28x28, trained with `{manifest['objective']['name']}`.
+A {manifest['path']['name']} model of {what}, trained with `{manifest['objective']['name']}`.
 
 - Network: {manifest['network']['name']}, {manifest['network']['parameters']:,} parameters, stored as float16.
-- Data: {manifest['data']['shape'][0]:,} training images (the vendored subset), MIT licence, Zalando SE.
+- Data: {manifest['data']['shape'][0]:,} training images ({licence}.
 - Training: {manifest['steps_done']:,} steps of batch {manifest['config']['batch_size']}, seed {manifest['config']['seed']},
   {manifest['seconds']:.0f} seconds of wall clock on {manifest['hardware']}.
 - Objective: `{manifest['objective']}`
-- Use: `iflow_lib.studies.pretrained("{system}")`. Made for teaching and comparison; it knows ten kinds of clothing.
+- Use: `iflow_lib.studies.pretrained("{system}")`. Made for teaching and comparison.
 
-Measured on {POINTS:,} samples against the {POINTS:,} test images (floor, real against real:
-frechet {floor['frechet'].mean:.3f}, kernel {floor['kernel'].mean:.4f}). `frechet` and `kernel` are distances on the
-features of this package's classifier; they are not the Inception FID and KID.
+Measured on {POINTS:,} samples against the test images (floor, real against real: {floor}) by
+`iflow_lib.studies.image_distances`; none of these is the Inception FID or KID.
 
 | method | nfe | metric | value |
 |---|---|---|---|
@@ -147,7 +156,7 @@ features of this package's classifier; they are not the Inception FID and KID.
 
 
 def pretrained(system: str, folder=None, *, device: str = "cpu") -> FlowMap:
-    """A shipped Fashion-MNIST model (``results/reference/checkpoints``), or one from another folder of them."""
+    """A shipped model of images (``results/reference/checkpoints``), or one from another folder of them."""
     from .results import reference
 
     parse_system(system)
@@ -168,7 +177,8 @@ def methods(kind: str, nfes=NFES) -> list[tuple[str, int]]:
 
 def _row(model: FlowMap, system: str, manifest: dict, dataset: str, nfe: int, method: str) -> dict:
     return {
-        "dataset": dataset, "path": parse_system(system, PLANE_SYSTEMS)[0], "objective": manifest["objective"]["name"],
+        "dataset": dataset, "path": parse_system(system, (*PLANE_SYSTEMS, *EMOJI_SYSTEMS))[0],
+        "objective": manifest["objective"]["name"],
         "anchor": manifest["objective"].get("anchor") or "none", "network": type(model.net).__name__,
         "params": model.parameter_count, "seed": manifest["config"]["seed"], "step": manifest["steps_done"], "nfe": nfe,
         "method": method, "n_samples": POINTS, "device": str(next(model.parameters()).device),
@@ -271,22 +281,42 @@ def plane_study(
     return rows
 
 
+def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict[str, float]:
+    """{metric: value} of images x (n, ...) to the test images of "fashion_mnist" or "emoji".
+
+    Fashion-MNIST: "frechet" and "kernel" distance on classifier features, to ``n_real`` test images (2,000 or 10,000).
+    Emoji, which have no classifier: "frechet_pca", the Frechet distance in the first 64 principal components of the
+    training images over the variance in them (1 if every sample is their mean), and "sliced_w2" of all pixels.
+    """
+    if dataset == "fashion_mnist":
+        features, real = metrics.embed(x), metrics.fashion_reference(n_real)
+        return {"frechet": metrics.frechet_distance(features, real), "kernel": metrics.kernel_distance(features, real)}
+    real, axes = data_sets.load(dataset, split="test").x, _principal(dataset)
+    mine, theirs = (v.double().flatten(1) @ axes for v in (x.cpu(), real))
+    return {"frechet_pca": metrics.frechet_distance(mine, theirs), "sliced_w2": metrics.sliced_w2(x, real)}
+
+
+@lru_cache(maxsize=1)
+def _principal(dataset: str, components: int = 64) -> torch.Tensor:
+    """(pixels, components) directions of largest variance of the training images, scaled to variances of sum 1."""
+    values, vectors = torch.linalg.eigh(torch.cov(data_sets.load(dataset).x.double().flatten(1).T))
+    return vectors[:, -components:] / values[-components:].sum().sqrt()
+
+
 def evaluate_images(
     model: FlowMap, system: str, *, nfes=NFES, n: int = POINTS, seed: int = 0, manifest: dict | None = None
 ) -> list[dict]:
-    """Frechet and kernel distance (classifier features) of ``n`` samples to the test images, every method and NFE.
+    """``image_distances`` of ``n`` samples to the test images, every method and NFE.
 
     ``seed`` is the sampling seed and goes into the row's run_id; the row's ``seed`` is the training seed. manifest: of
     the training; taken from the model's folder by the caller if it was loaded.
     """
-    reference, rows = metrics.fashion_reference(), []
+    rows, dataset = [], image_set(system)
     for method, nfe in methods(parse_system(system)[1], nfes):
         result, seconds = timed_sample(model, n, nfe, method, seed)
-        features = metrics.embed(result.x)
-        row = _row(model, system, manifest, "fashion_mnist", nfe, method) | {
+        row = _row(model, system, manifest, dataset, nfe, method) | {
             "n_samples": n, "seconds": seconds, "run_id": f"{system}/sampling-seed-{seed}"}
-        rows += [row | {"metric": "frechet", "value": metrics.frechet_distance(features, reference)},
-                 row | {"metric": "kernel", "value": metrics.kernel_distance(features, reference)}]
+        rows += [row | {"metric": name, "value": value} for name, value in image_distances(dataset, result.x).items()]
     return rows
 
 

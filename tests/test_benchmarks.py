@@ -191,8 +191,9 @@ def test_recipe(tmp_path, benchmark, monkeypatch):
     assert straight["exact"] > 0.01 and len(straight) == 3
 
 
-def test_images(tmp_path, benchmark):
+def test_images(tmp_path, benchmark, monkeypatch):
     """A model that is missing is trained first, one that is there is measured; and only once."""
+    monkeypatch.setattr(ifl.studies, "evaluate_images", lambda *given, **named: [])  # for the card: slow
     options = ["--systems", "rectified_integral", "--steps", 2, "--samples", 200, "--nfes", 2, "--checkpoints",
                tmp_path / "models", "--out", tmp_path, "--runs", tmp_path / "runs"]
     benchmark("images", *options)
@@ -215,7 +216,7 @@ def test_images(tmp_path, benchmark):
 def test_image_methods(tmp_path, benchmark):
     """A method, a reading of the anchor and the floor, in small, on grey images; the distances of colour images."""
     options = ["--seeds", 1, "--steps", 2, "--samples", 100, "--width", 8, "--nfes", 2, "--out", tmp_path]
-    module = benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity")
+    benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity")
     first = pd.read_csv(tmp_path / "image_methods.csv")
     benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity", "pfgmpp_x0_ground_truth")
     table = pd.read_csv(tmp_path / "image_methods.csv")
@@ -226,11 +227,28 @@ def test_image_methods(tmp_path, benchmark):
         *itertools.product(["anchor"], ("frechet", "kernel", "spread", "copy"))}
     distance = table[table.metric == "frechet"].groupby("method").value.min()
     assert distance["floor"] < 3 < 10 < distance.drop("floor").min()
+
+
+def test_emoji(tmp_path, benchmark, monkeypatch):
+    """The distances of colour images; a model of emoji is measured beside the rows of Fashion-MNIST."""
+    own, small = ifl.studies.evaluate_images, {"nfes": (1,), "n": 80}
+    monkeypatch.setattr(ifl.studies, "evaluate_images", lambda *given, **named: own(*given, **named | small))
     train, test = (ifl.data.load("emoji", split=split).x for split in ("train", "test"))
     some, mean = train[torch.randperm(len(train))[:1000]], train.mean(0).expand(1000, -1, -1, -1)
-    near, far, none = (module.compared("emoji", x) for x in (some, torch.randn_like(test), mean))
+    near, far, none = (ifl.studies.image_distances("emoji", x) for x in (some, torch.randn_like(test), mean))
     assert set(near) == {"frechet_pca", "sliced_w2"} and all(near[k] < 0.5 * min(far[k], none[k]) for k in near)
     assert none["frechet_pca"] == pytest.approx(1, abs=0.1)
+    options = ["--steps", 2, "--samples", 100, "--nfes", 2, "--checkpoints", tmp_path / "models", "--out", tmp_path,
+               "--runs", tmp_path / "runs", "--systems"]
+    benchmark("images", *options, "rectified_velocity")
+    first = pd.read_csv(tmp_path / "images.csv")
+    benchmark("images", *options, "emoji_rectified_velocity")
+    table = pd.read_csv(tmp_path / "images.csv")
+    assert table[table.dataset == "fashion_mnist"].reset_index(drop=True).equals(first)
+    emoji = table[table.dataset == "emoji"].set_index(["method", "metric"]).value
+    assert len(emoji) == 4 and emoji["floor", "frechet_pca"] < emoji["euler", "frechet_pca"]
+    card = (tmp_path / "models" / "emoji_rectified_velocity" / "README.md").read_text()
+    assert "emoji, 32x32 in colour" in card and "| euler | 1 | frechet_pca |" in card
 
 
 @pytest.fixture
