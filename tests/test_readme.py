@@ -27,8 +27,9 @@ def test_api_example_is_short():
     assert len([line for line in SNIPPETS[0].splitlines() if line.strip()]) <= 10
 
 
-@pytest.mark.parametrize("name", ["results", "exactness", "peers", "self_anchor", "claims", "speed_short", "speed",
-                                  "tuning", "compiling", "sampling", "threads", "precision", "cost"])
+@pytest.mark.parametrize("name", ["plane", "images", "exactness", "peers", "self_anchor", "claims", "speed_short",
+                                  "speed", "tuning", "recipe", "straight", "compiling", "sampling", "threads",
+                                  "precision", "cost"])
 def test_numbers_are_the_reference_results(name):
     spec = importlib.util.spec_from_file_location("make_reference", ROOT / "tools" / "make_reference.py")
     tool = importlib.util.module_from_spec(spec)

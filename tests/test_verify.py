@@ -113,19 +113,19 @@ def test_a_missing_or_altered_reference_is_named(tmp_path, monkeypatch, capsys):
     root = tmp_path / "checkout"
     shutil.copytree(ROOT / "results" / "reference", root / "results" / "reference")
     monkeypatch.setattr(results, "checkout", lambda: root)
-    run = folder(tmp_path / "run", pd.read_csv(ROOT / "results/reference/nfe_vs_quality.csv").to_dict("records"))
+    run = folder(tmp_path / "run", pd.read_csv(ROOT / "results/reference/plane.csv").to_dict("records"))
     code, out, _ = call(capsys, "verify", run)
     assert code == 0 and " 0 moved; 0 more" in out
-    file = root / "results" / "reference" / "nfe_vs_quality.csv"
+    file = root / "results" / "reference" / "plane.csv"
     text = file.read_text()
-    file.write_text(text.replace("0.109329", "0.109328"))
+    file.write_text(text.replace(",w2,0.1", ",w2,0.2", 1))
     code, _, err = call(capsys, "verify", run)
-    assert code == 2 and "nfe_vs_quality.csv was altered" in err
+    assert code == 2 and "plane.csv was altered" in err
     assert hashlib.sha256(text.encode()).hexdigest()[:12] in err
     file.unlink()
     code, _, err = call(capsys, "verify", run)
-    assert code == 2 and "nfe_vs_quality.csv is missing" in err and err.count("\n") == 1
+    assert code == 2 and "plane.csv is missing" in err and err.count("\n") == 1
     (file.parent / SUMS).unlink()
     code, _, err = call(capsys, "verify", run)
     assert code == 2 and f"{SUMS} is missing" in err
-    assert json.loads((file.parent / "nfe_vs_quality.manifest.json").read_text())
+    assert json.loads((file.parent / "plane.manifest.json").read_text())

@@ -2,7 +2,9 @@
 
 plane_quality: quality against network calls for every method, path and set; anchor_stability: the published recipe with
 each anchor, iterated; anchor_collapse: what it generates, and from which anchor; trajectories: jumps beside the exact flow;
-image_quality, image_samples: Fashion-MNIST; cost: quality at one call against what training cost. All if none is named.
+self_anchor: what a self-estimated anchor changes in one that works; theorem: what the anchors tell of x_0; image_quality,
+image_samples: Fashion-MNIST; tuning: one jump after training with other settings; cost: quality at one call against what
+training cost; time: of sampling, against network calls. All if none is named.
 A figure whose table or models are not there is named and left out.
 """
 import io
@@ -14,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from scipy.stats import t as student
 
 import iflow_lib as ifl
 from iflow_lib import analytic, plotting, studies
@@ -53,10 +56,10 @@ def band(ax, rows: pd.DataFrame, name: str, color: str, marker: str, **style) ->
 
 def nfe_axis(ax, nfes=(1, 2, 4, 8, 16, 32, 100), log_y: bool = True) -> None:
     ax.set(xscale="log", xticks=nfes, xticklabels=nfes)
-    ax.minorticks_off()
     if log_y:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    ax.minorticks_off()
 
 
 def over_floor(rows: pd.DataFrame) -> pd.DataFrame:
@@ -146,6 +149,92 @@ def anchor_collapse():
     return fig
 
 
+def paired(ax, names, cells, title: str) -> None:
+    """One line a name: mean differences with 95 % intervals; cells: {(name, nfe): values}."""
+    shades = {1: "#0072B2", 2: "#56B4E9", 4: "#009E73", 8: "#8A8F98"}
+    nfes = sorted({nfe for _, nfe in cells})
+    for i, name in enumerate(names):
+        for k, nfe in enumerate(nfes):
+            values = cells[name, nfe]
+            half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+            ax.errorbar(values.mean(), -i - 0.17 * (k - (len(nfes) - 1) / 2), xerr=half, fmt="o", markersize=4,
+                        elinewidth=1.2, color=shades[nfe], label=f"{nfe} call{'s' * (nfe > 1)}" if i == 0 else None)
+    ax.axvline(0, color=plotting.METHOD_COLORS["data"], linewidth=1)
+    ax.set(title=title, xlabel="W2 with the anchor minus without", yticks=range(-len(names) + 1, 1),
+           yticklabels=names[::-1])
+    ax.grid(axis="x")
+    ax.legend(loc="lower right")
+
+
+def self_anchor():
+    fig, (left, right) = plt.subplots(1, 2, figsize=(12.5, 5.2))
+    for ax, rows, title in ((left, table("bench/self_anchor.csv"), "equal cost, 4,000 steps or fewer"),
+                            (right, anchor_pairs(), "equal steps, 2,500")):
+        wide = rows.pivot(index=["dataset", "path", "nfe", "seed"], columns="anchor", values="w2")
+        apart = wide["self"] - wide["none"]
+        cells = {(f"{NAMES[d]}, {PATHS[p]}", nfe): values.to_numpy() for (d, p, nfe), values in
+                 apart.groupby(["dataset", "path", "nfe"])}
+        paired(ax, list(dict.fromkeys(f"{NAMES[d]}, {PATHS[p]}" for d in NAMES for p in PATHS if d in set(rows.dataset))),
+               cells, title)
+    return fig
+
+
+def anchor_pairs() -> pd.DataFrame:
+    """The integral identity at one call, with and without its own estimate as the anchor, of plane.csv."""
+    rows = table("plane.csv").query("step == @studies.ANCHOR_STEPS and objective == 'IntegralIdentity' and nfe == 1")
+    return rows.rename(columns={"value": "w2"})
+
+
+def theorem():
+    rows = table("bench/recipe.csv").query("part == 'theorem'")
+    fig, axes = plt.subplots(1, len(RULES) - 1, figsize=(13, 3.7), sharey=True)
+    lines = {"best, no anchor": ("least, $x_t$ alone", "#8A8F98", "-"),
+             "best, anchor of training": ("least, anchor of training", "#009E73", "-"),
+             "best, anchor of sampling": ("least, anchor of sampling", "#D55E00", ":"),
+             "network, anchor of sampling": ("network, anchor of sampling", "#D55E00", "--"),
+             "network, no anchor": ("network without anchor", "#8A8F98", "--")}
+    for ax, rule in zip(axes, list(RULES)[1:]):
+        found = rows[rows.rule == rule].groupby(["quantity", "t"]).value.mean()
+        for quantity, (name, color, style) in lines.items():
+            ax.plot(found[quantity].index, found[quantity], style, color=color, label=name, marker="o", markersize=4)
+        ax.set(title=f"anchor: {RULES[rule]}", xlabel="t")
+    axes[0].set(ylabel="squared error of $x_0$, per coordinate", ylim=(0, None))
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return fig
+
+
+def tuning():
+    rows = table("bench/tuning.csv")
+    rows = rows[~rows.variant.str.contains("model")]
+    rows = rows.pivot(index=["variant", "steps"], columns="nfe", values="frechet_to_train").sort_values(1, ascending=False)
+    fig, ax = plt.subplots(figsize=(7.5, 0.42 * len(rows) + 1.4))
+    for nfe, color in zip(rows, ("#0072B2", "#56B4E9", "#009E73", "#8A8F98")):
+        ax.plot(rows[nfe], range(len(rows)), "o", color=color, label=f"{nfe} call{'s' * (nfe > 1)}")
+    ax.set(xscale="log", xlabel="Frechet distance to the training images", yticks=range(len(rows)),
+           yticklabels=[variant + f", {steps:,} steps" * ("steps" not in variant) for variant, steps in rows.index])
+    ax.set_xticks([4, 6, 10, 15, 20, 30], ["4", "6", "10", "15", "20", "30"])
+    ax.minorticks_off()
+    ax.legend()
+    return fig
+
+
+def time():
+    rows = table("bench/speed.csv").query("part == 'sampling' and contender == 'eager'")
+    fig, ax = plt.subplots(figsize=(6.4, 4.2))
+    colors = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00")
+    for (network, batch), color, marker in zip(rows.groupby(["network", "batch"]).groups, colors, "osD^"):
+        found = rows[(rows.network == network) & (rows.batch == batch)].sort_values("nfe")
+        ax.plot(found.nfe, found.ratio, marker=marker, color=color, label=f"{network}, {batch} at once")
+    ends = [1, rows.nfe.max()]
+    ax.plot(ends, ends, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0, label="proportional")
+    ax.set(xscale="log", yscale="log", xticks=sorted(set(rows.nfe)), xticklabels=[f"{n:g}" for n in sorted(set(rows.nfe))],
+           xlabel="network calls", ylabel="time / time of one call, CPU")
+    ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    ax.minorticks_off()
+    ax.legend()
+    return fig
+
+
 def trajectories():
     path, angle = ifl.RectifiedFlow(), torch.arange(8, dtype=torch.float64) * (torch.pi / 4)
     flow = analytic.MixtureFlow(path, 2**0.5 * torch.stack([angle.cos(), angle.sin()], 1), std=0.1)
@@ -185,7 +274,10 @@ def image_quality():
                     shown = plotting.method_name(path, method)
                     band(ax, found, shown, plotting.METHOD_COLORS[shown], "o" if method == "map" else "s")
         floor = part[part.method == "floor"].value.mean()
-        if metric != "kernel":  # whose floor is zero
+        if metric in ("frechet", "kernel"):  # far below: in words
+            ax.text(0.98, 0.95, f"floor {floor:.2g}", transform=ax.transAxes, ha="right", va="top", fontsize=9,
+                    color="#6B7280")
+        else:
             ax.axhline(floor, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
         nfe_axis(ax, (1, 2, 4, 8, 16, 32), log_y=metric in ("frechet", "kernel"))
         ax.set(title=name, xlabel="network calls")
@@ -206,24 +298,31 @@ def image_samples():
 
 
 def cost():
-    rows = over_floor(table("plane.csv")).query("nfe == 1 and anchor == 'none' and path == 'rectified'")
+    rows = over_floor(table("plane.csv")).query("nfe == 1 and anchor == 'none' and objective != 'X0Regression'")
     runs = json.loads((REFERENCE / "plane.manifest.json").read_text(encoding="utf-8"))["runs"]
     rows = rows.assign(evaluations=[runs[run]["calls_per_step"] * step for run, step in zip(rows.run_id, rows.step)])
-    fig, ax = plt.subplots(figsize=(6.4, 4.2))
-    for (objective, method), (name, color, marker) in METHODS.items():
-        found = rows[(rows.objective == objective) & (rows.method == method)]
-        found = found.groupby("evaluations").value.agg(["mean", "min", "max"])
-        if len(found):
-            reach = [(found["mean"] - found["min"]).tolist(), (found["max"] - found["mean"]).tolist()]
-            ax.errorbar(found.index, found["mean"], reach, color=color, marker=marker, capsize=3, label=name)
-    ax.set(xscale="log", yscale="log", xlabel="network evaluations in training, per example of a batch",
-           ylabel="$W_2$ / floor, one call")
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
-    ax.legend()
+    fig, axes = plt.subplots(1, len(PATHS), figsize=(12, 4.2), sharey=True)
+    for ax, path in zip(axes, PATHS):
+        for (objective, method), (name, color, marker) in METHODS.items():
+            found = rows[(rows.path == path) & (rows.objective == objective) & (rows.method == method)]
+            cells = found.groupby(["evaluations", "dataset"]).value.mean().unstack().dropna()
+            if cells.empty:
+                continue
+            for evaluations, sets in cells.iterrows():
+                ax.plot([evaluations / 1000] * len(sets), sets, marker, color=color, markersize=5, alpha=0.45,
+                        markeredgewidth=0)
+            ax.plot(cells.index / 1000, cells.median(axis=1), color=color, marker=marker, markersize=9, label=name)
+        ax.axhline(1, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
+        ax.set(yscale="log", title=PATHS[path], xlabel="training, 1,000 network batches", xlim=(0, 50))
+        ax.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+        ax.minorticks_off()
+    axes[0].set_ylabel("$W_2$ / floor, one call")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(METHODS))
     return fig
 
 
-FIGURES = (plane_quality, anchor_stability, anchor_collapse, trajectories, image_quality, image_samples, cost)
+FIGURES = (plane_quality, anchor_stability, anchor_collapse, self_anchor, theorem, trajectories, image_quality,
+           image_samples, tuning, cost, time)
 
 
 def main(names) -> int:

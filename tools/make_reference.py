@@ -1,57 +1,32 @@
-"""Make results/reference: ``python tools/make_reference.py [STEP ...]``, all if none is named:
+"""Make what results/reference has beside the benchmarks' tables: ``python tools/make_reference.py [STEP ...]``, all if none
+is named:
 
-plane: train and measure in the plane, three seeds; images: measure the shipped Fashion-MNIST models with three sampling
-seeds (both resumable: what is finished is kept in results/runs/reference); models: train small models of the eight
-Gaussians, one of each kind, for notebooks and figures; table: write nfe_vs_quality.csv and its manifest; quick: take the
-table of the last `iflow reproduce`, results/runs/quick, for `iflow verify`; readme: the tables in README.md and docs/, from
-it and from results/reference/bench (see benchmarks/); sums: SHA256SUMS, the checksums that `iflow verify` checks.
-To train the image models again: ``... train [SYSTEM ...]``.
+models: train small models of the eight Gaussians, one of each kind, for notebooks and figures; quick: take the table of the
+last `iflow reproduce`, results/runs/quick, for `iflow verify`; readme: the tables in README.md and docs/, from plane.csv,
+images.csv, claims.csv and results/reference/bench (see benchmarks/ and tools/claims.py); sums: SHA256SUMS, the checksums
+that `iflow verify` checks. To train the image models again: ``... train [SYSTEM ...]``.
 """
-import hashlib
 import json
-import platform
 import re
 import sys
 import warnings
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pandas as pd
 import torch
 from scipy.stats import t as student
 
-import iflow_lib
 from iflow_lib import studies
 from iflow_lib.checkpoints import write_atomic
-from iflow_lib.results import COLUMNS, sha256
-from iflow_lib.speed import hardware
+from iflow_lib.results import sha256
 from iflow_lib.verify import SUMS
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE, WORK = ROOT / "results" / "reference", ROOT / "results" / "runs" / "reference"
-SETS, SEEDS, DRAWS, FLOOR_PAIRS = ("eight_gaussians", "checkerboard"), 3, 10, 200
-SYSTEMS = ("rectified_integral", "rectified_velocity", "ve_integral", "pfgmpp_integral")  # the others: see their cards
-
-
-def plane() -> None:
-    rows = studies.plane_study(SETS, SYSTEMS, seeds=SEEDS, draws=DRAWS, floor_pairs=FLOOR_PAIRS,
-                               cache=WORK / "plane")
-    write_atomic(WORK / "plane.json", json.dumps(rows))
-
-
-def images() -> None:
-    rows = studies.floor_rows("fashion_mnist")
-    for system in SYSTEMS:
-        model, manifest = studies.pretrained(system), studies.training_manifest(system)
-        weights = json.loads((REFERENCE / "checkpoints" / system / "config.json").read_text())["sha256"]
-        for seed in range(SEEDS):
-            file = WORK / "images" / f"{system}-{weights[:12]}-seed{seed}.json"
-            if not file.is_file():
-                found = studies.evaluate_images(model, system, seed=seed, manifest=manifest)
-                write_atomic(file, json.dumps(found))
-                print(f"{system}, sampling seed {seed}", flush=True)
-            rows += json.loads(file.read_text())
-    write_atomic(WORK / "images.json", json.dumps(rows))
+REFERENCE = ROOT / "results" / "reference"
+PLANE_NAMES = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard", "two_moons": "two moons",
+               "spiral": "spiral", "pinwheel": "pinwheel"}
+PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+WANTED = {1: 8, 2: 16, 4: 32}  # jumps -> Euler steps of the velocity model on the same path that they should match
 
 
 def models() -> None:
@@ -83,37 +58,54 @@ Means of three draws of 2,000 points:
 
 
 def train(systems) -> None:
-    for system in systems or studies.SYSTEMS:
+    for system in systems or (*studies.SYSTEMS, *studies.EMOJI_SYSTEMS):
         studies.train_images(system, REFERENCE / "checkpoints" / system)
 
 
-def readme_table(table: pd.DataFrame) -> str:
-    """The results in README.md, from the reference table: means over seeds, plus or minus half their range;
-    for the floor, whose pairs are many, its standard error."""
-    lines = ["| | network calls | eight Gaussians, W2 | checkerboard, W2 "
-             "| Fashion-MNIST, Frechet | Fashion-MNIST, kernel |",
-             "|---|---|---|---|---|---|"]
-    columns = [("eight_gaussians", "w2"), ("checkerboard", "w2"),
-               ("fashion_mnist", "frechet"), ("fashion_mnist", "kernel")]
+def spread(values: pd.Series, digits: int = 2) -> str:
+    """Mean, plus or minus half the range."""
+    return f"{values.mean():.{digits}f} ± {(values.max() - values.min()) / 2:.{digits}f}"
 
-    def cell(rows: pd.DataFrame, dataset: str, metric: str) -> str:
-        values = rows[(rows.dataset == dataset) & (rows.metric == metric)].value
-        digits = 1 if metric == "frechet" and values.mean() > 1 else 2
-        spread = values.std() / len(values) ** 0.5 if set(rows.method) == {"floor"} else (values.max() - values.min()) / 2
-        return f"{values.mean():.{digits}f} ± {spread:.{digits}f}"
 
-    def line(name: str, calls: str, rows: pd.DataFrame) -> None:
-        lines.append(f"| {name} | {calls} | " + " | ".join(cell(rows, *column) for column in columns) + " |")
+def plane_table(table: pd.DataFrame) -> str:
+    """benchmarks/plane.py in README.md: W2 over its floor, seeds; and the median over the sets of their means."""
+    floor = table[table.method == "floor"].groupby("dataset").value.mean()
+    rows = table[(table.metric == "w2") & (table.step == studies.PLANE_STEPS) & (table.objective != "X0Regression")]
+    rows = rows.assign(ratio=rows.value / rows.dataset.map(floor))
+    lines = ["| W2 / floor | network calls | " + " | ".join(PLANE_NAMES.values()) + " | median |", "|---" * 8 + "|"]
+
+    def line(name: str, part: pd.DataFrame, nfe: int) -> None:
+        part = part[part.nfe == nfe]
+        cells = [part[part.dataset == dataset].ratio for dataset in PLANE_NAMES]
+        lines.append(f"| {name} | {nfe} | " + " | ".join(spread(cell) for cell in cells)
+                     + f" | {pd.Series([cell.mean() for cell in cells]).median():.2f} |")
 
     for nfe in (1, 4, 16, 100):
-        euler = (table.path == "rectified") & (table.method == "euler")
-        line("Rectified Flow, Euler", str(nfe), table[euler & (table.nfe == nfe)])
-    for path, name in (("rectified", "rectified"), ("ve", "VE"), ("pfgmpp", "PFGM++")):
-        for nfe in (1, 2):
-            line(f"Integration Flow, {name}", str(nfe),
-                 table[(table.path == path) & (table.method == "map") & (table.nfe == nfe)])
-    line("floor: data against data", "", table[table.method == "floor"])
+        line("Rectified Flow, Euler", rows[(rows.path == "rectified") & (rows.method == "euler")], nfe)
+    for objective, name in (("IntegralIdentity", "Integration Flow"), ("IntegralAdditivity", "integral additivity"),
+                            ("ConsistencyTraining", "consistency training")):
+        for path, shown in PATHS.items():
+            for nfe in (1, 2) if objective == "IntegralIdentity" else (1,):
+                line(f"{name}, {shown}", rows[(rows.path == path) & (rows.objective == objective)], nfe)
     return "\n".join(lines)
+
+
+def images_table(table: pd.DataFrame) -> str:
+    """benchmarks/images.py in README.md; in bold where jumps reach what Euler steps of the same path have to show."""
+    metrics_ = ("frechet", "kernel", "precision", "recall")
+    value = table.pivot_table(index=["path", "method", "nfe"], columns="metric", values="value")
+    floor = table[table.method == "floor"].set_index("metric").value
+    lines = ["| Fashion-MNIST | network calls | Frechet | kernel | precision | recall |", "|---|---|---|---|---|---|"]
+    for path, shown in PATHS.items():
+        for method, name in (("euler", "velocity, Euler"), ("map", "Integration Flow")):
+            for nfe in value.loc[path, method].index:
+                row, wanted = value.loc[path, method, nfe], WANTED.get(nfe) if method == "map" else None
+                cells = [f"{row[m]:.{3 if m == 'kernel' else 2}f}" for m in metrics_]
+                if wanted and row.frechet <= value.loc[path, "euler", wanted].frechet:
+                    cells[0] = f"**{cells[0]}**"
+                lines.append(f"| {name}, {shown} | {nfe:.0f} | " + " | ".join(cells) + " |")
+    cells = " | ".join(f"{floor[m]:.{3 if m in metrics_[:2] else 2}f}" for m in metrics_)
+    return "\n".join([*lines, f"| floor: data against data | | {cells} |"])
 
 
 def exactness_table(table: pd.DataFrame) -> str:
@@ -161,9 +153,12 @@ def peers_table(table: pd.DataFrame) -> str:
 
 
 def claims_table(table: pd.DataFrame) -> str:
-    """tools/claims.py in README.md: statements and verdicts."""
-    lines = ["| claim | verdict |", "|---|---|"]
-    return "\n".join(lines + [f"| {row.statement} | {row.verdict} |" for row in table.itertuples()])
+    """tools/claims.py in README.md: statements, verdicts and the pictures that are drawn."""
+    lines = ["| claim | verdict | |", "|---|---|---|"]
+    for row in table.itertuples():
+        drawn = row.verdict != "open" and (ROOT / row.picture).is_file()
+        lines.append(f"| {row.statement} | {row.verdict} | " + (f"[picture]({row.picture}) |" if drawn else "|"))
+    return "\n".join(lines)
 
 
 def tuning_table(table: pd.DataFrame) -> str:
@@ -175,6 +170,29 @@ def tuning_table(table: pd.DataFrame) -> str:
         cells = " | ".join("" if pd.isna(value) else f"{value:.1f}" for value in wide.loc[(variant, steps)])
         lines.append(f"| {variant} | {steps:,} | {cells} |")
     return "\n".join(lines)
+
+
+def recipe_table(table: pd.DataFrame) -> str:
+    """The search of benchmarks/recipe.py in docs/findings.md."""
+    rows = table[table.part == "search"]
+    wide = rows.pivot(index=["rule", "setting"], columns="nfe", values="w2_over_floor")
+    first = rows[rows.nfe == 1].set_index(["rule", "setting"])
+    lines = ["| anchor | setting | " + " | ".join(f"W2 / floor, {nfe:.0f} call{'s' * (nfe > 1)}" for nfe in wide)
+             + " | spread | explained by the anchor |", "|---|---" + "|---" * (wide.shape[1] + 2) + "|"]
+    for rule, setting in dict.fromkeys(zip(rows.rule, rows.setting)):
+        row, one = wide.loc[(rule, setting)], first.loc[(rule, setting)]
+        cells = [f"{v:.2f}" if v < 100 else "over 100" for v in row.dropna()] + [""] * int(row.isna().sum())
+        cells += [f"{one.spread:.2f}", "" if pd.isna(one.copy_share) else f"{100 * one.copy_share:.0f} %"]
+        name = "*integral identity*" if rule == "identity" else rule.replace("_", " ")
+        lines.append(f"| {name} | {setting} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def straight_table(table: pd.DataFrame) -> str:
+    """Straightness of benchmarks/recipe.py in docs/findings.md."""
+    rows = table[table.part == "straight"].groupby("quantity", sort=False).value
+    return "\n".join(["| flow | S / E\\|Z_1 - Z_0\\|^2 |", "|---|---|"]
+                     + [f"| {name} | {spread(values, 3)} |" for name, values in rows])
 
 
 def _ratio(row) -> str:
@@ -278,27 +296,6 @@ def cost_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def table() -> None:
-    parts = [json.loads((WORK / f"{name}.json").read_text()) for name in ("plane", "images")]
-    found = pd.DataFrame([{"run_id": "reference", **row} for part in parts for row in part])[list(COLUMNS)]
-    whole = ["params", "seed", "step", "nfe", "n_samples"]
-    found[whole] = found[whole].astype("Int64")
-    text = found.to_csv(index=False, lineterminator="\n", float_format="%.6g")
-    manifest = {
-        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": "python tools/make_reference.py",
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "lock_sha256": hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest(),
-        "hardware": hardware(torch.device("cpu")) + "; two cores shared with other work, so seconds are not timings",
-        "versions": {"iflow_lib": iflow_lib.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "plane": {"sets": SETS, "systems": SYSTEMS, "seeds": SEEDS, "steps": studies.PLANE_STEPS, "draws": DRAWS,
-                  "floor_pairs": FLOOR_PAIRS},
-        "images": {system: {"sampling_seeds": SEEDS, **studies.training_manifest(system)} for system in SYSTEMS},
-    }
-    write_atomic(REFERENCE / "nfe_vs_quality.csv", text)
-    write_atomic(REFERENCE / "nfe_vs_quality.manifest.json", json.dumps(manifest, indent=2) + "\n")
-
-
 def readme() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
@@ -311,8 +308,10 @@ def readme() -> None:
 PAGES = ("README.md", "docs/scaling.md", "docs/findings.md")
 #: name of the table in one of these pages -> where it is read from, and how it is written
 README_TABLES = {
-    "results": ("nfe_vs_quality.csv", readme_table), "exactness": ("bench/exactness.csv", exactness_table),
+    "plane": ("plane.csv", plane_table), "images": ("images.csv", images_table),
+    "exactness": ("bench/exactness.csv", exactness_table),
     "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
+    "recipe": ("bench/recipe.csv", recipe_table), "straight": ("bench/recipe.csv", straight_table),
     "tuning": ("bench/tuning.csv", tuning_table), "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
     "compiling": ("bench/speed.csv", compiling_table), "sampling": ("bench/speed.csv", sampling_table),
@@ -334,7 +333,7 @@ def sums() -> None:
     write_atomic(REFERENCE / SUMS, "".join(f"{sha256(REFERENCE / name)}  {name}\n" for name in files))
 
 
-STEPS = {"plane": plane, "images": images, "models": models, "table": table, "quick": quick, "readme": readme, "sums": sums}
+STEPS = {"models": models, "quick": quick, "readme": readme, "sums": sums}
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
