@@ -1,4 +1,5 @@
 """results/reference/claims.csv is what tools/claims.py makes of the committed tables, and they decide its verdicts."""
+import fnmatch
 import importlib.util
 import itertools
 import sys
@@ -36,7 +37,10 @@ def test_each_evidence_is_there(tool):
                 if claim.judge()[1] != "open":
                     assert list((ROOT / "notebooks").glob(f"{part.split()[1]}_*.ipynb")), part
             else:
-                assert (ROOT / part.removeprefix("python ")).exists(), part
+                file, _, pattern = part.removesuffix(")").partition(" (")
+                assert (ROOT / file).is_file(), part
+                assert not pattern or fnmatch.filter(set(pd.read_csv(ROOT / file).run_id), pattern), part
+        assert claim.picture == "none" or (ROOT / f"results/reference/figures/reference-{claim.picture}.png").is_file()
 
 
 def change(tool, monkeypatch, names: str, alter) -> None:

@@ -30,8 +30,8 @@ IMAGES, PATHS = "fashion_mnist", {"rectified": "rectified", "ve": "VE", "pfgmpp"
 
 @dataclass(frozen=True)
 class Claim:
-    """judge: -> (measurement, verdict). evidence: tables and notebooks, from the root of the checkout; picture: a figure of
-    tools/make_figures.py, or "none"."""
+    """judge: -> (measurement, verdict). evidence: tables and notebooks, from the root of the checkout, and in brackets a
+    pattern of the run ids; picture: a figure of tools/make_figures.py, or "none"."""
 
     id: str
     statement: str
@@ -204,7 +204,7 @@ def recipe_with(rule: str) -> Callable[[], tuple[str, str]]:
         said = (f"W2 / floor at one call {w2.min():.1f} to {w2.max():.1f} (5 sets, 3 paths, 3 seeds); its samples have "
                 f"{cells['spread'].mean():.2f} of the spread of the data, their Gaussian anchor explains "
                 f"{100 * cells['copy'].mean():.0f} % of them; of {tried.setting.nunique()} settings the best, "
-                f"'{best.setting}', comes to {best.w2_over_floor:.1f} at {best.nfe:.0f} calls")
+                f"'{best.setting}', comes to {best.w2_over_floor:.1f} at {best.nfe:.0f} call{'s' * bool(best.nfe > 1)}")
         return said, graded([w2.max() <= 1.5, tried.w2_over_floor.min() <= 1.5])
     return judge
 
@@ -290,12 +290,13 @@ def sensitive() -> tuple[str, str]:
 
 
 def waits(what: str) -> Callable[[], tuple[str, str]]:
-    return lambda: (f"no committed run yet: {what}", "open")
+    return lambda: (f"runs are missing in {what}", "open")
 
 
-QUALITY = "results/reference/plane.csv; results/reference/images.csv; notebook 06"
+PLANE, RECIPE = "results/reference/plane.csv", "results/reference/bench/recipe.csv"
+METHODS, ANCHORED = f"steps{studies.PLANE_STEPS}/*", f"steps{studies.ANCHOR_STEPS}/*"
+QUALITY = f"{PLANE} (*/{METHODS}); results/reference/images.csv (*); notebook 06"
 EXACT = "results/reference/bench/exactness.csv"
-PLANE, RECIPE = "python benchmarks/plane.py", "python benchmarks/recipe.py"
 CLAIMS = (
     Claim("one-step-quality", "One network call gives a quality close to that of many solver steps.",
           "paper; article, 1, 4", "W2 or Frechet distance of one jump at most 1.25 times that of 100 Euler steps (32 "
@@ -305,14 +306,16 @@ CLAIMS = (
           recipe_without_anchor, "anchor_collapse"),
     *(Claim(f"recipe-{rule}", f"Regression on x_0 as published, with {words} as the anchor, generates in one step.",
             "paper", "W2 of one call within 1.5 times the floor, and the output does not repeat the anchor",
-            f"{PLANE}; {RECIPE}", recipe_with(rule.replace("-", "_")), "anchor_collapse")
+            f"{PLANE} (*_x0_{rule.replace('-', '_')}/*); {RECIPE}", recipe_with(rule.replace("-", "_")), "anchor_collapse")
       for rule, words in (("shared", "one running estimate"), ("per-example", "a stored estimate of each example"),
                           ("ground-truth", "each example itself"), ("self", "its own estimate"))),
     Claim("anchor-accuracy", "Anchoring on an estimate of x_0 improves accuracy.", "paper; article, 2, 3",
           "W2 with a self-estimated anchor below that without, by more than its 95 % interval, at equal cost",
-          f"results/reference/bench/self_anchor.csv; {PLANE}", self_anchor_accuracy, "self_anchor"),
+          f"results/reference/bench/self_anchor.csv; {PLANE} (*_integral*/{ANCHORED})",
+          self_anchor_accuracy, "self_anchor"),
     Claim("anchor-stability", "Anchoring makes training and sampling more stable.", "paper; article, 2, 3",
-          "rate of divergence and spread over seeds, with and without, the anchor iterated 1 to 100 times", PLANE,
+          "rate of divergence and spread over seeds, with and without, the anchor iterated 1 to 100 times",
+          f"{PLANE} (*/{ANCHORED})",
           anchor_stability, "anchor_stability"),
     Claim("anchor-theorem", "More information about the target never raises the least mean-squared error.", "paper",
           "the inequality during training, and at sampling time, where the anchor is noise", RECIPE,
@@ -334,9 +337,10 @@ CLAIMS = (
           "distance of one call, same network; in the plane also the same number of steps", QUALITY,
           better_than_rectified_flow, "image_samples"),
     Claim("better-than-others", "At one step it is better than PFGM++ and consistency models.", "paper; article",
-          "W2 of one call, same network and steps", PLANE, better_than_others, "plane_quality"),
+          "W2 of one call, same network and steps", f"{PLANE} (*/{METHODS})", better_than_others, "plane_quality"),
     Claim("robust", "It holds up under another data distribution and noise law.", "article, 5, names it as open",
-          "W2 against the floor on five sets and three noise laws", PLANE, robust, "plane_quality"),
+          "W2 against the floor on five sets and three noise laws", f"{PLANE} (*_integral/{METHODS})", robust,
+          "plane_quality"),
     Claim("sensitive", "It is sensitive to hyper-parameters and capacity.", "article, 5", "spread over a search",
           "results/reference/bench/tuning.csv; docs/findings.md", sensitive, "tuning"),
     Claim("precision", "Sequential solvers still win where the highest precision is needed.", "article, 5",

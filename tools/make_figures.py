@@ -97,7 +97,7 @@ def plane_quality():
 def anchor_stability():
     rows = over_floor(table("plane.csv")).query("step == @studies.ANCHOR_STEPS and path == 'rectified'")
     sets = [name for name in NAMES if name in set(rows.dataset)]
-    fig, axes = plt.subplots(1, len(sets), figsize=(2.7 * len(sets) + 1, 3.6), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(sets), figsize=(2.7 * len(sets) + 1, 4.2), sharey=True, squeeze=False)
     for ax, dataset in zip(axes[0], sets):
         part = rows[rows.dataset == dataset]
         for rule, name in RULES.items():
@@ -110,7 +110,7 @@ def anchor_stability():
                 band(ax, found, "integral identity" + ", self" * (anchor == "self"), "#56B4E9", "D", linestyle=style)
         ax.axhline(1, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
         nfe_axis(ax)
-        ax.set(title=NAMES[dataset], xlabel="network calls")
+        ax.set(title=NAMES[dataset], xlabel="network calls", ylim=(0.7, 100))  # what diverges leaves the picture
     axes[0][0].set_ylabel("$W_2$ / floor")
     fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return fig
@@ -158,10 +158,11 @@ def paired(ax, names, cells, title: str) -> None:
             values = cells[name, nfe]
             half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
             ax.errorbar(values.mean(), -i - 0.17 * (k - (len(nfes) - 1) / 2), xerr=half, fmt="o", markersize=4,
-                        elinewidth=1.2, color=shades[nfe], label=f"{nfe} call{'s' * (nfe > 1)}" if i == 0 else None)
+                        elinewidth=1.2, color=shades[nfe], label=f"{nfe:.0f} call{'s' * bool(nfe > 1)}" if i == 0 else None)
     ax.axvline(0, color=plotting.METHOD_COLORS["data"], linewidth=1)
     ax.set(title=title, xlabel="W2 with the anchor minus without", yticks=range(-len(names) + 1, 1),
            yticklabels=names[::-1])
+    ax.xaxis.set_major_locator(plt.MaxNLocator(5))
     ax.grid(axis="x")
     ax.legend(loc="lower right")
 
