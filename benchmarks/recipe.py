@@ -46,8 +46,7 @@ SETTINGS = {
 def fit(objective, dataset: str, seed: int, steps: int, longer: int = 1, **changes):
     """Train one model in the plane as ``studies.train_plane`` does, with changes of the configuration."""
     torch.manual_seed(seed)
-    anchored = getattr(objective, "anchor", None) not in (None, "none")
-    net = ifl.MLP(dim=2, hidden=128, layers=4, features=3, anchor=anchored)
+    net = ifl.MLP(dim=2, hidden=128, layers=4, features=3, anchor=studies.sees_anchor(objective))
     model = ifl.FlowMap(net, ifl.RectifiedFlow())
     settings = {"batch_size": 512, "lr": 2e-3, **changes}
     config = ifl.TrainConfig(steps=longer * steps, seed=seed, device="cpu", progress=False, **settings)

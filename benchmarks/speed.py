@@ -67,8 +67,7 @@ def make_data(shape, n: int = 10_000) -> torch.Tensor:
 def ours(network: str, objective: str, device: str, *, compile=False, clip: float | None = 1.0):
     """``fit``'s own step."""
     objective = OBJECTIVES[objective]()
-    anchored = getattr(objective, "anchor", None) not in (None, "none")
-    model = make_model(network, anchored)
+    model = make_model(network, ifl.studies.sees_anchor(objective))
     config = ifl.TrainConfig(steps=1_000_000, batch_size=NETWORKS[network][1], device=device, compile=compile, clip=clip,
                              progress=False)
     x = make_data(model.data_shape)

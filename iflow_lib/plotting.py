@@ -10,7 +10,10 @@ METHOD_COLORS = {
     "PFGM++, Euler": "#6B4C9A", "PFGM++, Heun": "#B3A0D0", "floor": "#8A8F98", "data": "#3C4048",
 }
 _MARKERS = {"Integration Flow": "o", "Euler": "s", "Heun": "^"}
-_PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+#: Names of paths and of the sets in the plane, as figures and tables show them.
+PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+SETS = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard", "two_moons": "two moons", "spiral": "spiral",
+        "pinwheel": "pinwheel"}
 
 
 def use_style() -> None:
@@ -31,7 +34,7 @@ def method_name(path: str, method: str) -> str:
     """Name of a method in figures, from the columns of a row of results: ("ve", "map") -> "Integration Flow, VE"."""
     if method in ("floor", "data"):
         return method
-    shown = _PATHS.get(path, path)
+    shown = PATHS.get(path, path)
     if method == "map":
         return f"Integration Flow, {shown}"
     return f"{'Rectified Flow' if path == 'rectified' else shown}, {method.capitalize()}"

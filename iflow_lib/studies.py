@@ -66,6 +66,11 @@ def image_set(system: str) -> str:
     return "emoji" if system.startswith("emoji_") else "fashion_mnist"
 
 
+def sees_anchor(objective) -> bool:
+    """Must the network of an objective be built with ``anchor=True``?"""
+    return getattr(objective, "anchor", None) not in (None, "none")
+
+
 def train_plane(
     system: str, dataset: str, *, seed: int, steps: int = PLANE_STEPS, device: str = "cpu", progress: bool = False
 ) -> TrainRun:
@@ -74,8 +79,7 @@ def train_plane(
     path, kind = parse_system(system, PLANE_SYSTEMS)
     objective = KINDS[kind]()
     torch.manual_seed(seed)  # the network's own start
-    anchored = getattr(objective, "anchor", None) not in (None, "none")
-    net = MLP(dim=2, hidden=128, layers=4, features=3, anchor=anchored)
+    net = MLP(dim=2, hidden=128, layers=4, features=3, anchor=sees_anchor(objective))
     model = FlowMap(net, make_path(path, images=False))
     config = TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device=device, progress=progress)
     return fit(model, objective, data_sets.load(dataset), config)
@@ -133,14 +137,14 @@ def save_with_card(model: FlowMap, system: str, manifest: dict, folder) -> None:
     train = data_sets.load(dataset).x
     some = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:POINTS]]
     floor = ", ".join(f"{name} {value:.4f}" for name, value in image_distances(dataset, some).items())
-    what, licence = {"fashion_mnist": ("Fashion-MNIST, 28x28", "the vendored subset, MIT licence, Zalando SE)"),
-                     "emoji": ("emoji, 32x32 in colour", "Noto Emoji, Apache License 2.0, Google)")}[dataset]
+    what, origin = {"fashion_mnist": ("Fashion-MNIST, 28x28", "the vendored subset, MIT licence, Zalando SE"),
+                    "emoji": ("emoji, 32x32 in colour", "Noto Emoji, Apache License 2.0, Google")}[dataset]
     card = f"""# {system}
 
 A {manifest['path']['name']} model of {what}, trained with `{manifest['objective']['name']}`.
 
 - Network: {manifest['network']['name']}, {manifest['network']['parameters']:,} parameters, stored as float16.
-- Data: {manifest['data']['shape'][0]:,} training images ({licence}.
+- Data: {manifest['data']['shape'][0]:,} training images ({origin}).
 - Training: {manifest['steps_done']:,} steps of batch {manifest['config']['batch_size']}, seed {manifest['config']['seed']},
   {manifest['seconds']:.0f} seconds of wall clock on {manifest['hardware']}.
 - Objective: `{manifest['objective']}`
@@ -292,7 +296,7 @@ def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict
         features, real = metrics.embed(x), metrics.fashion_reference(n_real)
         return {"frechet": metrics.frechet_distance(features, real), "kernel": metrics.kernel_distance(features, real)}
     real, axes = data_sets.load(dataset, split="test").x, _principal(dataset)
-    mine, theirs = (v.double().flatten(1) @ axes for v in (x.cpu(), real))
+    mine, theirs = (v.cpu().double().flatten(1) @ axes for v in (x, real))
     return {"frechet_pca": metrics.frechet_distance(mine, theirs), "sliced_w2": metrics.sliced_w2(x, real)}
 
 

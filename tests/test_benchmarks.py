@@ -213,10 +213,10 @@ def test_images(tmp_path, benchmark, monkeypatch):
     assert set(both.objective) == {"data", "IntegralIdentity", "FlowMatching"}
 
 
-def test_image_methods(tmp_path, benchmark):
+def test_image_methods(tmp_path, benchmark, monkeypatch):
     """A method, a reading of the anchor and the floor, in small, on grey images; the distances of colour images."""
     options = ["--seeds", 1, "--steps", 2, "--samples", 100, "--width", 8, "--nfes", 2, "--out", tmp_path]
-    benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity")
+    module = benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity")
     first = pd.read_csv(tmp_path / "image_methods.csv")
     benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity", "pfgmpp_x0_ground_truth")
     table = pd.read_csv(tmp_path / "image_methods.csv")
@@ -227,6 +227,10 @@ def test_image_methods(tmp_path, benchmark):
         *itertools.product(["anchor"], ("frechet", "kernel", "spread", "copy"))}
     distance = table[table.metric == "frechet"].groupby("method").value.min()
     assert distance["floor"] < 3 < 10 < distance.drop("floor").min()
+    diverged = ifl.samplers.SampleResult(torch.full((100, 1, 28, 28), torch.nan), 2, None, None)
+    monkeypatch.setattr(ifl.studies, "timed_sample", lambda *given, **named: (diverged, 1.0))
+    rows, _ = module.one("fashion_mnist", "ve_velocity", 0, 1, 8, 100, (2,), "cpu")
+    assert [row["metric"] for row in rows] == ["frechet", "kernel"] and all(row["value"] != row["value"] for row in rows)
 
 
 def test_emoji(tmp_path, benchmark, monkeypatch):

@@ -64,6 +64,7 @@ QUALITY = "plane.csv images.csv"
     ("few-calls", QUALITY, "method == 'map' and nfe == 8", 3, "partly", "reproduced"),
     ("precision", QUALITY, "method == 'euler' and nfe == 100", 3, "partly", "not reproduced"),
     ("unified", "bench/exactness.csv", "path == 've'", 5, "reproduced", "partly"),
+    ("recipe-no-anchor", "bench/exactness.csv", "quantity == 'jump_is_data_mean'", 30, "not reproduced", "partly"),
     ("recipe-no-anchor", "bench/recipe.csv", "part == 'search' and rule == 'none'", 0.1, "not reproduced", "partly"),
     ("sensitive", "bench/tuning.csv", "variant == 'base' or variant == 'warm, power 0'", 0.5, "partly", "not reproduced"),
     ("time", "bench/speed.csv", "part == 'sampling' and nfe == 50", 4, "partly", "reproduced")])

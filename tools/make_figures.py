@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import LogLocator
 from scipy.stats import t as student
 
 import iflow_lib as ifl
@@ -26,9 +27,7 @@ from iflow_lib.flow_map import FlowMap
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
-NAMES = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard", "two_moons": "two moons", "spiral": "spiral",
-         "pinwheel": "pinwheel"}
-PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+NAMES, PATHS = plotting.SETS, plotting.PATHS
 #: (objective, method) -> name, colour, marker; colours as in ``plotting``, one for each method on every path
 METHODS = {
     ("FlowMatching", "euler"): ("velocity, Euler", "#D55E00", "s"),
@@ -58,6 +57,7 @@ def nfe_axis(ax, nfes=(1, 2, 4, 8, 16, 32, 100), log_y: bool = True) -> None:
     ax.set(xscale="log", xticks=nfes, xticklabels=nfes)
     if log_y:
         ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.minorticks_off()
 

@@ -16,16 +16,14 @@ import pandas as pd
 import torch
 from scipy.stats import t as student
 
-from iflow_lib import studies
+from iflow_lib import plotting, studies
 from iflow_lib.checkpoints import write_atomic
 from iflow_lib.results import sha256
 from iflow_lib.verify import SUMS
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
-PLANE_NAMES = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard", "two_moons": "two moons",
-               "spiral": "spiral", "pinwheel": "pinwheel"}
-PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+SETS, PATHS = plotting.SETS, plotting.PATHS
 WANTED = {1: 8, 2: 16, 4: 32}  # jumps -> Euler steps of the velocity model on the same path that they should match
 
 
@@ -72,11 +70,11 @@ def plane_table(table: pd.DataFrame) -> str:
     floor = table[table.method == "floor"].groupby("dataset").value.mean()
     rows = table[(table.metric == "w2") & (table.step == studies.PLANE_STEPS) & (table.objective != "X0Regression")]
     rows = rows.assign(ratio=rows.value / rows.dataset.map(floor))
-    lines = ["| W2 / floor | network calls | " + " | ".join(PLANE_NAMES.values()) + " | median |", "|---" * 8 + "|"]
+    lines = ["| W2 / floor | network calls | " + " | ".join(SETS.values()) + " | median |", "|---" * 8 + "|"]
 
     def line(name: str, part: pd.DataFrame, nfe: int) -> None:
         part = part[part.nfe == nfe]
-        cells = [part[part.dataset == dataset].ratio for dataset in PLANE_NAMES]
+        cells = [part[part.dataset == dataset].ratio for dataset in SETS]
         lines.append(f"| {name} | {nfe} | " + " | ".join(spread(cell) for cell in cells)
                      + f" | {pd.Series([cell.mean() for cell in cells]).median():.2f} |")
 
@@ -92,7 +90,7 @@ def plane_table(table: pd.DataFrame) -> str:
 
 def images_table(table: pd.DataFrame) -> str:
     """benchmarks/images.py in README.md; in bold where jumps reach what Euler steps of the same path have to show."""
-    metrics_ = ("frechet", "kernel", "precision", "recall")
+    metrics_, table = ("frechet", "kernel", "precision", "recall"), table[table.dataset == "fashion_mnist"]
     value = table.pivot_table(index=["path", "method", "nfe"], columns="metric", values="value")
     floor = table[table.method == "floor"].set_index("metric").value
     lines = ["| Fashion-MNIST | network calls | Frechet | kernel | precision | recall |", "|---|---|---|---|---|---|"]
