@@ -40,13 +40,17 @@ VARIANTS = {
     "warm, ema 0.9995": ("warm", {}, {"ema": 0.9995}),
     "warm, conditional tangent": ("warm", {"tangent": "conditional"}, {}),
     "teacher": ("teacher", {}, {}),
-    "teacher, lr 1e-3": ("teacher", {}, {"lr": 1e-3}),
-    "teacher, lr 2e-3": ("teacher", {}, {"lr": 2e-3}),
+    "teacher, ends 0.3, detail 0": ("teacher", {"start_share": 0.3, "end_share": 0.3, "detail": 0.0}, {}),
+    "teacher, detail 0": ("teacher", {"detail": 0.0}, {}),
+    "teacher, detail 3": ("teacher", {"detail": 3.0}, {}),
+    "teacher, ends 0.3": ("teacher", {"start_share": 0.3, "end_share": 0.3}, {}),
+    "teacher, ends 0.05": ("teacher", {"start_share": 0.05, "end_share": 0.05}, {}),
     "teacher, equal 0.1": ("teacher", {"equal_share": 0.1}, {}),
     "teacher, equal 0.5": ("teacher", {"equal_share": 0.5}, {}),
-    "teacher, ends 0.1": ("teacher", {"start_share": 0.1, "end_share": 0.1}, {}),
-    "teacher, power 0": ("teacher", {"power": 0.0}, {}),
     "teacher, power 0.75": ("teacher", {"power": 0.75}, {}),
+    "teacher, lr 1e-3": ("teacher", {}, {"lr": 1e-3}),
+    "teacher, ema 0.99": ("teacher", {}, {"ema": 0.99}),
+    "teacher, ema 0.9999": ("teacher", {}, {"ema": 0.9999}),
 }
 
 

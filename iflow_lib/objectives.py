@@ -8,10 +8,7 @@ times here are line times. The family enters through ``model.path`` alone: noise
 """
 from __future__ import annotations
 
-import functools
-import importlib
 import math
-import warnings
 from dataclasses import asdict, dataclass, fields
 
 import torch
@@ -20,6 +17,7 @@ from torch import Tensor
 from .checkpoints import weights_digest
 from .flow_map import FlowMap
 from .paths import expand
+from .speed import load_jvp_rules
 
 
 @dataclass(frozen=True)
@@ -107,17 +105,6 @@ def first(k: int, *tensors: Tensor | None):  # the first k rows of each tensor; 
     return tuple(None if a is None else a[:k] for a in tensors)
 
 
-@functools.cache
-def _load_jvp_rules() -> None:
-    """torch loads its rules for forward mode at their first use, with a warning about itself that no user can act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        try:
-            importlib.import_module("torch._decomp.decompositions_for_jvp")
-        except ImportError:
-            pass  # another version keeps them elsewhere: then it warns
-
-
 @dataclass(frozen=True)
 class FlowMatching(Objective):
     """Velocity regression (arXiv 2210.02747, 2209.03003): ``E |u(x_t, t, t) - (z - x_0)|^2``.
@@ -147,6 +134,8 @@ class Triangle(Objective):
         the path's own. Wider than a velocity model's, because jumps are learned over the whole triangle s <= t.
     power: loss ``|e|^2 / (|e|^2 + 1e-3)^power`` per example, the weight without gradient (MeanFlow, eq. 22). 0 is the
         plain squared error; a larger power tames outliers and biases the mean that is learned.
+    detail: of images, weight in ``|e|^2`` of the squared differences between neighbouring pixels of the error e. What
+        minimizes it is the same, but a network that cannot reach that is more exact in fine detail, and less in the rest.
     """
 
     equal_share: float = 0.5
@@ -154,11 +143,14 @@ class Triangle(Objective):
     end_share: float = 0.1
     time_density: tuple[float, float] | str | None = (0.0, 1.6)
     power: float = 0.0
+    detail: float = 0.0
 
     def __post_init__(self):
         for name in ("equal_share", "start_share", "end_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
+        if not 0 <= self.detail < math.inf:
+            raise ValueError(f"detail must be at least 0, got {self.detail!r}")
 
     def times(self, model: FlowMap, n: int, generator: torch.Generator | None, device) -> tuple[Tensor, Tensor]:
         """Pairs of line times ``s <= t``, each (n,); all but the first ``n - round(equal_share n)`` have s = t."""
@@ -181,8 +173,14 @@ class Triangle(Objective):
                 "s": s[: n - round(self.equal_share * n)], "labels": batch.labels}
 
     def weighted(self, error: Tensor) -> Tensor:
-        """Mean over examples of the squared error (B, ...), weighted by ``power``."""
+        """Mean over examples of the squared error (B, ...), weighted by ``detail`` and ``power``. ValueError for a detail
+        of what are not images (B, C, H, W)."""
         square = error.square().flatten(1).sum(1)
+        if self.detail:
+            if error.ndim != 4:
+                raise ValueError(f"detail is of images (B, C, H, W); these examples have {error.ndim - 1} dimensions")
+            for dim in (2, 3):
+                square = square + self.detail * error.diff(dim=dim).square().flatten(1).sum(1)
         return (square / (square.detach() + 1e-3) ** self.power).mean()
 
 
@@ -196,7 +194,7 @@ class IntegralIdentity(Triangle):
 
     the MeanFlow identity (arXiv 2505.13447, eq. 6). The regression target is the right side without gradient, its
     first ``v`` replaced by the conditional velocity ``z - x_0``, whose mean given ``x_t`` is v. Converges to the exact
-    average velocity, so that one jump is a solution of the ODE. Shares, times and power: see ``Triangle``.
+    average velocity, so that one jump is a solution of the ODE. Shares, times, power, detail: see ``Triangle``.
 
     anchor: None; or "self", for a network built with ``anchor=True``: it also sees its own estimate of x_0, the end of its
         unanchored jump, ``a = x_t - t u(x_t, t, 0; no anchor)``. The end of a trajectory does not change along it, so a is
@@ -245,7 +243,7 @@ class IntegralIdentity(Triangle):
         """``d/dt u(x_t, t, s)`` along ``velocity`` with s and the anchor fixed. x, velocity: (B, ...); t, s: (B,)."""
         if self.derivative == "jvp" or self.derivative == "auto" and x.is_cuda:
             if not torch.compiler.is_compiling():
-                _load_jvp_rules()
+                load_jvp_rules()
             tangents = (velocity, torch.ones_like(t))
             return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), tangents)[1]
         ahead = t + self.step  # past t = 1 by a step at most: a one-sided difference would bias just that corner
@@ -298,7 +296,7 @@ class IntegralAdditivity(Triangle):
     ``FlowMatching``, which is what the integrals are made of. Two plain network calls a step and no derivative: it
     compiles anywhere. Cf. shortcut models (arXiv 2410.12557) and SplitMeanFlow (arXiv 2507.16884, eq. 9).
     Converges to the exact average velocity, more slowly than the identity: a jump is only as right as its halves.
-    Shares, times and power: see ``Triangle``; m is uniform between s and t.
+    Shares, times, power, detail: see ``Triangle``; m is uniform between s and t.
     """
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:

@@ -1,6 +1,8 @@
 """What makes a step fast: compiling, with a way back; bfloat16; a sensible number of threads."""
 from __future__ import annotations
 
+import functools
+import importlib
 import platform
 import warnings
 from contextlib import nullcontext
@@ -41,6 +43,17 @@ class Compiled:
 
 def _copy(value):
     return value.clone() if torch.is_tensor(value) else value
+
+
+@functools.cache
+def load_jvp_rules() -> None:
+    """torch loads its rules for forward mode at their first use, with a warning about itself that no user can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            importlib.import_module("torch._decomp.decompositions_for_jvp")
+        except ImportError:
+            pass  # another version keeps them elsewhere: then it warns
 
 
 def autocast(device: torch.device, precision: str):

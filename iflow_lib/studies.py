@@ -101,7 +101,7 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
     model = FlowMap(UNet(channels=channels, size=size, width=32, blocks=1), make_path(path, images=True))
     if kind == "integral" and teacher is not None:
         model.load_state_dict(teacher.state_dict())
-        objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.3, end_share=0.3)
+        objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.15, end_share=0.15, detail=15.0)
         settings["lr"] = 5e-4
     return model, objective, settings
 

@@ -233,6 +233,24 @@ def test_image_methods(tmp_path, benchmark, monkeypatch):
     assert [row["metric"] for row in rows] == ["frechet", "kernel"] and all(row["value"] != row["value"] for row in rows)
 
 
+def test_plane_tuning(tmp_path, benchmark):
+    """What is changed is what its manifest says, and a run in the table is not run again."""
+    options = ["--seeds", 1, "--steps", 2, "--out", tmp_path]
+    names = ("octaves 6", "width 32", "EMA 0.9", "anchor: its own estimate", "warm: half the steps FlowMatching")
+    benchmark("plane_tuning", *options, "--variants", *names)
+    table = pd.read_csv(tmp_path / "plane_tuning.csv")
+    runs = json.loads((tmp_path / "plane_tuning.manifest.json").read_text())["runs"]
+    assert len(table) == 50 + 5 * 3 * 2 * 3 and set(runs) == set(table.run_id)  # jumps, draws
+    assert runs["EMA 0.9/ve/steps2/seed0"]["config"]["ema"] == 0.9
+    sizes = table.groupby(table.run_id.str.split("/").str[0]).params.first()
+    assert sizes["octaves 6"] == sizes["EMA 0.9"] + 8 * 128 and sizes["width 32"] < 0.1 * sizes["EMA 0.9"]
+    assert set(table[table.anchor == "self"].run_id.str.split("/").str[0]) == {"anchor: its own estimate"}
+    assert runs["warm: half the steps FlowMatching/ve/steps2/seed0"]["config"]["steps"] == 1
+    before = (tmp_path / "plane_tuning.csv").stat().st_mtime_ns
+    benchmark("plane_tuning", *options, "--variants", *names)
+    assert (tmp_path / "plane_tuning.csv").stat().st_mtime_ns == before
+
+
 def test_emoji(tmp_path, benchmark, monkeypatch):
     """The distances of colour images; a model of emoji is measured beside the rows of Fashion-MNIST."""
     own, small = ifl.studies.evaluate_images, {"nfes": (1,), "n": 80}

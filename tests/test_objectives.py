@@ -397,11 +397,25 @@ def test_power_weighs_large_errors_down():
     assert losses[1, 1.0] < 1
 
 
+def test_detail_weighs_the_differences_of_neighbours():
+    """Errors with known differences: an even one has none, a ramp in one direction has its slope, in both directions."""
+    flat, across = torch.full((3, 2, 8, 8), 0.5), torch.arange(8.0).expand(3, 2, 8, 8)
+    plain, fine = IntegralIdentity(), IntegralAdditivity(detail=0.25)
+    assert float(fine.weighted(flat)) == float(plain.weighted(flat)) == 2 * 64 * 0.25
+    for ramp in (3 * across, 3 * across.mT):
+        assert float(fine.weighted(ramp) - plain.weighted(ramp)) == pytest.approx(0.25 * 2 * 8 * 7 * 9, rel=1e-6)
+    tame = IntegralIdentity(detail=0.25, power=1.0).weighted(3 * across)  # the weight is of the whole error
+    assert float(tame) == pytest.approx(1, rel=1e-4)
+    with pytest.raises(ValueError, match="detail is of images"):
+        fine.weighted(torch.zeros(3, 2))
+
+
 @pytest.mark.parametrize("options, words", [
     ({"anchor": "store"}, "anchor must be"), ({"derivative": "exact"}, "derivative must be"),
     ({"tangent": "both"}, "tangent must be"), ({"equal_share": 1.1}, "equal_share must be in [0, 1], got 1.1"),
     ({"start_share": -0.1}, "start_share"), ({"end_share": 2}, "end_share"),
-    ({"equal_share": math.nan}, "equal_share")])
+    ({"equal_share": math.nan}, "equal_share"), ({"detail": -1}, "detail must be at least 0, got -1"),
+    ({"detail": math.inf}, "detail")])
 def test_bad_options(options, words):
     with pytest.raises(ValueError) as error:
         IntegralIdentity(**options)
