@@ -1,9 +1,9 @@
 """Every objective, path and anchor rule on images: ``python benchmarks/image_methods.py --jobs 2``
 
-As benchmarks/plane.py in the plane: ten kinds (``studies.KINDS``) on three paths, three seeds, one network and training, no
-teachers, the same number of gradient steps for all. Small, for CPUs: a U-Net of width 16 (see the table for its weights),
-1,500 steps of batch 64, and 2,000 samples at 1 to 32 network calls. It tells methods apart; for how good they get with more
-training, see benchmarks/images.py. ``--full`` is the version for a GPU: width 32, 10,000 steps, 10,000 samples.
+As benchmarks/plane.py in the plane: ten kinds (``studies.image_objective``) on three paths, three seeds, one network and
+training, no teachers, equally many gradient steps for all. Small, for CPUs: a U-Net of width 16 (see the table for its
+weights), 1,500 steps of batch 64, and 2,000 samples at 1 to 32 network calls. It tells methods apart; for how good they get
+with more training, see benchmarks/images.py. ``--full`` is the version for a GPU: width 32, 10,000 steps, 10,000 samples.
 
 Fashion-MNIST, or emoji, 32x32 in colour, for --systems that you name. Distances to the test images (of Fashion-MNIST to all
 10,000 official ones): ``studies.image_distances``. For the published recipe also "spread" and "copy"
@@ -35,7 +35,7 @@ def one(dataset: str, system: str, seed: int, steps: int, width: int, n: int, nf
         return [{"dataset": dataset, "objective": "data", "method": "floor", "seed": seed, "n_samples": len(x),
                  "metric": name, "value": value} for name, value in studies.image_distances(dataset, x, REAL).items()], {}
     path, kind = studies.parse_system(system, studies.PLANE_SYSTEMS)
-    objective, train = studies.KINDS[kind](), data.load(dataset)
+    objective, train = studies.image_objective(kind), data.load(dataset)
     torch.manual_seed(seed)
     net = ifl.UNet(channels=train.x.shape[1], size=train.x.shape[-1], width=width, blocks=1,
                    anchor=studies.sees_anchor(objective))
@@ -59,7 +59,7 @@ def one(dataset: str, system: str, seed: int, steps: int, width: int, n: int, nf
         rows += [studies._row(run.model, system, run.manifest, dataset, nfe, method)
                  | {"n_samples": n, "seconds": seconds, "metric": name, "value": value} for name, value in found.items()]
     kept = {name: run.manifest[name] for name in ("objective", "path", "data", "seconds", "hardware", "versions")}
-    return rows, {**kept, "calls_per_step": calls_per_step(studies.KINDS[kind]())}
+    return rows, {**kept, "calls_per_step": calls_per_step(objective)}
 
 
 def main() -> None:
