@@ -287,6 +287,16 @@ def _fashion_features(split: str) -> Tensor:
     return embed(load("fashion_mnist", split=split))
 
 
+def interval(values) -> float:
+    """Half the 95 % interval of the mean of independent values (n,), by Student's t. NaN for fewer than two."""
+    import numpy as np
+    from scipy.stats import t as student
+
+    values = np.asarray(values, dtype=float)
+    n = len(values)
+    return float(values.std(ddof=1) * student.ppf(0.975, n - 1) / n**0.5) if n > 1 else math.nan
+
+
 # ---- checks
 
 

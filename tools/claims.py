@@ -21,6 +21,7 @@ from scipy.stats import t as student
 from iflow_lib import data, plotting, studies
 from iflow_lib.anchors import ANCHORS
 from iflow_lib.checkpoints import write_atomic
+from iflow_lib.metrics import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -124,11 +125,6 @@ def recipe_without_anchor() -> tuple[str, str]:
             f"{tried.w2_over_floor.min():.1f}",
             graded([not (ends.max()["jump_is_data_mean"] < 0.15 and ends.min()["jump_is_flow_map"] > 0.9),
                     tried.w2_over_floor.min() <= 1.5]))
-
-
-def interval(values: pd.Series) -> float:
-    """Half the 95 % interval of a mean."""
-    return float(values.std() * student.ppf(0.975, len(values) - 1) / len(values) ** 0.5)
 
 
 def self_anchor_accuracy() -> tuple[str, str]:

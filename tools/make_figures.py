@@ -17,13 +17,13 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.ticker import LogLocator
-from scipy.stats import t as student
 
 import iflow_lib as ifl
 from iflow_lib import analytic, plotting, studies
 from iflow_lib import data as data_sets
 from iflow_lib.checkpoints import write_atomic
 from iflow_lib.flow_map import FlowMap
+from iflow_lib.metrics import interval
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference"
@@ -156,8 +156,7 @@ def paired(ax, names, cells, title: str) -> None:
     for i, name in enumerate(names):
         for k, nfe in enumerate(nfes):
             values = cells[name, nfe]
-            half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-            ax.errorbar(values.mean(), -i - 0.17 * (k - (len(nfes) - 1) / 2), xerr=half, fmt="o", markersize=4,
+            ax.errorbar(values.mean(), -i - 0.17 * (k - (len(nfes) - 1) / 2), xerr=interval(values), fmt="o", markersize=4,
                         elinewidth=1.2, color=shades[nfe], label=f"{nfe:.0f} call{'s' * bool(nfe > 1)}" if i == 0 else None)
     ax.axvline(0, color=plotting.METHOD_COLORS["data"], linewidth=1)
     ax.set(title=title, xlabel="W2 with the anchor minus without", yticks=range(-len(names) + 1, 1),
@@ -298,6 +297,44 @@ def image_samples():
     return fig
 
 
+def emoji_samples():
+    """The training images, and what each number of calls makes of the same noise."""
+    shown = data_sets.load("emoji").x
+    rows = [("data", shown[torch.randperm(len(shown), generator=torch.Generator().manual_seed(1))[:12]])]
+    for method, nfe in (("euler", 8), ("euler", 32), ("map", 1), ("map", 4)):
+        model = studies.pretrained(f"emoji_rectified_{'integral' if method == 'map' else 'velocity'}")
+        what = "jump" if method == "map" else "Euler step"
+        rows.append((f"{nfe} {what}{'s' * (nfe > 1)}", ifl.sample(model, 12, nfe, method, 5).x))
+    fig, axes = plt.subplots(len(rows), 1, figsize=(8.5, 0.9 * len(rows)))
+    for ax, (name, x) in zip(axes, rows):
+        plotting.image_grid(x, ax, columns=12)
+        ax.set_title(name, fontsize=10, loc="left")
+    return fig
+
+
+def image_methods():
+    rows = table("image_methods.csv").query("metric == 'frechet' and dataset == 'fashion_mnist'")
+    floor = rows[rows.method == "floor"].value.mean()
+    fig, axes = plt.subplots(1, len(PATHS), figsize=(12, 4.6), sharey=True)
+    for ax, (path, shown) in zip(axes, PATHS.items()):
+        part = rows[rows.path == path]
+        for (objective, method), (name, color, marker) in METHODS.items():
+            found = part[(part.objective == objective) & (part.method == method) & (part.anchor == "none")]
+            if len(found):
+                band(ax, found, name, color, marker)
+        found = part[(part.objective == "IntegralIdentity") & (part.anchor == "self")]
+        band(ax, found, "integral identity, self", "#56B4E9", "o", linestyle="--")
+        for rule, name in RULES.items():
+            found = part[(part.objective == "X0Regression") & (part.anchor == rule)]
+            band(ax, found, f"recipe, {name}", RULE_COLORS[rule], "x", linestyle=":")
+        ax.axhline(floor, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
+        nfe_axis(ax, (1, 2, 8, 32))
+        ax.set(title=shown, xlabel="network calls")
+    axes[0].set_ylabel("Frechet distance")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return fig
+
+
 def cost():
     rows = over_floor(table("plane.csv")).query("nfe == 1 and anchor == 'none' and objective != 'X0Regression'")
     runs = json.loads((REFERENCE / "plane.manifest.json").read_text(encoding="utf-8"))["runs"]
@@ -323,7 +360,7 @@ def cost():
 
 
 FIGURES = (plane_quality, anchor_stability, anchor_collapse, self_anchor, theorem, trajectories, image_quality,
-           image_samples, tuning, cost, time)
+           image_samples, image_methods, emoji_samples, tuning, cost, time)
 
 
 def main(names) -> int:

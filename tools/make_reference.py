@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from scipy.stats import t as student
 
 from iflow_lib import plotting, studies
+from iflow_lib.anchors import ANCHORS
 from iflow_lib.checkpoints import write_atomic
+from iflow_lib.metrics import interval
 from iflow_lib.results import sha256
 from iflow_lib.verify import SUMS
 
@@ -106,6 +107,54 @@ def images_table(table: pd.DataFrame) -> str:
     return "\n".join([*lines, f"| floor: data against data | | {cells} |"])
 
 
+KINDS = {("FlowMatching", "none"): "velocity, Euler", ("IntegralIdentity", "none"): "integral identity",
+         ("IntegralIdentity", "self"): "integral identity, own estimate as anchor",
+         ("IntegralAdditivity", "none"): "integral additivity", ("ConsistencyTraining", "none"): "consistency training"}
+KINDS |= {("X0Regression", rule): "recipe, " + ("no anchor" if rule == "none" else f"anchor: {rule.replace('_', ' ')}")
+          for rule in ANCHORS}
+
+
+def image_methods_table(table: pd.DataFrame) -> str:
+    """benchmarks/image_methods.py in docs/findings.md: Frechet distance, seeds."""
+    rows = table[(table.metric == "frechet") & (table.dataset == "fashion_mnist")]
+    calls = (1, 2, 8, 32)
+    lines = ["| | path | " + " | ".join(f"{nfe} call{'s' * (nfe > 1)}" for nfe in calls) + " |", "|---" * 6 + "|"]
+    for (objective, anchor), name in KINDS.items():
+        for path, shown in PATHS.items():
+            part = rows[(rows.objective == objective) & (rows.anchor == anchor) & (rows.path == path)]
+            cells = [part[part.nfe == nfe].value for nfe in calls]
+            lines.append(f"| {name} | {shown} | " + " | ".join(spread(c, 1) if len(c) else "" for c in cells) + " |")
+    return "\n".join([*lines, f"| floor: data against data | | {rows[rows.method == 'floor'].value.mean():.1f} | | | |"])
+
+
+def emoji_table(table: pd.DataFrame) -> str:
+    """The emoji of benchmarks/images.py in README.md."""
+    table = table[table.dataset == "emoji"]
+    floor = table[table.method == "floor"].set_index("metric").value
+    lines = ["| emoji, 32x32 in colour | network calls | Frechet, 64 components | sliced W2 |", "|---|---|---|---|"]
+    for method, name in (("euler", "velocity, Euler"), ("map", "Integration Flow")):
+        value = table[table.method == method].pivot_table(index="nfe", columns="metric", values="value")
+        lines += [f"| {name}, rectified | {nfe:.0f} | {row.frechet_pca:.3f} | {row.sliced_w2:.4f} |"
+                  for nfe, row in value.iterrows()]
+    return "\n".join([*lines, f"| floor: data against data | | {floor.frechet_pca:.3f} | {floor.sliced_w2:.4f} |"])
+
+
+def plane_tuning_table(table: pd.DataFrame) -> str:
+    """benchmarks/plane_tuning.py in docs/findings.md: W2 over its floor, seeds; one jump against the defaults'."""
+    floor = table[table.method == "floor"].value.mean()
+    rows = table[table.method == "map"].assign(variant=table.run_id.str.split("/").str[0])
+    mean = rows.groupby(["variant", "path", "nfe", "seed"]).value.mean().div(floor)
+    apart = mean.xs(1, level="nfe").unstack("variant")
+    lines = ["| | " + " | ".join(f"{shown}, {n} call{'s' * (n > 1)}" for n in (1, 4) for shown in PATHS.values())
+             + " | one call minus the defaults' |", "|---" * 8 + "|"]
+    for variant in rows.variant.unique():
+        cells = " | ".join(spread(mean[variant, path, n]) for n in (1, 4) for path in PATHS)
+        less = apart[variant] - apart["defaults"]
+        said = "" if variant == "defaults" else f"{less.mean():+.2f} ± {interval(less):.2f}"
+        lines.append(f"| {variant} | {cells} | {said} |")
+    return "\n".join(lines)
+
+
 def exactness_table(table: pd.DataFrame) -> str:
     """benchmarks/exactness.py in README.md: the largest of the four paths' relative RMS errors, means over seeds."""
     shown = {"velocity": "the velocity", "flow_map": "the jump from t_max to 0", "posterior_mean": "the posterior mean"}
@@ -124,7 +173,7 @@ def self_anchor_table(table: pd.DataFrame) -> str:
     lines = ["| | network calls | no anchor | anchor=\"self\" | difference |", "|---|---|---|---|---|"]
     for (dataset, path, nfe), rows in table[table.nfe.isin([1, 2, 4])].groupby(["dataset", "path", "nfe"], sort=False):
         none, own = (rows[rows.anchor == a].sort_values("seed").w2.to_numpy() for a in ("none", "self"))
-        half = (own - none).std(ddof=1) * student.ppf(0.975, len(none) - 1) / len(none) ** 0.5
+        half = interval(own - none)
         name = f"{dataset.replace('_', ' ').replace('gaussians', 'Gaussians')}, {path}"
         lines.append(f"| {name} | {nfe} | {none.mean():.3f} | {own.mean():.3f} | {(own - none).mean():+.3f} ± {half:.3f} |")
     return "\n".join(lines)
@@ -268,7 +317,7 @@ def precision_table(table: pd.DataFrame) -> str:
     lines = ["| derivative, precision | W2 of one jump | against the exact one |", "|---|---|---|"]
     for name in table.variant.unique():
         apart = wide[name] - wide["jvp"]
-        half = apart.std(ddof=1) * student.ppf(0.975, len(apart) - 1) / len(apart) ** 0.5
+        half = interval(apart)
         lines.append(f"| {name} | {wide[name].mean():.4f} | " + (f"{apart.mean():+.4f} ± {half:.4f} |" if half else " |"))
     return "\n".join(lines)
 
