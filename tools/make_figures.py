@@ -297,44 +297,6 @@ def image_samples():
     return fig
 
 
-def emoji_samples():
-    """The training images, and what each number of calls makes of the same noise."""
-    shown = data_sets.load("emoji").x
-    rows = [("data", shown[torch.randperm(len(shown), generator=torch.Generator().manual_seed(1))[:12]])]
-    for method, nfe in (("euler", 8), ("euler", 32), ("map", 1), ("map", 4)):
-        model = studies.pretrained(f"emoji_rectified_{'integral' if method == 'map' else 'velocity'}")
-        what = "jump" if method == "map" else "Euler step"
-        rows.append((f"{nfe} {what}{'s' * (nfe > 1)}", ifl.sample(model, 12, nfe, method, 5).x))
-    fig, axes = plt.subplots(len(rows), 1, figsize=(8.5, 0.9 * len(rows)))
-    for ax, (name, x) in zip(axes, rows):
-        plotting.image_grid(x, ax, columns=12)
-        ax.set_title(name, fontsize=10, loc="left")
-    return fig
-
-
-def image_methods():
-    rows = table("image_methods.csv").query("metric == 'frechet' and dataset == 'fashion_mnist'")
-    floor = rows[rows.method == "floor"].value.mean()
-    fig, axes = plt.subplots(1, len(PATHS), figsize=(12, 4.6), sharey=True)
-    for ax, (path, shown) in zip(axes, PATHS.items()):
-        part = rows[rows.path == path]
-        for (objective, method), (name, color, marker) in METHODS.items():
-            found = part[(part.objective == objective) & (part.method == method) & (part.anchor == "none")]
-            if len(found):
-                band(ax, found, name, color, marker)
-        found = part[(part.objective == "IntegralIdentity") & (part.anchor == "self")]
-        band(ax, found, "integral identity, self", "#56B4E9", "o", linestyle="--")
-        for rule, name in RULES.items():
-            found = part[(part.objective == "X0Regression") & (part.anchor == rule)]
-            band(ax, found, f"recipe, {name}", RULE_COLORS[rule], "x", linestyle=":")
-        ax.axhline(floor, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
-        nfe_axis(ax, (1, 2, 8, 32))
-        ax.set(title=shown, xlabel="network calls")
-    axes[0].set_ylabel("Frechet distance")
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    return fig
-
-
 def cost():
     rows = over_floor(table("plane.csv")).query("nfe == 1 and anchor == 'none' and objective != 'X0Regression'")
     runs = json.loads((REFERENCE / "plane.manifest.json").read_text(encoding="utf-8"))["runs"]
@@ -360,7 +322,7 @@ def cost():
 
 
 FIGURES = (plane_quality, anchor_stability, anchor_collapse, self_anchor, theorem, trajectories, image_quality,
-           image_samples, image_methods, emoji_samples, tuning, cost, time)
+           image_samples, tuning, cost, time)
 
 
 def main(names) -> int:

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 
 from iflow_lib import plotting, studies
-from iflow_lib.anchors import ANCHORS
 from iflow_lib.checkpoints import write_atomic
 from iflow_lib.metrics import interval
 from iflow_lib.results import sha256
@@ -105,54 +104,6 @@ def images_table(table: pd.DataFrame) -> str:
                 lines.append(f"| {name}, {shown} | {nfe:.0f} | " + " | ".join(cells) + " |")
     cells = " | ".join(f"{floor[m]:.{3 if m in metrics_[:2] else 2}f}" for m in metrics_)
     return "\n".join([*lines, f"| floor: data against data | | {cells} |"])
-
-
-KINDS = {("FlowMatching", "none"): "velocity, Euler", ("IntegralIdentity", "none"): "integral identity",
-         ("IntegralIdentity", "self"): "integral identity, own estimate as anchor",
-         ("IntegralAdditivity", "none"): "integral additivity", ("ConsistencyTraining", "none"): "consistency training"}
-KINDS |= {("X0Regression", rule): "recipe, " + ("no anchor" if rule == "none" else f"anchor: {rule.replace('_', ' ')}")
-          for rule in ANCHORS}
-
-
-def image_methods_table(table: pd.DataFrame) -> str:
-    """benchmarks/image_methods.py in docs/findings.md: Frechet distance, seeds."""
-    rows = table[(table.metric == "frechet") & (table.dataset == "fashion_mnist")]
-    calls = (1, 2, 8, 32)
-    lines = ["| | path | " + " | ".join(f"{nfe} call{'s' * (nfe > 1)}" for nfe in calls) + " |", "|---" * 6 + "|"]
-    for (objective, anchor), name in KINDS.items():
-        for path, shown in PATHS.items():
-            part = rows[(rows.objective == objective) & (rows.anchor == anchor) & (rows.path == path)]
-            cells = [part[part.nfe == nfe].value for nfe in calls]
-            lines.append(f"| {name} | {shown} | " + " | ".join(spread(c, 1) if len(c) else "" for c in cells) + " |")
-    return "\n".join([*lines, f"| floor: data against data | | {rows[rows.method == 'floor'].value.mean():.1f} | | | |"])
-
-
-def emoji_table(table: pd.DataFrame) -> str:
-    """The emoji of benchmarks/images.py in README.md."""
-    table = table[table.dataset == "emoji"]
-    floor = table[table.method == "floor"].set_index("metric").value
-    lines = ["| emoji, 32x32 in colour | network calls | Frechet, 64 components | sliced W2 |", "|---|---|---|---|"]
-    for method, name in (("euler", "velocity, Euler"), ("map", "Integration Flow")):
-        value = table[table.method == method].pivot_table(index="nfe", columns="metric", values="value")
-        lines += [f"| {name}, rectified | {nfe:.0f} | {row.frechet_pca:.3f} | {row.sliced_w2:.4f} |"
-                  for nfe, row in value.iterrows()]
-    return "\n".join([*lines, f"| floor: data against data | | {floor.frechet_pca:.3f} | {floor.sliced_w2:.4f} |"])
-
-
-def plane_tuning_table(table: pd.DataFrame) -> str:
-    """benchmarks/plane_tuning.py in docs/findings.md: W2 over its floor, seeds; one jump against the defaults'."""
-    floor = table[table.method == "floor"].value.mean()
-    rows = table[table.method == "map"].assign(variant=table.run_id.str.split("/").str[0])
-    mean = rows.groupby(["variant", "path", "nfe", "seed"]).value.mean().div(floor)
-    apart = mean.xs(1, level="nfe").unstack("variant")
-    lines = ["| | " + " | ".join(f"{shown}, {n} call{'s' * (n > 1)}" for n in (1, 4) for shown in PATHS.values())
-             + " | one call minus the defaults' |", "|---" * 8 + "|"]
-    for variant in rows.variant.unique():
-        cells = " | ".join(spread(mean[variant, path, n]) for n in (1, 4) for path in PATHS)
-        less = apart[variant] - apart["defaults"]
-        said = "" if variant == "defaults" else f"{less.mean():+.2f} ± {interval(less):.2f}"
-        lines.append(f"| {variant} | {cells} | {said} |")
-    return "\n".join(lines)
 
 
 def exactness_table(table: pd.DataFrame) -> str:
