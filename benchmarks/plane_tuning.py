@@ -1,7 +1,7 @@
 """What are the defaults in the plane worth? ``python benchmarks/plane_tuning.py --jobs 2``
 
 IntegralIdentity on the checkerboard, the hardest of the five sets, on three paths: network and training of
-``studies.train_plane``, 1,500 steps, three seeds, one thing changed at a time: times, weight, shares, what the network sees
+``studies.plane_setup``, 1,500 steps, three seeds, one thing changed at a time: times, weight, shares, what the network sees
 of times, EMA, learning rate, batch, capacity, an anchor, a warm start. Measured as exact W2 of 2,000 samples of one and of
 four jumps to fresh points, mean of three draws, beside the floor.
 
@@ -55,14 +55,12 @@ def one(variant: str, path: str, seed: int, steps: int, nfes) -> tuple[list[dict
     if variant == "floor":
         return studies.floor_rows(SET, pairs=50), {}
     of_objective, of_network, of_config = VARIANTS[variant]
-    of_network = dict(of_network)
-    class_ = type("MLP", (ifl.MLP,), {"frequencies": of_network.pop("frequencies", ifl.MLP.frequencies)})
-    torch.manual_seed(seed)
-    model = ifl.FlowMap(class_(**{"dim": 2, "hidden": 128, "layers": 4, "features": 3, **of_network}),
-                        studies.make_path(path, images=False))
-    objective = dataclasses.replace(studies.KINDS["integral"](), **of_objective)
-    config = ifl.TrainConfig(**{"steps": steps, "batch_size": 512, "lr": 2e-3, "seed": seed, "device": "cpu",
-                                "progress": False, **of_config})
+    octaves = {"frequencies": of_network.get("frequencies", ifl.MLP.frequencies)}
+    model, objective, settings = studies.plane_setup(
+        f"{path}_integral", seed=seed, network=type("MLP", (ifl.MLP,), octaves),
+        **{name: value for name, value in of_network.items() if name not in octaves})
+    objective = dataclasses.replace(objective, **of_objective)
+    config = ifl.TrainConfig(**settings | of_config, steps=steps, device="cpu", progress=False)
     train, half = data.load(SET), dataclasses.replace(config, steps=steps // 2)
     try:
         if variant.startswith("warm"):

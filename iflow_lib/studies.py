@@ -46,8 +46,10 @@ PLANE_SYSTEMS = tuple(f"{path}_{kind}" for kind in KINDS for path in PATH_NAMES)
 SYSTEMS = tuple(f"{path}_{kind}" for kind in ("velocity", "integral") for path in PATH_NAMES)  # teachers first
 EMOJI_SYSTEMS = ("emoji_rectified_velocity", "emoji_rectified_integral")  # the emoji's, in colour
 NFES = (1, 2, 4, 8, 16, 32, 100)
-#: Gradient steps of the reference results, of the comparison of anchor rules, and of the shipped checkpoints.
-PLANE_STEPS, ANCHOR_STEPS, IMAGE_STEPS = 10000, 2500, 12000
+#: Gradient steps of the reference results and of the comparison of anchor rules.
+PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
+#: The shipped image models: steps of a cycle of each kind, and the systems with more than one cycle (``train_images``).
+IMAGE_STEPS, IMAGE_CYCLES = {"velocity": 12000, "integral": 24000}, {"rectified_integral": 2}
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
 JUMP_POWER = 1.737
@@ -78,17 +80,23 @@ def sees_anchor(objective) -> bool:
     return getattr(objective, "anchor", None) not in (None, "none")
 
 
-def train_plane(
-    system: str, dataset: str, *, seed: int, steps: int = PLANE_STEPS, device: str = "cpu", progress: bool = False
-) -> TrainRun:
-    """Train one system on one of the sets in the plane: MLP 128 x 4 with three octaves of features, batch 512,
-    Adam 2e-3 with half a cosine."""
+def plane_setup(system: str, *, seed: int, network=MLP, **of_network) -> tuple[FlowMap, Objective, dict]:
+    """Fresh model of points in the plane, its objective and the settings of its training, one setup for all systems: MLP
+    128 x 4 with three octaves of features, batch 512, Adam 2e-3 with half a cosine. network: its class, of_network:
+    changes of its arguments."""
     path, kind = parse_system(system, PLANE_SYSTEMS)
     objective = KINDS[kind]()
     torch.manual_seed(seed)  # the network's own start
-    net = MLP(dim=2, hidden=128, layers=4, features=3, anchor=sees_anchor(objective))
-    model = FlowMap(net, make_path(path, images=False))
-    config = TrainConfig(steps=steps, batch_size=512, lr=2e-3, seed=seed, device=device, progress=progress)
+    net = network(**dict(dim=2, hidden=128, layers=4, features=3, anchor=sees_anchor(objective)) | of_network)
+    return FlowMap(net, make_path(path, images=False)), objective, dict(batch_size=512, lr=2e-3, seed=seed)
+
+
+def train_plane(
+    system: str, dataset: str, *, seed: int, steps: int = PLANE_STEPS, device: str = "cpu", progress: bool = False
+) -> TrainRun:
+    """Train one system on one of the sets in the plane, with the settings of ``plane_setup``."""
+    model, objective, settings = plane_setup(system, seed=seed)
+    config = TrainConfig(steps=steps, device=device, progress=progress, **settings)
     return fit(model, objective, data_sets.load(dataset), config)
 
 
@@ -106,7 +114,7 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
     what was best for that (docs/findings.md); without one it starts from nothing.
     """
     path, kind = parse_system(system)
-    settings = dict(batch_size=64, lr=1e-3, ema=0.999, seed=0)
+    settings = dict(batch_size=64, lr=1e-3, ema=0.999)
     objective = FlowMatching()
     if kind == "integral":
         objective = image_objective(kind)
@@ -120,10 +128,13 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
     return model, objective, settings
 
 
-def train_images(system: str, folder, *, steps: int = IMAGE_STEPS, device: str = "auto", progress: bool = True) -> FlowMap:
+def train_images(system: str, folder, *, steps: int | None = None, cycles: int | None = None, device: str = "auto",
+                 progress: bool = True) -> FlowMap:
     """Train one system on the vendored Fashion-MNIST or emoji and save it, with its model card, into ``folder``. An
     integral has the velocity model beside that folder as its teacher, or if there is none the shipped one.
 
+    steps: of each cycle, by default ``IMAGE_STEPS``; cycles: how many, by default 1 or ``IMAGE_CYCLES``. Each cycle after
+    the first goes on from the averaged weights, with the whole learning-rate schedule again and the next seed.
     Killed or interrupted (KeyboardInterrupt), the next call continues: checkpoints are kept beside ``folder`` until it is
     done.
     """
@@ -133,12 +144,20 @@ def train_images(system: str, folder, *, steps: int = IMAGE_STEPS, device: str =
         beside, name = FilePath(folder).parent, system.removesuffix("integral") + "velocity"
         teacher = pretrained(name, beside if (beside / name).is_dir() else None)
     model, objective, settings = image_setup(system, teacher)
+    steps, cycles = steps or IMAGE_STEPS[kind], cycles or IMAGE_CYCLES.get(system, 1)
     state = FilePath(folder).with_name(f"{FilePath(folder).name}-in-training")
-    config = TrainConfig(steps=steps, device=device, progress=progress, out_dir=state, **settings)
-    run = fit(model, objective, data_sets.load(image_set(system)), config, resume="auto")
-    if run.manifest["interrupted"]:
-        raise KeyboardInterrupt(f"{system} was interrupted after {run.manifest['steps_done']} of {steps} steps")
-    run.manifest["config"]["out_dir"] = ""
+    manifests = []
+    for cycle in range(cycles):
+        config = TrainConfig(**settings | {"seed": cycle}, steps=steps, device=device, progress=progress,
+                             out_dir=state / f"cycle-{cycle}")
+        run = fit(model, objective, data_sets.load(image_set(system)), config, resume="auto")
+        if run.manifest["interrupted"]:
+            raise KeyboardInterrupt(f"{system} was interrupted after {cycle * steps + run.manifest['steps_done']} of "
+                                    f"{cycles * steps} steps")
+        manifests.append(run.manifest)
+        model.load_state_dict(run.model.state_dict())
+    run.manifest["config"] |= {"out_dir": "", "seed": 0}
+    run.manifest |= {"cycles": cycles} | {part: sum(m[part] for m in manifests) for part in ("steps_done", "seconds")}
     save_with_card(run.model, system, run.manifest, folder)
     shutil.rmtree(state)
     return run.model
@@ -159,8 +178,9 @@ A {manifest['path']['name']} model of {what}, trained with `{manifest['objective
 
 - Network: {manifest['network']['name']}, {manifest['network']['parameters']:,} parameters, stored as float16.
 - Data: {manifest['data']['shape'][0]:,} training images ({origin}).
-- Training: {manifest['steps_done']:,} steps of batch {manifest['config']['batch_size']}, seed {manifest['config']['seed']},
-  {manifest['seconds']:.0f} seconds of wall clock on {manifest['hardware']}.
+- Training: {manifest['steps_done']:,} steps of batch {manifest['config']['batch_size']}, cycles of the learning rate:
+  {manifest['cycles']}, seed {manifest['config']['seed']}, {manifest['seconds']:.0f} seconds of wall clock on
+  {manifest['hardware']}.
 - Objective: `{manifest['objective']}`
 - Use: `iflow_lib.studies.pretrained("{system}")`. Made for teaching and comparison.
 

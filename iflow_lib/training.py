@@ -346,7 +346,9 @@ class _Loop:
         self.average.load_state_dict(part("average."))
         for i, w in enumerate(self.weights):
             state = part(f"optimizer.{i}.")
-            self.optimizer.state[w] = {k: v.to(w.device) for k, v in state.items()}
+            self.optimizer.state[w] = {  # in the layout of w: a fused Adam reads the moments as they lie in memory
+                k: torch.empty_like(w, dtype=v.dtype).copy_(v) if v.shape == w.shape else v.to(w.device)
+                for k, v in state.items()}
         self.generator.set_state(tensors["generator"])
         self.objective.load_state(part("objective."))
         self.objective.load_files(place)
