@@ -69,7 +69,7 @@ def main() -> None:
     options.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS)
     options.add_argument("--nfes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     options.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="folder of the models")
-    options.add_argument("--steps", type=int, default=None, help="in a cycle of training, for a model that is missing")
+    options.add_argument("--steps", type=int, default=None, help="of a model that has to be trained first")
     given = options.parse_args()
     for system in given.systems:
         if not (given.checkpoints / system).is_dir():

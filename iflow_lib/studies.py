@@ -48,8 +48,8 @@ EMOJI_SYSTEMS = ("emoji_rectified_velocity", "emoji_rectified_integral")  # the 
 NFES = (1, 2, 4, 8, 16, 32, 100)
 #: Gradient steps of the reference results and of the comparison of anchor rules.
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
-#: The shipped image models: steps of a cycle of each kind, and the systems with more than one cycle (``train_images``).
-IMAGE_STEPS, IMAGE_CYCLES = {"velocity": 12000, "integral": 24000}, {"rectified_integral": 2}
+#: Gradient steps of the shipped image models, by kind.
+IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
 JUMP_POWER = 1.737
@@ -128,15 +128,14 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
     return model, objective, settings
 
 
-def train_images(system: str, folder, *, steps: int | None = None, cycles: int | None = None, device: str = "auto",
-                 progress: bool = True) -> FlowMap:
+def train_images(
+    system: str, folder, *, steps: int | None = None, device: str = "auto", progress: bool = True
+) -> FlowMap:
     """Train one system on the vendored Fashion-MNIST or emoji and save it, with its model card, into ``folder``. An
     integral has the velocity model beside that folder as its teacher, or if there is none the shipped one.
 
-    steps: of each cycle, by default ``IMAGE_STEPS``; cycles: how many, by default 1 or ``IMAGE_CYCLES``. Each cycle after
-    the first goes on from the averaged weights, with the whole learning-rate schedule again and the next seed.
-    Killed or interrupted (KeyboardInterrupt), the next call continues: checkpoints are kept beside ``folder`` until it is
-    done.
+    steps: by default ``IMAGE_STEPS`` of its kind. Killed or interrupted (KeyboardInterrupt), the next call
+    continues: checkpoints are kept beside ``folder`` until it is done.
     """
     path, kind = parse_system(system)
     teacher = None
@@ -144,20 +143,12 @@ def train_images(system: str, folder, *, steps: int | None = None, cycles: int |
         beside, name = FilePath(folder).parent, system.removesuffix("integral") + "velocity"
         teacher = pretrained(name, beside if (beside / name).is_dir() else None)
     model, objective, settings = image_setup(system, teacher)
-    steps, cycles = steps or IMAGE_STEPS[kind], cycles or IMAGE_CYCLES.get(system, 1)
     state = FilePath(folder).with_name(f"{FilePath(folder).name}-in-training")
-    manifests = []
-    for cycle in range(cycles):
-        config = TrainConfig(**settings | {"seed": cycle}, steps=steps, device=device, progress=progress,
-                             out_dir=state / f"cycle-{cycle}")
-        run = fit(model, objective, data_sets.load(image_set(system)), config, resume="auto")
-        if run.manifest["interrupted"]:
-            raise KeyboardInterrupt(f"{system} was interrupted after {cycle * steps + run.manifest['steps_done']} of "
-                                    f"{cycles * steps} steps")
-        manifests.append(run.manifest)
-        model.load_state_dict(run.model.state_dict())
-    run.manifest["config"] |= {"out_dir": "", "seed": 0}
-    run.manifest |= {"cycles": cycles} | {part: sum(m[part] for m in manifests) for part in ("steps_done", "seconds")}
+    config = TrainConfig(steps=steps or IMAGE_STEPS[kind], device=device, progress=progress, out_dir=state, **settings)
+    run = fit(model, objective, data_sets.load(image_set(system)), config, resume="auto")
+    if run.manifest["interrupted"]:
+        raise KeyboardInterrupt(f"{system} was interrupted after {run.manifest['steps_done']} of {config.steps} steps")
+    run.manifest["config"]["out_dir"] = ""
     save_with_card(run.model, system, run.manifest, folder)
     shutil.rmtree(state)
     return run.model
@@ -178,9 +169,8 @@ A {manifest['path']['name']} model of {what}, trained with `{manifest['objective
 
 - Network: {manifest['network']['name']}, {manifest['network']['parameters']:,} parameters, stored as float16.
 - Data: {manifest['data']['shape'][0]:,} training images ({origin}).
-- Training: {manifest['steps_done']:,} steps of batch {manifest['config']['batch_size']}, cycles of the learning rate:
-  {manifest['cycles']}, seed {manifest['config']['seed']}, {manifest['seconds']:.0f} seconds of wall clock on
-  {manifest['hardware']}.
+- Training: {manifest['steps_done']:,} steps of batch {manifest['config']['batch_size']}, seed {manifest['config']['seed']},
+  {manifest['seconds']:.0f} seconds of wall clock on {manifest['hardware']}.
 - Objective: `{manifest['objective']}`
 - Use: `iflow_lib.studies.pretrained("{system}")`. Made for teaching and comparison.
 
