@@ -15,8 +15,8 @@ $(if $(wildcard iflow_lib/__init__.py),,$(error run make in the folder of this M
 
 help:
 	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
-	@echo 'make reference   make the plane's, images' and recipe's results again and compare  [JOBS=2 runs in the plane at once]'
-	@echo 'make test        run every check'
+	@echo 'make reference   make the plane's, images' and recipe's results again and compare  [JOBS=2 runs at once]'
+	@echo 'make test        run every check                                 [JOBS=2 at once]'
 	@echo 'make lab         open JupyterLab on the notebooks'
 	@echo 'make lock        pin the newest versions that pyproject.toml allows: requirements.lock, environment.yml'
 	@echo 'make clean       remove .venv, results/runs and caches'
@@ -35,7 +35,7 @@ reference: .venv/installed
 
 test: .venv/installed
 	.venv/bin/ruff check .
-	.venv/bin/python -m pytest --cov=iflow_lib --cov-report=term --cov-fail-under=92
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal --cov=iflow_lib --cov-report=term --cov-fail-under=92
 
 lab: .venv/installed
 	.venv/bin/jupyter lab notebooks

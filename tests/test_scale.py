@@ -164,12 +164,16 @@ def test_bfloat16_learns_the_same():
 
 
 def test_threads_are_few_for_a_small_network_and_given_back():
-    before = torch.get_num_threads()
-    with Threads(0, work=1000):
-        assert torch.get_num_threads() == 1
-    with Threads(0, work=1 << 40):
-        assert torch.get_num_threads() == before
-    assert torch.get_num_threads() == before
+    own = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Threads(0, work=1000):
+            assert torch.get_num_threads() == 1
+        with Threads(0, work=1 << 40):
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(own)
 
 
 @pytest.mark.parametrize("wrong", [{"compile": "yes"}, {"precision": "float16"}, {"threads": -1}, {"threads": 1.5}])

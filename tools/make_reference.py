@@ -28,22 +28,22 @@ WANTED = {1: 8, 2: 16, 4: 32}  # jumps -> Euler steps of the velocity model on t
 
 
 def models() -> None:
-    """One model of each kind, 2,500 steps, as in plane.csv with seed 0."""
+    """One model of each kind, trained as those of plane.csv with seed 0."""
     for kind in studies.KINDS:
         system, dataset = f"rectified_{kind}", "eight_gaussians"
         folder = REFERENCE / "checkpoints" / f"{dataset}_{system}"
         if folder.is_dir():
             continue
-        run = studies.train_plane(system, dataset, seed=0, steps=studies.ANCHOR_STEPS)
+        run = studies.train_plane(system, dataset, seed=0, steps=studies.PLANE_STEPS)
         rows = studies.evaluate_plane(run, system, dataset, nfes=(1, 2, 8), draws=3)
         measured = "\n".join(f"| {r['method']} | {r['nfe']} | {r['metric']} | {r['value']:.3f} |" for r in rows)
         card = f"""# {dataset}, {system}
 
 Eight Gaussians in the plane, {run.manifest['path']['name']}, `{run.manifest['objective']}`.
 
-- {studies.ANCHOR_STEPS:,} steps of batch 512, seed 0, {run.manifest['seconds']:.0f} seconds on {run.manifest['hardware']};
+- {studies.PLANE_STEPS:,} steps of batch 512, seed 0, {run.manifest['seconds']:.0f} seconds on {run.manifest['hardware']};
   {run.model.parameter_count:,} parameters, stored as float16.
-- For notebooks and figures: trained a quarter as long as the models behind the tables.
+- For notebooks and figures.
 
 Means of three draws of 2,000 points:
 
@@ -310,7 +310,8 @@ README_TABLES = {
     "exactness": ("bench/exactness.csv", exactness_table),
     "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
     "recipe": ("bench/recipe.csv", recipe_table), "straight": ("bench/recipe.csv", straight_table),
-    "tuning": ("bench/tuning.csv", tuning_table), "claims": ("claims.csv", claims_table),
+    "tuning": ("bench/tuning.csv", tuning_table),
+    "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
     "compiling": ("bench/speed.csv", compiling_table), "sampling": ("bench/speed.csv", sampling_table),
     "threads": ("bench/speed.csv", threads_table), "precision": ("bench/precision.csv", precision_table),
