@@ -6,6 +6,7 @@ once, for the notebooks, the shipped checkpoints and the reference results alike
 """
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -50,6 +51,7 @@ NFES = (1, 2, 4, 8, 16, 32, 100)
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
 #: Gradient steps of image models, by kind; the integrals that ship still have 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
+IMAGE_WIDTH = 48  # of their U-Net
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
 JUMP_POWER = 1.737
@@ -110,7 +112,7 @@ def image_objective(kind: str) -> Objective:
 def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, Objective, dict]:
     """Fresh model of images, its objective and the settings of its training, one setup for all systems.
 
-    teacher: a velocity model on the same path. The integral then starts from its weights and learns its flow map, with
+    teacher: a velocity model on the same path. The integral then starts from its network and learns its flow map, with
     what was best for that (docs/findings.md); without one it starts from nothing.
     """
     path, kind = parse_system(system)
@@ -120,12 +122,12 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
         objective = image_objective(kind)
     torch.manual_seed(0)
     channels, size = (3, 32) if image_set(system) == "emoji" else (1, 28)
-    model = FlowMap(UNet(channels=channels, size=size, width=32, blocks=1), make_path(path, images=True))
+    net = UNet(channels=channels, size=size, width=IMAGE_WIDTH, blocks=1)
     if kind == "integral" and teacher is not None:
-        model.load_state_dict(teacher.state_dict())
+        net = copy.deepcopy(teacher.net).float()
         objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.15, end_share=0.15, detail=15.0)
         settings["lr"] = 5e-4
-    return model, objective, settings
+    return FlowMap(net, make_path(path, images=True)), objective, settings
 
 
 def train_images(
