@@ -41,7 +41,8 @@ def calls_per_step(objective) -> float:
     """Network evaluations per example and step of an objective, a backward pass counting as two."""
     if isinstance(objective, ifl.IntegralIdentity):
         if objective.teacher is not None:
-            return 4 + (1 - objective.equal_share) * 2
+            hidden = 2 * bool(objective.perceptual)  # twice 0.65 of a call, and back to what it was of
+            return 4 + (1 - objective.equal_share) * (2 + hidden)
         each = 3 if objective.tangent == "network" else 2
         return 3 + (1 - objective.equal_share) * each + (objective.anchor is not None)
     if isinstance(objective, ifl.IntegralAdditivity):

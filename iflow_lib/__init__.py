@@ -14,13 +14,13 @@ _HOME = {
     "MLP": "networks", "UNet": "networks", "Transformer": "networks",
     "FlowMap": "flow_map",
     "FlowMatching": "objectives", "IntegralIdentity": "objectives", "IntegralAdditivity": "objectives",
-    "ConsistencyTraining": "objectives", "Distillation": "objectives", "Batch": "objectives",
+    "Batch": "objectives", "ConsistencyTraining": "baselines", "Distillation": "baselines",
     "X0Regression": "anchors", "AnchorStore": "anchors",
     "TrainConfig": "training", "TrainRun": "training", "fit": "training",
     "SampleResult": "samplers", "sample": "samplers", "reflow": "samplers",
 }
-_MODULES = ("analytic", "anchors", "checkpoints", "data", "diagnostics", "metrics", "objectives", "networks", "paths",
-            "plotting", "reproduce", "results", "samplers", "studies", "training")
+_MODULES = ("analytic", "anchors", "baselines", "checkpoints", "data", "diagnostics", "metrics", "objectives",
+            "networks", "paths", "plotting", "reproduce", "results", "samplers", "studies", "training")
 __all__ = [*_HOME, *_MODULES]
 
 

@@ -175,8 +175,8 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
-                labels: Tensor | None = None) -> Tensor:
+    def _down(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None, labels: Tensor | None) -> list[Tensor]:
+        """What times and classes tell, and the features of both stages."""
         _check_anchor(self, x, anchor)
         e = self.embed(time_features(t, s, self.frequencies, self.gap_frequencies)) + _class_vectors(self.table, labels, x)
         h = self.stem(self.fold(torch.cat([x, anchor], dim=1) if self.anchor else x))
@@ -185,6 +185,15 @@ class UNet(nn.Module):
         skip, h = h, self.shrink(h)
         for block in self.middle:
             h = block(h, e)
+        return [e, skip, h]
+
+    def hidden(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """Features of the lower resolution (B, 2 width, height, width); arguments as of a call."""
+        return self._down(x, t, s, anchor, labels)[2]
+
+    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
+                labels: Tensor | None = None) -> Tensor:
+        e, skip, h = self._down(x, t, s, anchor, labels)
         h = torch.cat([self.grow(h), skip], dim=1)
         for block in self.up:
             h = block(h, e)

@@ -172,15 +172,17 @@ class Triangle(Objective):
         return {"x_0": batch.x_0, "z": batch.draw_noise(model, generator), "t": t,
                 "s": s[: n - round(self.equal_share * n)], "labels": batch.labels}
 
-    def weighted(self, error: Tensor) -> Tensor:
-        """Mean over examples of the squared error (B, ...), weighted by ``detail`` and ``power``. ValueError for a detail
-        of what are not images (B, C, H, W)."""
+    def weighted(self, error: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Mean over examples of the squared error (B, ...), weighted by ``detail`` and ``power``; extra: (k,), added to
+        the squares of the first k. ValueError for a detail of what are not images (B, C, H, W)."""
         square = error.square().flatten(1).sum(1)
         if self.detail:
             if error.ndim != 4:
                 raise ValueError(f"detail is of images (B, C, H, W); these examples have {error.ndim - 1} dimensions")
             for dim in (2, 3):
                 square = square + self.detail * error.diff(dim=dim).square().flatten(1).sum(1)
+        if extra is not None:
+            square = torch.cat([square[: len(extra)] + extra, square[len(extra):]])
         return (square / (square.detach() + 1e-3) ** self.power).mean()
 
 
@@ -204,6 +206,12 @@ class IntegralIdentity(Triangle):
     teacher: a ``FlowMap`` with a trained velocity, on the same path: its ``u(x, t, t)`` stands for the velocity in target
         and tangent. Targets are then without noise, and what is learned is the teacher's flow map, without integrating it.
         Start from the teacher's weights. ``fit`` moves it to its device.
+    perceptual: with a teacher whose network has ``hidden`` (``UNet``), weight in ``|e|^2`` of what the error does to the
+        teacher's hidden features h at the end of the jump, the self-perceptual loss of arXiv 2401.00110:
+
+            |h(x_t - (t - s) u, s) - h(x_t - (t - s) target, s)|^2 / max(t - s, 0.02)^2.
+
+        What minimizes the loss is the same; a network that cannot reach that errs where the teacher sees it least.
     derivative: "jvp", exact, forward mode; "difference", central with half width ``step``, in float32 at least: two plain
         network calls, cheaper where forward mode is slow (benchmarks/speed.py); "auto": the first on CUDA, else the second.
     """
@@ -213,9 +221,14 @@ class IntegralIdentity(Triangle):
     derivative: str = "auto"
     step: float = 1e-3
     teacher: FlowMap | None = None
+    perceptual: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        if not 0 <= self.perceptual < math.inf:
+            raise ValueError(f"perceptual must be at least 0, got {self.perceptual!r}")
+        if self.perceptual and not hasattr(getattr(self.teacher, "net", None), "hidden"):
+            raise ValueError("perceptual needs a teacher whose network has hidden features, as UNet does")
         if self.teacher is not None and self.anchor is not None:
             raise ValueError("a teacher's velocity knows nothing of anchors: use teacher or anchor, not both")
         for name, allowed in (("anchor", (None, "self")), ("tangent", ("network", "conditional")),
@@ -281,9 +294,20 @@ class IntegralIdentity(Triangle):
             with torch.no_grad():
                 own = self.tangent == "network" and self.teacher is None
                 along = model(x, now, now, a, c) if own else velocity[:k]
-                slope = expand(now - then, x) * self.total_derivative(model, x, now, then, along, a, c)
+                gap = expand(now - then, x)
+                slope = gap * self.total_derivative(model, x, now, then, along, a, c)
                 target = torch.cat([velocity[:k] - slope, velocity[k:]])
-        return self.weighted(model(x_t, t, s, anchor, labels) - target), None
+        error, extra = model(x_t, t, s, anchor, labels) - target, None
+        if k and self.perceptual:
+            seen = self.seen(x - gap * target[:k], gap * error[:k], then, c)
+            extra = self.perceptual * seen / (now - then).clamp(min=0.02) ** 2
+        return self.weighted(error, extra), None
+
+    def seen(self, x: Tensor, error: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
+        """Squared distance (k,) of the teacher's hidden features at ``x`` and at ``x - error``."""
+        with torch.no_grad():
+            right = self.teacher.net.hidden(x, s, s, labels=labels)
+        return (self.teacher.net.hidden(x - error, s, s, labels=labels) - right).square().flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -317,82 +341,3 @@ class IntegralAdditivity(Triangle):
                 late = model(x - expand(now - middle, x) * early, middle, then, labels=c)
                 target = torch.cat([expand(1 - share, x) * early + expand(share, x) * late, target[k:]])
         return self.weighted(model(x_t, t, s, labels=labels) - target), None
-
-
-@dataclass(frozen=True)
-class ConsistencyTraining(Objective):
-    """Easy Consistency Tuning, from scratch (locuslab/ect; consistency models, arXiv 2303.01469).
-
-    With ``f(x_t, t) = x_t - t u(x_t, t, 0)``, the jump to the data, and the same noise z at two noise levels t > r,
-
-        loss = w (sqrt(|f(x_t, t) - f(x_r, r)|^2 + c^2) - c),    w = 1 / (t - r),     f(x_r, r) without gradient,
-        t = exp(mean + std n),   r = t (1 - q^-(stage + 1) (1 + k sigmoid(-b t))),  r >= 0.
-
-    Here t and r are noise levels ``sigma / alpha``, on every path. Converges, as the stages close the gap between t and r,
-    to the flow map onto the data, ``f(x_t, t) = x_0`` of the trajectory through x_t; nothing is learned about s > 0.
-
-    mean, std: of ln t; q, k, b: as above; stages: the training is cut into so many equal parts; c: of the distance, for
-    data of unit scale and one dimension: it is multiplied by sqrt(N); start_share: examples at the start of sampling.
-    """
-
-    mean: float = -1.1
-    std: float = 2.0
-    q: float = 2.0
-    k: float = 8.0
-    b: float = 1.0
-    stages: int = 8
-    c: float = 0.03
-    start_share: float = 0.1
-
-    def __post_init__(self):
-        if not (self.q > 1 and self.stages >= 1 and self.c > 0 and self.std > 0 and 0 <= self.start_share <= 1):
-            raise ValueError(f"need q > 1, stages >= 1, c > 0, std > 0 and start_share in [0, 1], got {self}")
-
-    def levels(self, model: FlowMap, n: int, stage: int, generator, device) -> tuple[Tensor, Tensor]:
-        """Noise levels r < t, each (n,), none above that of ``tau_max`` (1e4 where that is infinite)."""
-        last = min(model.path.tau_max, 1 - 1e-4)
-        highest, source = last / (1 - last), generator.device if generator is not None else "cpu"
-        t = torch.exp(self.mean + self.std * torch.randn(n, generator=generator, device=source)).clamp(max=highest)
-        t[torch.rand(n, generator=generator, device=source) < self.start_share] = highest
-        shrink = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
-        return t.to(device), (t * (1 - shrink).clamp(min=0)).to(device)
-
-    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
-        stage = min(self.stages - 1, self.stages * batch.step // batch.steps)
-        t, r = self.levels(model, len(batch.x_0), stage, generator, batch.x_0.device)
-        return {"x_0": batch.x_0, "z": batch.draw_noise(model, generator), "t": t, "r": r, "labels": batch.labels}
-
-    def loss(self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, r: Tensor,
-             labels: Tensor | None) -> tuple[Tensor, None]:
-        def end(level: Tensor) -> Tensor:
-            tau = level / (1 + level)
-            x = on_line(x_0, z, tau)
-            return x - expand(tau, x) * model(x, tau, torch.zeros_like(tau), labels=labels)
-
-        with torch.no_grad():
-            target = end(r)
-        c = self.c * math.sqrt(x_0[0].numel())
-        distance = ((end(t) - target).square().flatten(1).sum(1) + c**2).sqrt() - c
-        return (distance / (t - r)).mean(), None
-
-
-@dataclass(frozen=True)
-class Distillation(Objective):
-    """One-step distillation of a rectified flow (arXiv 2209.03003, section 2.1): ``E |z - u(z, 1, 0) - x_0|^2`` on pairs.
-
-    Needs coupled data, ``samplers.reflow(model, n)``. On the pairs of a k-th reflow it gives the distilled k-RF; on
-    independent pairs, the mean of the data.
-    """
-
-    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0, team=None) -> None:
-        if model.path.tau_max != 1:
-            raise ValueError(f"Distillation is defined on RectifiedFlow, not on {model.path.name}")
-
-    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
-        if batch.noise is None:
-            raise ValueError("Distillation needs coupled noise: train on reflow(model, n)")
-        return {"x_0": batch.x_0, "z": batch.noise, "labels": batch.labels}
-
-    def loss(self, model: FlowMap, x_0: Tensor, z: Tensor, labels: Tensor | None) -> tuple[Tensor, None]:
-        one = torch.ones(len(x_0), device=x_0.device, dtype=x_0.dtype)
-        return (z - model(z, one, torch.zeros_like(one), labels=labels) - x_0).square().mean(), None

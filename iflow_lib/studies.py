@@ -21,17 +21,11 @@ import torch
 from . import data as data_sets
 from . import metrics
 from .anchors import ANCHORS, X0Regression
+from .baselines import ConsistencyTraining
 from .checkpoints import read_config, write_atomic
 from .flow_map import FlowMap
 from .networks import MLP, UNet
-from .objectives import (
-    ConsistencyTraining,
-    FlowMatching,
-    IntegralAdditivity,
-    IntegralIdentity,
-    Objective,
-    Triangle,
-)
+from .objectives import FlowMatching, IntegralAdditivity, IntegralIdentity, Objective, Triangle
 from .paths import Path, PoissonFlow, RectifiedFlow, VarianceExploding
 from .samplers import SampleResult, sample
 from .training import TrainConfig, TrainRun, fit
@@ -51,7 +45,6 @@ NFES = (1, 2, 4, 8, 16, 32, 100)
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
 #: Gradient steps of image models, by kind; the integrals that ship still have 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
-IMAGE_WIDTH = 48  # of their U-Net
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
 JUMP_POWER = 1.737
@@ -122,7 +115,7 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
         objective = image_objective(kind)
     torch.manual_seed(0)
     channels, size = (3, 32) if image_set(system) == "emoji" else (1, 28)
-    net = UNet(channels=channels, size=size, width=IMAGE_WIDTH, blocks=1)
+    net = UNet(channels=channels, size=size, width=32, blocks=1)
     if kind == "integral" and teacher is not None:
         net = copy.deepcopy(teacher.net).float()
         objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.15, end_share=0.15, detail=15.0)

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import t as student
+from torch.utils.flop_counter import FlopCounterMode
 
 import iflow_lib as ifl
 
@@ -134,6 +135,21 @@ def test_calls_per_step_are_the_network_calls(benchmark):
         count = 0.0
         objective(model, ifl.Batch(data.x, index=torch.arange(64)), torch.Generator())
         assert common.calls_per_step(objective) == count / 64, objective
+
+
+def test_calls_per_step_of_a_perceptual_loss(benchmark):
+    """Its hidden features are not whole calls: counted in operations, of images of both sizes."""
+    for channels, size in ((1, 28), (3, 32)):
+        models = [ifl.FlowMap(ifl.UNet(channels, size, width=32, blocks=1), ifl.RectifiedFlow()) for _ in range(2)]
+        objective = ifl.IntegralIdentity(teacher=models[0], equal_share=0.25, perceptual=1.0, derivative="difference")
+        objective.prepare(models[1], None)
+        x, t = torch.randn(64, channels, size, size), torch.ones(64)
+        with FlopCounterMode(display=False) as whole:
+            objective(models[1], x, torch.Generator()).backward()
+        with FlopCounterMode(display=False) as call:
+            models[1](x, t, t)
+        assert whole.get_total_flops() / call.get_total_flops() == pytest.approx(benchmark("common").calls_per_step(
+            objective), rel=0.02)
 
 
 def test_plane(tmp_path, benchmark):

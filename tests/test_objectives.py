@@ -6,13 +6,12 @@ import torch
 from exact import MEAN, STD, GaussianNet, column, one_line, randomise, spread
 from torch import nn
 
+from iflow_lib.baselines import ConsistencyTraining, Distillation
 from iflow_lib.data import TensorData
 from iflow_lib.flow_map import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.objectives import (
     Batch,
-    ConsistencyTraining,
-    Distillation,
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
@@ -410,7 +409,53 @@ def test_detail_weighs_the_differences_of_neighbours():
         fine.weighted(torch.zeros(3, 2))
 
 
+def test_a_perceptual_loss_sees_what_the_teacher_sees():
+    """By hand: at the ends of the jumps, per unit of time, added to the squares before they are weighted; nothing else
+    changes, and where the error is zero neither does this."""
+    torch.manual_seed(0)
+    nets = [UNet(size=8, width=8, blocks=1).double() for _ in range(2)]
+    for net in nets:
+        torch.nn.init.normal_(net.out.weight, std=0.1)
+    teacher, model = (FlowMap(net, RectifiedFlow()) for net in nets)
+    common = dict(teacher=teacher, power=0.5, equal_share=0.25, detail=2.0)
+    objective = IntegralIdentity(**common, perceptual=0.7)
+    objective.prepare(model, None)
+    g, x_0 = torch.Generator().manual_seed(1), torch.randn(12, 1, 8, 8, dtype=torch.float64)
+    drawn = objective.draw(model, Batch(x_0), g) | {"z": torch.randn(x_0.shape, generator=g, dtype=torch.float64)}
+    drawn |= {name: drawn[name].double() for name in "ts"}
+    t, s = drawn["t"], drawn["s"]
+    k, caught = len(s), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(IntegralIdentity, "weighted", lambda self, *given: caught.append(given) or given[0].sum())
+        objective.loss(model, **drawn)
+    (error, extra), gap = caught[0], (t[:k] - s).clamp(min=0.02)
+    assert k == 9 and len(extra) == k and float(gap.min()) > 0.02 - 1e-12
+    x_t = (1 - t[:k, None, None, None]) * x_0[:k] + t[:k, None, None, None] * drawn["z"][:k]
+    own, span = model(x_t, t[:k], s), (t[:k] - s)[:, None, None, None]
+    ends = [x_t - span * own, x_t - span * (own - error[:k])]
+    far = torch.stack([teacher.net.hidden(end, s, s) for end in ends]).diff(dim=0)[0].square().flatten(1).sum(1)
+    assert torch.allclose(extra, 0.7 * far / gap**2, rtol=1e-6) and float(extra.detach().min()) > 0
+    assert not objective.seen(ends[0], torch.zeros_like(ends[0]), s, None).any()
+    plain, loss = IntegralIdentity(**common), objective.loss(model, **drawn)[0]
+    square = error.square().flatten(1).sum(1) + 2 * sum(error.diff(dim=d).square().flatten(1).sum(1) for d in (2, 3))
+    square[:k] += extra
+    assert float(loss) == pytest.approx(float((square / (square + 1e-3).sqrt()).mean()), rel=1e-9)
+    assert float(plain.loss(model, **drawn)[0]) < float(loss)
+    loss.backward()
+    assert all(p.grad is None for p in teacher.parameters()) and all(p.grad is not None for p in model.parameters())
+
+
+def test_hidden_features_are_those_of_a_call():
+    net, seen = UNet(size=16, width=8, blocks=2, classes=3), []
+    net.middle[-1].register_forward_hook(lambda _module, _given, out: seen.append(out))
+    x, t, s, labels = torch.randn(4, 1, 16, 16), torch.rand(4), torch.zeros(4), torch.tensor([0, 1, 2, -1])
+    net(x, t, s, labels=labels)
+    assert torch.equal(net.hidden(x, t, s, labels=labels), seen[0]) and seen[0].shape == (4, 16, 4, 4)
+
+
 @pytest.mark.parametrize("options, words", [
+    ({"perceptual": 1.0}, "perceptual needs a teacher whose network has hidden features"),
+    ({"perceptual": -1.0}, "perceptual must be at least 0, got -1"), ({"perceptual": math.inf}, "perceptual"),
     ({"anchor": "store"}, "anchor must be"), ({"derivative": "exact"}, "derivative must be"),
     ({"tangent": "both"}, "tangent must be"), ({"equal_share": 1.1}, "equal_share must be in [0, 1], got 1.1"),
     ({"start_share": -0.1}, "start_share"), ({"end_share": 2}, "end_share"),

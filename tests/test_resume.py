@@ -14,12 +14,11 @@ from exact import one_line, randomise
 
 from iflow_lib import run_folder, studies, training
 from iflow_lib.anchors import X0Regression
+from iflow_lib.baselines import ConsistencyTraining, Distillation
 from iflow_lib.data import TensorData, load
 from iflow_lib.flow_map import FlowMap
 from iflow_lib.networks import MLP
 from iflow_lib.objectives import (
-    ConsistencyTraining,
-    Distillation,
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
