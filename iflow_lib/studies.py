@@ -118,7 +118,8 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
     net = UNet(channels=channels, size=size, width=32, blocks=1)
     if kind == "integral" and teacher is not None:
         net = copy.deepcopy(teacher.net).float()
-        objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.15, end_share=0.15, detail=15.0)
+        objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.15, end_share=0.15, detail=15.0,
+                            perceptual=1.0)
         settings["lr"] = 5e-4
     return FlowMap(net, make_path(path, images=True)), objective, settings
 
