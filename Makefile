@@ -30,7 +30,9 @@ reproduce: .venv/installed
 reference: .venv/installed
 	.venv/bin/python benchmarks/plane.py --jobs $(JOBS) --out results/runs/reference
 	.venv/bin/python benchmarks/images.py --checkpoints results/runs/reference/checkpoints --out results/runs/reference
+	.venv/bin/python benchmarks/image_methods.py --jobs $(JOBS) --out results/runs/reference
 	.venv/bin/python benchmarks/recipe.py --out results/runs/reference
+	.venv/bin/python benchmarks/plane_tuning.py --jobs $(JOBS) --out results/runs/reference
 	.venv/bin/iflow verify results/runs/reference
 
 test: .venv/installed

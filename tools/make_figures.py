@@ -3,9 +3,9 @@
 plane_quality: quality against network calls for every method, path and set; anchor_stability: the published recipe with
 each anchor, iterated; anchor_collapse: what it generates, and from which anchor; trajectories: jumps beside the exact flow;
 self_anchor: what a self-estimated anchor changes in one that works; theorem: what the anchors tell of x_0; image_quality,
-image_samples: Fashion-MNIST; tuning: one jump after training with other settings; cost: quality at one call against what
-training cost; time: of sampling, against network calls. All if none is named.
-A figure whose table or models are not there is named and left out.
+image_samples: Fashion-MNIST; image_methods: every method on it, trained briefly; tuning, plane_tuning: after training
+with other settings; cost: quality at one call against what training cost; time: of sampling, against network calls.
+All if none is named. A figure whose table or models are not there is named and left out.
 """
 import io
 import json
@@ -37,6 +37,7 @@ METHODS = {
     ("ConsistencyTraining", "map"): ("consistency training", "#B5508B", "P")}
 RULES = {"none": "no anchor", "shared": "shared", "per_example": "per example", "ground_truth": "ground truth",
          "self": "self"}
+LARGEST = 1000  # Frechet distance drawn; what is farther lies there
 RULE_COLORS = dict(zip(RULES, ("#3C4048", "#0072B2", "#D55E00", "#E69F00", "#009E73")))
 
 
@@ -149,7 +150,7 @@ def anchor_collapse():
     return fig
 
 
-def paired(ax, names, cells, title: str) -> None:
+def paired(ax, names, cells, title: str, what: str = "W2 with the anchor minus without") -> None:
     """One line a name: mean differences with 95 % intervals; cells: {(name, nfe): values}."""
     shades = {1: "#0072B2", 2: "#56B4E9", 4: "#009E73", 8: "#8A8F98"}
     nfes = sorted({nfe for _, nfe in cells})
@@ -159,7 +160,7 @@ def paired(ax, names, cells, title: str) -> None:
             ax.errorbar(values.mean(), -i - 0.17 * (k - (len(nfes) - 1) / 2), xerr=interval(values), fmt="o", markersize=4,
                         elinewidth=1.2, color=shades[nfe], label=f"{nfe:.0f} call{'s' * bool(nfe > 1)}" if i == 0 else None)
     ax.axvline(0, color=plotting.METHOD_COLORS["data"], linewidth=1)
-    ax.set(title=title, xlabel="W2 with the anchor minus without", yticks=range(-len(names) + 1, 1),
+    ax.set(title=title, xlabel=what, yticks=range(-len(names) + 1, 1),
            yticklabels=names[::-1])
     ax.xaxis.set_major_locator(plt.MaxNLocator(5))
     ax.grid(axis="x")
@@ -215,6 +216,18 @@ def tuning():
     ax.set_xticks([4, 6, 10, 15, 20, 30], ["4", "6", "10", "15", "20", "30"])
     ax.minorticks_off()
     ax.legend()
+    return fig
+
+
+def plane_tuning():
+    rows = over_floor(table("bench/plane_tuning.csv"))
+    rows = rows.assign(variant=rows.run_id.str.split("/").str[0])
+    values = rows.pivot_table(index=["variant", "path", "seed"], columns="nfe", values="value")
+    apart = {name: values.loc[name] - values.loc["defaults"] for name in set(rows.variant) - {"defaults"}}
+    names = sorted(apart, key=lambda name: apart[name][1].mean())
+    fig, ax = plt.subplots(figsize=(7.5, 0.36 * len(names) + 1.4))
+    paired(ax, names, {(name, nfe): apart[name][nfe].dropna().to_numpy() for name in names for nfe in values}, "",
+           "$W_2$ / floor, more than with the defaults")
     return fig
 
 
@@ -297,6 +310,37 @@ def image_samples():
     return fig
 
 
+def image_methods():
+    rows = table("image_methods.csv").query("dataset == 'fashion_mnist' and metric == 'frechet'")
+    kinds = [(objective, "none", name, method) for (objective, method), (name, *_) in METHODS.items() if method != "heun"]
+    kinds.insert(2, ("IntegralIdentity", "self", "integral identity, self", "map"))
+    kinds += [("X0Regression", rule, f"recipe, {name}", "map" if rule == "none" else "anchor")
+              for rule, name in RULES.items()]
+    shades = {1: "#0072B2", 2: "#56B4E9", 8: "#E69F00", 32: "#D55E00"}
+    fig, axes = plt.subplots(1, len(PATHS), figsize=(12.5, 4.6), sharey=True, sharex=True)
+    for ax, path in zip(axes, PATHS):
+        for i, (objective, anchor, _, method) in enumerate(kinds):
+            found = rows[(rows.path == path) & (rows.objective == objective) & (rows.anchor == anchor)
+                         & (rows.method == method)]
+            for k, (nfe, color) in enumerate(shades.items()):
+                values = found[found.nfe == nfe].value.clip(upper=LARGEST)
+                lift = i + 0.18 * (k - 1.5)
+                ax.plot(values, [lift] * len(values), "o", color=color, markersize=3.5, alpha=0.5, markeredgewidth=0)
+                ax.plot([values.mean()], [lift], "|", color=color, markersize=9, markeredgewidth=2,
+                        label=f"{nfe} call{'s' * (nfe > 1)}")
+        ax.set(xscale="log", title=PATHS[path], xlabel="Frechet distance", yticks=range(len(kinds)),
+               yticklabels=[name for _, _, name, _ in kinds])
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+        ax.minorticks_off()
+        ax.grid(axis="x")
+    axes[0].invert_yaxis()
+    handles, names = axes[0].get_legend_handles_labels()
+    shown = dict(zip(names, handles))
+    fig.legend(shown.values(), shown, loc="outside lower center", ncols=4)
+    return fig
+
+
 def cost():
     rows = over_floor(table("plane.csv")).query("nfe == 1 and anchor == 'none' and objective != 'X0Regression'")
     runs = json.loads((REFERENCE / "plane.manifest.json").read_text(encoding="utf-8"))["runs"]
@@ -322,7 +366,7 @@ def cost():
 
 
 FIGURES = (plane_quality, anchor_stability, anchor_collapse, self_anchor, theorem, trajectories, image_quality,
-           image_samples, tuning, cost, time)
+           image_samples, image_methods, tuning, plane_tuning, cost, time)
 
 
 def main(names) -> int:

@@ -170,6 +170,45 @@ def tuning_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def image_methods_table(table: pd.DataFrame) -> str:
+    """benchmarks/image_methods.py in docs/findings.md: Frechet distance, the recipe also after its best number of calls."""
+    rows = table[(table.dataset == "fashion_mnist") & (table.metric == "frechet") & (table.method != "floor")]
+    lines = ["| Fashion-MNIST, Frechet distance | network calls | " + " | ".join(PATHS.values()) + " |", "|---" * 5 + "|"]
+    names = {"FlowMatching": "velocity, Euler", "ConsistencyTraining": "consistency training",
+             "IntegralAdditivity": "integral additivity", "IntegralIdentity": "integral identity",
+             "X0Regression": "recipe"}
+    for objective, name in names.items():
+        for anchor in rows[rows.objective == objective].anchor.unique():
+            part = rows[(rows.objective == objective) & (rows.anchor == anchor)]
+            for nfe in sorted(part.nfe.unique()):
+                cells = [part[(part.path == path) & (part.nfe == nfe)].value for path in PATHS]
+                shown = [f"{c.mean():.3g} ± {(c.max() - c.min()) / 2:.2g}" if c.notna().all() and c.mean() < 1000
+                         else "over 1000" for c in cells]
+                told = "" if anchor == "none" and objective != "X0Regression" else f", {anchor.replace('_', ' ')}"
+                lines.append(f"| {name}{told} | {nfe:.0f} | " + " | ".join(shown) + " |")
+    floor = table[(table.method == "floor") & (table.metric == "frechet")].value
+    return "\n".join([*lines, f"| floor: data against data | | {spread(floor)} | | |"])
+
+
+def plane_tuning_table(table: pd.DataFrame) -> str:
+    """benchmarks/plane_tuning.py in docs/findings.md: W2 over its floor, mean of paths and seeds, and what it is more than
+    the defaults', same path and seed, with its 95 % interval; in bold where that leaves out 0. The best comes first."""
+    rows, floor = table[table.method != "floor"], table[table.method == "floor"].value.mean()
+    rows = rows.assign(ratio=rows.value / floor, variant=rows.run_id.str.split("/").str[0])
+    values = rows.pivot_table(index=["variant", "path", "seed"], columns="nfe", values="ratio")
+    lines = ["| | " + " | ".join(f"{nfe:.0f} call{'s' * (nfe > 1)} | more than the defaults" for nfe in values) + " |",
+             "|---" * (1 + 2 * values.shape[1]) + "|"]
+    for variant in values[values.columns[0]].groupby("variant").mean().sort_values().index:
+        cells = []
+        for nfe in values:
+            apart = (values.loc[variant, nfe] - values.loc["defaults", nfe]).dropna()
+            told = f"{apart.mean():+.2f} ± {interval(apart):.2f}" if variant != "defaults" else ""
+            told = f"**{told}**" if abs(apart.mean()) > interval(apart) else told
+            cells += [f"{values.loc[variant, nfe].mean():.2f}", told]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def recipe_table(table: pd.DataFrame) -> str:
     """The search of benchmarks/recipe.py in docs/findings.md."""
     rows = table[table.part == "search"]
@@ -298,6 +337,8 @@ def readme() -> None:
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, (file, make) in README_TABLES.items():
+            if f"<!-- {name} -->" not in text:
+                continue
             part = f"<!-- {name} -->\n{make(pd.read_csv(REFERENCE / file))}\n<!-- /{name} -->"
             text = re.sub(rf"<!-- {name} -->.*<!-- /{name} -->", lambda _, part=part: part, text, flags=re.S)
         write_atomic(ROOT / page, text)
@@ -310,6 +351,8 @@ README_TABLES = {
     "exactness": ("bench/exactness.csv", exactness_table),
     "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
     "recipe": ("bench/recipe.csv", recipe_table), "straight": ("bench/recipe.csv", straight_table),
+    "image_methods": ("image_methods.csv", image_methods_table),
+    "plane_tuning": ("bench/plane_tuning.csv", plane_tuning_table),
     "tuning": ("bench/tuning.csv", tuning_table), "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
     "compiling": ("bench/speed.csv", compiling_table), "sampling": ("bench/speed.csv", sampling_table),
