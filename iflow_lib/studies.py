@@ -43,7 +43,7 @@ EMOJI_SYSTEMS = ("emoji_rectified_velocity", "emoji_rectified_integral")  # the 
 NFES = (1, 2, 4, 8, 16, 32, 100)
 #: Gradient steps of the reference results and of the comparison of anchor rules.
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
-#: Gradient steps of image models, by kind; the integrals that ship still have 12,000 (docs/findings.md).
+#: Gradient steps of image models, by kind; ve_integral, as it ships, has 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.

@@ -228,6 +228,9 @@ def plane_tuning():
     fig, ax = plt.subplots(figsize=(7.5, 0.36 * len(names) + 1.4))
     paired(ax, names, {(name, nfe): apart[name][nfe].dropna().to_numpy() for name in names for nfe in values}, "",
            "$W_2$ / floor, more than with the defaults")
+    ax.set_xscale("symlog", linthresh=0.25, linscale=1.5)  # one of them is far off
+    ax.set_xticks([-0.2, -0.1, 0, 0.1, 0.2, 1, 5], ["-0.2", "-0.1", "0", "0.1", "0.2", "1", "5"])
+    ax.legend(loc="upper right")
     return fig
 
 
