@@ -32,7 +32,7 @@ reference: .venv/installed
 	.venv/bin/python benchmarks/images.py --checkpoints results/runs/reference/checkpoints --out results/runs/reference
 	.venv/bin/python benchmarks/image_methods.py --jobs $(JOBS) --out results/runs/reference
 	.venv/bin/python benchmarks/recipe.py --out results/runs/reference
-	.venv/bin/python benchmarks/plane_tuning.py --jobs $(JOBS) --out results/runs/reference
+	.venv/bin/python benchmarks/plane_tuning.py --jobs $(JOBS) --out results/runs/reference/bench
 	.venv/bin/iflow verify results/runs/reference
 
 test: .venv/installed

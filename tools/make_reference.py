@@ -171,7 +171,7 @@ def tuning_table(table: pd.DataFrame) -> str:
 
 
 def image_methods_table(table: pd.DataFrame) -> str:
-    """benchmarks/image_methods.py in docs/findings.md: Frechet distance, the recipe also after its best number of calls."""
+    """benchmarks/image_methods.py in docs/findings.md: Frechet distance, mean of the seeds and half their range."""
     rows = table[(table.dataset == "fashion_mnist") & (table.metric == "frechet") & (table.method != "floor")]
     lines = ["| Fashion-MNIST, Frechet distance | network calls | " + " | ".join(PATHS.values()) + " |", "|---" * 5 + "|"]
     names = {"FlowMatching": "velocity, Euler", "ConsistencyTraining": "consistency training",
