@@ -45,6 +45,8 @@ NFES = (1, 2, 4, 8, 16, 32, 100)
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
 #: Gradient steps of image models, by kind; ve_integral, as it ships, has 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
+#: Channels of the image models' U-Net, a path's velocity and integral alike: the rectified ones need more (docs/findings.md).
+IMAGE_WIDTH, WIDER = 32, {"rectified_velocity": 48, "rectified_integral": 48}
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
 JUMP_POWER = 1.737
@@ -115,7 +117,7 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
         objective = image_objective(kind)
     torch.manual_seed(0)
     channels, size = (3, 32) if image_set(system) == "emoji" else (1, 28)
-    net = UNet(channels=channels, size=size, width=32, blocks=1)
+    net = UNet(channels=channels, size=size, width=WIDER.get(system, IMAGE_WIDTH), blocks=1)
     if kind == "integral" and teacher is not None:
         net = copy.deepcopy(teacher.net).float()
         objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.15, end_share=0.15, detail=15.0,
