@@ -45,7 +45,7 @@ NFES = (1, 2, 4, 8, 16, 32, 100)
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
 #: Gradient steps of image models, by kind; ve_integral, as it ships, has 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
-#: Channels of the image models' U-Net, a path's velocity and integral alike: the rectified ones need more (docs/findings.md).
+#: Width of the image models' U-Net, velocity and integral alike; the rectified path needs more (docs/findings.md).
 IMAGE_WIDTH, WIDER = 32, {"rectified_velocity": 48, "rectified_integral": 48}
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
