@@ -42,7 +42,7 @@ def calls_per_step(objective) -> float:
     if isinstance(objective, ifl.IntegralIdentity):
         if objective.teacher is not None:
             hidden = 2 * bool(objective.perceptual)  # twice 0.65 of a call, and back to what it was of
-            return 4 + (1 - objective.equal_share) * (2 + hidden)
+            return 4 + (1 - objective.equal_share) * (2 + hidden) + 5 * bool(objective.matching)  # 3 and its features
         each = 3 if objective.tangent == "network" else 2
         return 3 + (1 - objective.equal_share) * each + (objective.anchor is not None)
     if isinstance(objective, ifl.IntegralAdditivity):

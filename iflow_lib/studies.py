@@ -45,8 +45,8 @@ NFES = (1, 2, 4, 8, 16, 32, 100)
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
 #: Gradient steps of image models, by kind; ve_integral, as it ships, has 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
-#: Width of the image models' U-Net, velocity and integral alike; the rectified path needs more (docs/findings.md).
-IMAGE_WIDTH, WIDER = 32, {"rectified_velocity": 48, "rectified_integral": 48}
+#: and how a trained integral of images is finished: steps, their peak learning rate, weight of ``matching``
+FINISH_STEPS, FINISH_LR, FINISH_MATCHING = 3000, 3e-4, 50.0
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
 JUMP_POWER = 1.737
@@ -117,7 +117,7 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
         objective = image_objective(kind)
     torch.manual_seed(0)
     channels, size = (3, 32) if image_set(system) == "emoji" else (1, 28)
-    net = UNet(channels=channels, size=size, width=WIDER.get(system, IMAGE_WIDTH), blocks=1)
+    net = UNet(channels=channels, size=size, width=32, blocks=1)
     if kind == "integral" and teacher is not None:
         net = copy.deepcopy(teacher.net).float()
         objective = replace(objective, teacher=teacher, equal_share=0.25, start_share=0.15, end_share=0.15, detail=15.0,
@@ -127,28 +127,64 @@ def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, O
 
 
 def train_images(
-    system: str, folder, *, steps: int | None = None, device: str = "auto", progress: bool = True
+    system: str, folder, *, steps: int | None = None, finish: bool = True, device: str = "auto", progress: bool = True
 ) -> FlowMap:
     """Train one system on the vendored Fashion-MNIST or emoji and save it, with its model card, into ``folder``. An
-    integral has the velocity model beside that folder as its teacher, or if there is none the shipped one.
+    integral has the velocity model beside that folder as its teacher, or if there is none the shipped one, and then
+    ``finish_images`` goes on with it.
 
-    steps: by default ``IMAGE_STEPS`` of its kind. Killed or interrupted (KeyboardInterrupt), the next call
-    continues: checkpoints are kept beside ``folder`` until it is done.
+    steps: by default ``IMAGE_STEPS`` of its kind; finishing takes an eighth of them more. Killed or interrupted
+    (KeyboardInterrupt), the next call continues: checkpoints are kept beside ``folder`` until it is done.
     """
     path, kind = parse_system(system)
-    teacher = None
-    if kind == "integral":
-        beside, name = FilePath(folder).parent, system.removesuffix("integral") + "velocity"
-        teacher = pretrained(name, beside if (beside / name).is_dir() else None)
+    steps, settings = steps or IMAGE_STEPS[kind], {"device": device, "progress": progress}
+    if not _state(folder, "-finish").is_dir():
+        model, objective, more = image_setup(system, _teacher(system, folder) if kind == "integral" else None)
+        trained = _fit_images(system, folder, "", model, objective, {"steps": steps, **more, **settings})
+    if kind == "velocity" or not finish:
+        return trained
+    return finish_images(system, folder, steps=max(steps // 8, 1), **settings)
+
+
+def finish_images(
+    system: str, folder, *, steps: int = FINISH_STEPS, device: str = "auto", progress: bool = True
+) -> FlowMap:
+    """Train the integral that is saved in ``folder`` on, with ``matching`` (docs/findings.md), and put the result in its
+    place. Its manifest keeps the earlier one as "before". Interrupted, it continues as ``train_images`` does. ValueError
+    for a velocity model, or one that is finished."""
+    if parse_system(system)[1] != "integral":
+        raise ValueError(f"{system} has nothing to be finished: only integrals have")
+    before, teacher = training_manifest(system, FilePath(folder).parent), _teacher(system, folder)
+    if "before" in before:
+        raise ValueError(f"{folder} is finished already")
     model, objective, settings = image_setup(system, teacher)
-    state = FilePath(folder).with_name(f"{FilePath(folder).name}-in-training")
-    config = TrainConfig(steps=steps or IMAGE_STEPS[kind], device=device, progress=progress, out_dir=state, **settings)
+    model.load_state_dict(pretrained(system, FilePath(folder).parent).float().state_dict())
+    settings |= {"steps": steps, "lr": FINISH_LR, "device": device, "progress": progress}
+    return _fit_images(system, folder, "-finish", model, replace(objective, matching=FINISH_MATCHING), settings, before)
+
+
+def _teacher(system: str, folder) -> FlowMap:
+    """The velocity model beside the folder of an integral, or if there is none the shipped one."""
+    beside, name = FilePath(folder).parent, system.removesuffix("integral") + "velocity"
+    return pretrained(name, beside if (beside / name).is_dir() else None)
+
+
+def _state(folder, stage: str) -> FilePath:
+    """Where checkpoints of a stage are, beside ``folder``."""
+    return FilePath(folder).with_name(f"{FilePath(folder).name}{stage}-in-training")
+
+
+def _fit_images(system, folder, stage, model, objective, settings: dict, before: dict | None = None) -> FlowMap:
+    """Train, measure and save; before: manifest of the stage before this one. KeyboardInterrupt if it was stopped."""
+    config = TrainConfig(out_dir=_state(folder, stage), **settings)
     run = fit(model, objective, data_sets.load(image_set(system)), config, resume="auto")
     if run.manifest["interrupted"]:
         raise KeyboardInterrupt(f"{system} was interrupted after {run.manifest['steps_done']} of {config.steps} steps")
     run.manifest["config"]["out_dir"] = ""
+    if before:
+        run.manifest |= {name: before[name] + run.manifest[name] for name in ("steps_done", "seconds")} | {"before": before}
     save_with_card(run.model, system, run.manifest, folder)
-    shutil.rmtree(state)
+    shutil.rmtree(config.out_dir)
     return run.model
 
 

@@ -137,11 +137,13 @@ def test_calls_per_step_are_the_network_calls(benchmark):
         assert common.calls_per_step(objective) == count / 64, objective
 
 
-def test_calls_per_step_of_a_perceptual_loss(benchmark):
+@pytest.mark.parametrize("matching", [0.0, 50.0])
+def test_calls_per_step_of_a_perceptual_loss(benchmark, matching):
     """Its hidden features are not whole calls: counted in operations, of images of both sizes."""
     for channels, size in ((1, 28), (3, 32)):
         models = [ifl.FlowMap(ifl.UNet(channels, size, width=32, blocks=1), ifl.RectifiedFlow()) for _ in range(2)]
-        objective = ifl.IntegralIdentity(teacher=models[0], equal_share=0.25, perceptual=1.0, derivative="difference")
+        objective = ifl.IntegralIdentity(teacher=models[0], equal_share=0.25, perceptual=1.0, matching=matching,
+                                         derivative="difference")
         objective.prepare(models[1], None)
         x, t = torch.randn(64, channels, size, size), torch.ones(64)
         with FlopCounterMode(display=False) as whole:

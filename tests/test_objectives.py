@@ -15,6 +15,7 @@ from iflow_lib.objectives import (
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
+    energy,
 )
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
 from iflow_lib.speed import autocast
@@ -445,6 +446,38 @@ def test_a_perceptual_loss_sees_what_the_teacher_sees():
     assert all(p.grad is None for p in teacher.parameters()) and all(p.grad is not None for p in model.parameters())
 
 
+def test_matching_compares_distributions():
+    """By hand, from every pair of rows; what a batch has in other order is as near, what has another law is farther."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(5, 2, 3, generator=g, dtype=torch.float64), torch.randn(5, 2, 3, generator=g, dtype=torch.float64)
+    pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
+    far = lambda a, b: sum(float((a[i] - b[j]).norm()) for i, j in pairs) / len(pairs)  # noqa: E731
+    assert float(energy(x, y)) == pytest.approx(2 * far(x, y) - far(x, x) - far(y, y), rel=1e-9)
+    same = torch.stack([energy(*torch.randn(2, 64, 3, generator=g)) for _ in range(200)])
+    assert abs(float(same.mean())) < 4 * float(same.std()) / 200**0.5 and float(energy(x + 9, y)) > 5
+
+    torch.manual_seed(0)
+    nets = [UNet(size=8, width=8, blocks=1).double() for _ in range(2)]
+    for net in nets:
+        torch.nn.init.normal_(net.out.weight, std=0.1)
+    teacher, model = (FlowMap(net, VarianceExploding()) for net in nets)
+    common = dict(teacher=teacher, equal_share=0.25)
+    objective = IntegralIdentity(**common, matching=3.0)
+    objective.prepare(model, None)
+    x_0 = torch.randn(12, 1, 8, 8, generator=g, dtype=torch.float64)
+    drawn = objective.draw(model, Batch(x_0), g) | {"z": torch.randn(x_0.shape, generator=g, dtype=torch.float64)}
+    drawn |= {name: drawn[name].double() for name in "ts"}
+    loss, zero = objective.loss(model, **drawn)[0], torch.zeros(12, dtype=torch.float64)
+    start = zero + model.path.tau_max
+    y = drawn["z"] - model.path.tau_max * model(drawn["z"], start, zero)
+    ours, real = teacher.net.hidden(y, zero, zero), teacher.net.hidden(x_0, zero, zero)
+    apart = energy(ours, real) + energy(ours.mean((2, 3)), real.mean((2, 3)))
+    more = (loss - IntegralIdentity(**common).loss(model, **drawn)[0]).item()
+    assert more == pytest.approx(3 * apart.item(), rel=1e-5)
+    (3.0 * objective.apart(model, x_0, drawn["z"], None)).backward()
+    assert all(p.grad is None for p in teacher.parameters()) and any(p.grad.any() for p in model.parameters())
+
+
 def test_hidden_features_are_those_of_a_call():
     net, seen = UNet(size=16, width=8, blocks=2, classes=3), []
     net.middle[-1].register_forward_hook(lambda _module, _given, out: seen.append(out))
@@ -456,6 +489,8 @@ def test_hidden_features_are_those_of_a_call():
 @pytest.mark.parametrize("options, words", [
     ({"perceptual": 1.0}, "perceptual needs a teacher whose network has hidden features"),
     ({"perceptual": -1.0}, "perceptual must be at least 0, got -1"), ({"perceptual": math.inf}, "perceptual"),
+    ({"matching": 1.0}, "matching needs a teacher whose network has hidden features"),
+    ({"matching": math.nan}, "matching must be at least 0, got nan"),
     ({"anchor": "store"}, "anchor must be"), ({"derivative": "exact"}, "derivative must be"),
     ({"tangent": "both"}, "tangent must be"), ({"equal_share": 1.1}, "equal_share must be in [0, 1], got 1.1"),
     ({"start_share": -0.1}, "start_share"), ({"end_share": 2}, "end_share"),

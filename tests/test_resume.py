@@ -307,3 +307,35 @@ def test_an_image_model_is_saved_once_it_is_whole(tmp_path, monkeypatch):
     fresh, objective, config = studies.image_setup("ve_velocity")
     again = fit(fresh, objective, load("fashion_mnist"), TrainConfig(**settings, **config)).model
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
+
+
+def test_an_integral_of_images_is_finished_once(tmp_path, monkeypatch):
+    """From the saved weights, with matching; interrupted it continues, and the earlier model stays until it is done."""
+    monkeypatch.setattr(studies, "evaluate_images", lambda *given, **named: [])
+    folder, settings = tmp_path / "rectified_integral", dict(device="cpu", progress=False)
+    studies.train_images("rectified_integral", folder, steps=1, finish=False, **settings)
+    first, own, seen = (folder / "model.safetensors").read_bytes(), IntegralIdentity.apart, []
+
+    def apart(self, *given, **named):
+        seen.append(self.matching)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return own(self, *given, **named)
+
+    monkeypatch.setattr(IntegralIdentity, "apart", apart)
+    with pytest.raises(KeyboardInterrupt, match="2 of 3 steps"):
+        studies.finish_images("rectified_integral", folder, steps=3, **settings)
+    assert (folder / "model.safetensors").read_bytes() == first
+    with pytest.raises(ValueError, match="checkpoint of another run: its config"):
+        studies.train_images("rectified_integral", folder, steps=80, **settings)  # not anew: it would finish this one
+    model = studies.train_images("rectified_integral", folder, steps=24, **settings)
+    assert seen == [studies.FINISH_MATCHING] * 3 and [file.name for file in tmp_path.iterdir()] == [folder.name]
+    manifest = studies.training_manifest("rectified_integral", tmp_path)
+    assert (manifest["steps_done"], manifest["before"]["steps_done"]) == (4, 1)
+    assert manifest["objective"]["matching"] == studies.FINISH_MATCHING and not manifest["before"]["objective"]["matching"]
+    kept = studies.pretrained("rectified_integral", tmp_path)
+    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(kept.state_dict().values(), model.state_dict().values()))
+    with pytest.raises(ValueError, match="finished already"):
+        studies.finish_images("rectified_integral", folder)
+    with pytest.raises(ValueError, match="only integrals"):
+        studies.finish_images("rectified_velocity", tmp_path / "rectified_velocity")
