@@ -1,4 +1,6 @@
 """Figures: the right lines in the right colours, and one-line errors."""
+import sys
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -77,15 +79,17 @@ deeper(0)"""
 
 
 @pytest.fixture(scope="module")
-def shown():
+def shown(tmp_path_factory):
     """Code -> what a notebook shows of its error, as lines."""
     from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
 
     class Shell(InteractiveShell):  # not the one that get_ipython() finds
         def _showtraceback(self, kind, error, lines):
             self.lines = "\n".join(lines).split("\n")
 
-    shell = Shell()
+    main = sys.modules["__main__"]  # the shell puts its own in place
+    shell = Shell(ipython_dir=str(tmp_path_factory.mktemp("ipython")), config=Config(HistoryManager={"enabled": False}))
     try:
         shell.set_custom_exc((ValueError, OSError), plotting._show_error)
         shell.run_cell("import iflow_lib as ifl, torch\nmodel = ifl.FlowMap(ifl.MLP(dim=2), ifl.RectifiedFlow())")
@@ -97,8 +101,8 @@ def shown():
 
         yield run
     finally:
-        shell.history_manager.end_session()
-        InteractiveShell.clear_instance()
+        shell.restore_sys_module_state()
+        sys.modules["__main__"] = main
 
 
 @pytest.mark.parametrize("code, first, second", [
