@@ -11,12 +11,13 @@ JOBS ?= 2
 PYTHON ?= python3
 
 $(if $(wildcard iflow_lib/__init__.py),,$(error run make in the folder of this Makefile))
-.PHONY: help reproduce reference test lab lock clean
+.PHONY: help reproduce reference test workshop-check lab lock clean
 
 help:
 	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
 	@echo 'make reference   make the plane's, images' and recipe's results again and compare  [JOBS=2 runs at once]'
 	@echo 'make test        run every check                                 [JOBS=2 at once]'
+	@echo 'make workshop-check   is this machine ready for a workshop? [PROFILE] [DEVICE]'
 	@echo 'make lab         open JupyterLab on the notebooks'
 	@echo 'make lock        pin the newest versions that pyproject.toml allows: requirements.lock, environment.yml'
 	@echo 'make clean       remove .venv, results/runs and caches'
@@ -38,6 +39,10 @@ reference: .venv/installed
 test: .venv/installed
 	.venv/bin/ruff check .
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal --cov=iflow_lib --cov-report=term --cov-fail-under=92
+
+# Can a workshop be held on this machine? Runs the 90-minute plan of docs/workshop.md without a network.
+workshop-check: .venv/installed
+	.venv/bin/python tools/workshop_check.py --profile $(PROFILE) --device $(DEVICE)
 
 lab: .venv/installed
 	.venv/bin/jupyter lab notebooks

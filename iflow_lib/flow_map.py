@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from . import checkpoints
 from .paths import Path, expand
+from .results import how_to_make
 from .speed import Compiled
 
 
@@ -129,5 +130,10 @@ class FlowMap(nn.Module):
     @classmethod
     def from_pretrained(cls, folder, *, device="cpu") -> FlowMap:
         """Load what ``save_pretrained`` wrote. Raises FileNotFoundError if a file is missing and ValueError if one is
-        damaged or was changed (``config.json`` holds checksums of both) or names an unknown network or path."""
-        return checkpoints.load(cls, folder, device=device)
+        damaged or was changed (``config.json`` holds checksums of both) or names an unknown network or path. Where a
+        model of this package is missing, the error says how to train it, and how long that takes."""
+        try:
+            return checkpoints.load(cls, folder, device=device)
+        except FileNotFoundError as error:
+            how = how_to_make(folder)
+            raise FileNotFoundError(f"{error}; {how}" if how else str(error)) from None

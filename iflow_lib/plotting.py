@@ -1,7 +1,10 @@
-"""One look for every figure: the same colour and marker for the same method in every notebook."""
+"""One look for every figure: the same colour and marker for the same method in every notebook. And for errors."""
 from __future__ import annotations
 
+import linecache
 import math
+import sys
+import traceback
 
 #: Colour-blind-safe (after Okabe and Ito): cold for Integration Flow, warm for the solvers it is compared with.
 METHOD_COLORS = {
@@ -17,9 +20,10 @@ SETS = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard", "t
 
 
 def use_style() -> None:
-    """Seaborn's ticks theme with our sizes and palette. Call it once, in a notebook's first cell."""
+    """Seaborn's ticks theme with our sizes and palette, and ``short_errors``. Call it once, in a notebook's first cell."""
     import seaborn as sns
 
+    short_errors()
     sns.set_theme(context="notebook", style="ticks", palette=list(METHOD_COLORS.values()), rc={
         "figure.dpi": 110, "figure.constrained_layout.use": True, "font.size": 11, "axes.titlesize": 12,
         "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11, "xtick.labelsize": 10,
@@ -28,6 +32,29 @@ def use_style() -> None:
         "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#E6E8EB", "grid.linewidth": 0.8, "lines.linewidth": 2.0,
         "xtick.major.size": 3, "ytick.major.size": 0, "legend.frameon": False, "legend.fontsize": 10,
     })
+
+
+def short_errors() -> None:
+    """In a notebook, show a ValueError or OSError that this package or a cell raises in two lines: what is wrong, and which
+    line of the cell asked for it. ``%tb`` shows the way in between. Errors from elsewhere stay as they are."""
+    ipython = sys.modules.get("IPython")  # loaded, where there is a notebook
+    if shell := ipython and ipython.get_ipython():
+        shell.set_custom_exc((ValueError, OSError), _show_error)
+
+
+def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
+    frames = list(traceback.walk_tb(trace))
+    cells = [(frame.f_code.co_filename, line) for frame, line in frames if frame.f_globals is shell.user_global_ns]
+    raised_in = frames[-1][0].f_globals if frames else {}
+    if cells and (raised_in is shell.user_global_ns or raised_in.get("__package__") == __package__):
+        file, line = cells[-1]
+        code = linecache.getline(file, line).strip()
+        where = f"    line {line} of this cell{'' if code.startswith('raise') else ': ' + code}"
+        error._render_traceback_ = lambda: [f"{kind.__name__}: {error}", where]  # IPython asks the error itself
+    try:
+        shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+    finally:
+        vars(error).pop("_render_traceback_", None)
 
 
 def method_name(path: str, method: str) -> str:

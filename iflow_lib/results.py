@@ -115,6 +115,31 @@ def reference(name: str = "") -> Path:
     return path
 
 
+def how_to_make(model) -> str:
+    """For a folder of a model of this package that is missing: the command that trains it, and how long that took when
+    it was measured, as the committed manifests have it; "" for any other folder."""
+    from .report import duration
+
+    folder, manifests = Path(model), (("images", "systems"), ("plane", "runs"))
+    try:
+        images, plane = (json.loads(reference(f"{name}.manifest.json").read_text(encoding="utf-8"))[runs]
+                         for name, runs in manifests)
+        shipped = folder.parent.resolve() == reference().resolve() / "checkpoints"
+    except (OSError, ValueError, KeyError):
+        return ""
+    name, small = folder.name, re.fullmatch("(eight_gaussians)_(rectified_.+)", folder.name)
+    if name in images:
+        train = f"python tools/make_reference.py train {name}" if shipped else \
+            f'iflow_lib.studies.train_images("{name}", "{folder.as_posix()}")'
+        run = images[name]
+    elif shipped and small:
+        train, run = "python tools/make_reference.py models", plane.get("/".join([*small.groups(), "steps10000", "seed0"]))
+    else:
+        return ""
+    took = f", which took {duration(run['seconds'])} on {run['hardware']}" if run else ""
+    return f"{'restore it with git, or train it' if shipped else 'train it'}: {train}{took}"
+
+
 # ---- what a manifest says
 
 def utc_now() -> str:

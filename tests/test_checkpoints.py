@@ -6,7 +6,8 @@ import pytest
 import torch
 from exact import one_line, randomise
 
-from iflow_lib import checkpoints
+from iflow_lib import checkpoints, report, results, studies
+from iflow_lib.checkpoints import write_atomic
 from iflow_lib.flow_map import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
@@ -108,7 +109,31 @@ def test_missing_files(saved, name):
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         FlowMap.from_pretrained(tmp_path / "nowhere")
-    assert "nowhere" in one_line(error)
+    assert "nowhere" in one_line(error) and "train it" not in one_line(error)
+
+
+def test_a_missing_model_of_ours_offers_to_train(tmp_path, monkeypatch):
+    """And says how long that took, as the committed manifest has it."""
+    def manifest(name):
+        return json.loads(results.reference(f"{name}.manifest.json").read_text(encoding="utf-8"))
+
+    took = report.duration(manifest("images")["systems"]["ve_integral"]["seconds"])
+    with pytest.raises(FileNotFoundError) as error:
+        studies.pretrained("ve_integral", tmp_path)
+    folder = (tmp_path / "ve_integral").as_posix()
+    assert f'train it: iflow_lib.studies.train_images("ve_integral", "{folder}"), which took {took}' in one_line(error)
+    for name in "images", "plane":  # a checkout from which the shipped models are gone
+        write_atomic(tmp_path / "results" / "reference" / f"{name}.manifest.json", json.dumps(manifest(name)))
+    (tmp_path / "results" / "reference" / "checkpoints").mkdir()
+    monkeypatch.setattr(results, "checkout", lambda: tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        studies.pretrained("ve_integral")
+    assert f"restore it with git, or train it: python tools/make_reference.py train ve_integral, which took {took} on cpu" \
+        in one_line(error)
+    took = manifest("plane")["runs"]["eight_gaussians/rectified_velocity/steps10000/seed0"]["seconds"]
+    with pytest.raises(FileNotFoundError) as error:
+        FlowMap.from_pretrained(results.reference("checkpoints") / "eight_gaussians_rectified_velocity")
+    assert f"tools/make_reference.py models, which took {report.duration(took)} on" in one_line(error)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"format": 1}', '{"format": 1, "network": "MLP"}',

@@ -1,4 +1,6 @@
 """Figures: the right lines in the right colours, and one-line errors."""
+import sys
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
@@ -68,3 +70,53 @@ def test_names_have_colours():
     for path in ("rectified", "ve", "pfgmpp"):
         for method in ("map", "euler", "heun"):
             assert plotting.method_name(path, method) in plotting.METHOD_COLORS
+
+
+CALLS = """def deeper(n):
+    return ifl.sample(model, n=n, nfe=1)
+
+deeper(0)"""
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """Code -> what a notebook shows of its error, as lines."""
+    from IPython.core.interactiveshell import InteractiveShell
+    from traitlets.config import Config
+
+    class Shell(InteractiveShell):  # not the one that get_ipython() finds
+        def _showtraceback(self, kind, error, lines):
+            self.lines = "\n".join(lines).split("\n")
+
+    main = sys.modules["__main__"]  # the shell puts its own in place
+    shell = Shell(ipython_dir=str(tmp_path_factory.mktemp("ipython")), config=Config(HistoryManager={"enabled": False}))
+    try:
+        shell.set_custom_exc((ValueError, OSError), plotting._show_error)
+        shell.run_cell("import iflow_lib as ifl, torch\nmodel = ifl.FlowMap(ifl.MLP(dim=2), ifl.RectifiedFlow())")
+
+        def run(code):
+            shell.lines = []
+            assert shell.run_cell(code, store_history=True).error_in_exec is not None
+            return shell.lines
+
+        yield run
+    finally:
+        shell.restore_sys_module_state()
+        sys.modules["__main__"] = main
+
+
+@pytest.mark.parametrize("code, first, second", [
+    (CALLS, "ValueError: n must be", "line 2 of this cell: return ifl.sample(model, n=n, nfe=1)"),
+    ("ifl.FlowMap.from_pretrained('nowhere')", "FileNotFoundError: no model in nowhere", "line 1 of this cell: ifl."),
+    ("n = -1\nif n < 0:\n    raise ValueError(f'need n > 0; got {n}')", "ValueError: need n > 0; got -1",
+     "line 3 of this cell"),
+])
+def test_errors_are_short(shown, code, first, second):
+    lines = shown(code)
+    assert len(lines) == 2 and lines[0].startswith(first) and lines[1].strip().startswith(second), lines
+    assert len(shown("%tb\nraise KeyError")) > 2  # another kind is as ever
+
+
+@pytest.mark.parametrize("code", ["torch.zeros(2).reshape(3)", "import json\njson.loads('{')", "1 / 0"])
+def test_errors_from_elsewhere_are_whole(shown, code):
+    assert len(shown(code)) > 3

@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,6 +42,24 @@ def test_numbers_are_the_reference_results(name):
     assert shown == make(pd.read_csv(ROOT / "results" / "reference" / file))
 
 
+def test_the_table_of_notebooks():
+    """One row for each notebook, with its runtime and a small picture: `python tools/make_thumbnails.py` makes them."""
+    spec = importlib.util.spec_from_file_location("make_thumbnails", ROOT / "tools" / "make_thumbnails.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    notebooks = {file.stem: nbformat.read(file, as_version=4) for file in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    assert tool.table(README, notebooks) == README
+    rows = re.findall(r"^\| !\[\d\d\]\((docs/\w+/(\w+)\.png)\) \| .+ \| .+(?:second|minute).* \|$", README, flags=re.M)
+    assert sorted(name for _, name in rows) == sorted(notebooks)
+    for file, name in rows:
+        made = tool.thumbnail(name, notebooks[name])
+        assert len(made) < 30_000
+        with Image.open(ROOT / file) as image:
+            assert image.width == 160 and 30 < image.height < 320
+    assert sum(file.stat().st_size for file in (ROOT / "docs" / "thumbnails").iterdir()) < 300_000
+    assert {file.stem for file in (ROOT / "docs" / "thumbnails").iterdir()} == set(notebooks)
+
+
 def test_links_lead_somewhere():
     for page, text in (ROOT, README), (ROOT / "docs", DOCS):
         links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
@@ -49,5 +69,5 @@ def test_links_lead_somewhere():
 
 def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"`make (\w+)", README):
+    for target in re.findall(r"`make ([\w-]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target

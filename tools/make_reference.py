@@ -125,7 +125,7 @@ def self_anchor_table(table: pd.DataFrame) -> str:
     for (dataset, path, nfe), rows in table[table.nfe.isin([1, 2, 4])].groupby(["dataset", "path", "nfe"], sort=False):
         none, own = (rows[rows.anchor == a].sort_values("seed").w2.to_numpy() for a in ("none", "self"))
         half = interval(own - none)
-        name = f"{dataset.replace('_', ' ').replace('gaussians', 'Gaussians')}, {path}"
+        name = f"{dataset.replace('_', ' ').replace('gaussians', 'Gaussians')}, {PATHS[path]}"
         lines.append(f"| {name} | {nfe} | {none.mean():.3f} | {own.mean():.3f} | {(own - none).mean():+.3f} ± {half:.3f} |")
     return "\n".join(lines)
 
