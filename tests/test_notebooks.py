@@ -22,7 +22,8 @@ ALL = [*NOTEBOOKS, *SOLUTIONS, TEMPLATE]
 
 def test_the_series_is_there():
     names = {"00_start_here", "01_path_integrals", "02_one_line_many_clocks", "03_from_scratch", "04_x0_anchoring",
-             "06_nfe_vs_quality", "07_rectified_flow_and_reflow", "08_pfgmpp", "09_consistency_models", "13_claims"}
+             "05_training", "06_nfe_vs_quality", "07_rectified_flow_and_reflow", "08_pfgmpp", "09_consistency_models",
+             "13_claims"}
     assert {n.stem for n in NOTEBOOKS} >= names
     assert {n.name for n in SOLUTIONS} == {n.name for n in NOTEBOOKS}
 
