@@ -46,7 +46,7 @@ PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
 #: Gradient steps of image models, by kind; ve_integral, as it ships, has 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
 #: and how a trained integral of images is finished: steps, their peak learning rate, weight of ``matching``
-FINISH_STEPS, FINISH_LR, FINISH_MATCHING = 3000, 3e-4, 50.0
+FINISH_STEPS, FINISH_LR, FINISH_MATCHING = 800, 1.5e-4, 50.0
 #: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
 #: that no result uses; on images equal parts of the line (power 1) were best.
 JUMP_POWER = 1.737
@@ -133,7 +133,7 @@ def train_images(
     integral has the velocity model beside that folder as its teacher, or if there is none the shipped one, and then
     ``finish_images`` goes on with it.
 
-    steps: by default ``IMAGE_STEPS`` of its kind; finishing takes an eighth of them more. Killed or interrupted
+    steps: by default ``IMAGE_STEPS`` of its kind; finishing takes a thirtieth of them more. Killed or interrupted
     (KeyboardInterrupt), the next call continues: checkpoints are kept beside ``folder`` until it is done.
     """
     path, kind = parse_system(system)
@@ -143,7 +143,7 @@ def train_images(
         trained = _fit_images(system, folder, "", model, objective, {"steps": steps, **more, **settings})
     if kind == "velocity" or not finish:
         return trained
-    return finish_images(system, folder, steps=max(steps // 8, 1), **settings)
+    return finish_images(system, folder, steps=max(steps // 30, 1), **settings)
 
 
 def finish_images(

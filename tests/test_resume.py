@@ -327,8 +327,8 @@ def test_an_integral_of_images_is_finished_once(tmp_path, monkeypatch):
         studies.finish_images("rectified_integral", folder, steps=3, **settings)
     assert (folder / "model.safetensors").read_bytes() == first
     with pytest.raises(ValueError, match="checkpoint of another run: its config"):
-        studies.train_images("rectified_integral", folder, steps=80, **settings)  # not anew: it would finish this one
-    model = studies.train_images("rectified_integral", folder, steps=24, **settings)
+        studies.train_images("rectified_integral", folder, steps=300, **settings)  # not anew: it would finish this one
+    model = studies.train_images("rectified_integral", folder, steps=90, **settings)
     assert seen == [studies.FINISH_MATCHING] * 3 and [file.name for file in tmp_path.iterdir()] == [folder.name]
     manifest = studies.training_manifest("rectified_integral", tmp_path)
     assert (manifest["steps_done"], manifest["before"]["steps_done"]) == (4, 1)
