@@ -69,8 +69,18 @@ def shipped(system: str) -> dict:
     """A shipped model: the velocity model by Euler steps, to be beaten with fewer calls, or the one that jumps."""
     model, manifest = studies.pretrained(system), studies.training_manifest(system)
     found = measured(model, "euler", (*NFES, 16, 32)) if system.endswith("velocity") else measured(model, "map", NFES)
-    cost = calls_per_step(studies.image_setup(system)[1])
-    return {"frechet": found, "evaluations": cost * manifest["steps_done"], "manifest": manifest}
+    return {"frechet": found, "evaluations": evaluations(system, manifest), "manifest": manifest}
+
+
+def evaluations(system: str, manifest: dict) -> float:
+    """Network evaluations per example of the training that a manifest tells of, the stage before it included."""
+    before = manifest.get("before", {"steps_done": 0})
+    velocity = studies.pretrained("rectified_velocity").float() if system.endswith("integral") else None
+    settings = {name: manifest["objective"][name] for name in ("equal_share", "perceptual", "matching")
+                if name in manifest["objective"]}
+    objective = dataclasses.replace(studies.image_setup(system, velocity)[1], **settings)
+    own = calls_per_step(objective) * (manifest["steps_done"] - before["steps_done"])
+    return own + (evaluations(system, before) if before["steps_done"] else 0)
 
 
 def train(variant: str, steps: int) -> dict:

@@ -183,6 +183,8 @@ def test_tuning(tmp_path, benchmark, monkeypatch):
     assert set(first) == set(pd.read_csv(REFERENCE / "tuning.csv"))
     assert set(first.variant) == {"base", "warm", "velocity model, Euler", "shipped model: teacher"}
     assert first.frechet_to_train.between(1, 500).all()
+    cost = first.groupby("variant").evaluations.first()
+    assert cost["velocity model, Euler"] == 12_000 * 3 and cost["shipped model: teacher"] == 24_000 * 7 + 800 * 12
     benchmark("tuning", *options, "teacher, lr 1e-3")
     table = pd.read_csv(tmp_path / "tuning.csv")
     assert table[table.variant.isin(first.variant)].equals(first) and len(table) == len(first) + 1
