@@ -103,6 +103,24 @@ def whole_plane(recipe: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def images_in_small(recipe: float, own: float = 1.0) -> pd.DataFrame:
+    """image_methods.csv, every run there; the recipe at ``recipe`` times the integral identity's distance, ten times that
+    after 32 refinements; ``own``: the identity with its own estimate as the anchor, over that without."""
+    rows = []
+    for p, seed in itertools.product(studies.PATH_NAMES, range(3)):
+        base = {"dataset": "fashion_mnist", "path": p, "seed": seed, "anchor": "none", "nfe": 1, "metric": "frechet",
+                "method": "map"}
+        for objective, value in (("IntegralIdentity", 30), ("IntegralAdditivity", 31), ("ConsistencyTraining", 32),
+                                 ("FlowMatching", 90)):
+            rows.append(base | {"objective": objective, "value": value + 0.1 * seed})
+        rows.append(base | {"objective": "IntegralIdentity", "anchor": "self", "value": own * (30 + 0.1 * seed)})
+        for rule in ANCHORS:
+            mine = base | {"objective": "X0Regression", "anchor": rule, "method": "map" if rule == "none" else "anchor"}
+            rows += [mine | {"nfe": n, "value": 30 * recipe * (1 if n == 1 else 10)} for n in (1, 32)]
+            rows += [mine | {"metric": "spread", "value": 0.6}, mine | {"metric": "copy", "value": 0.9}]
+    return pd.DataFrame(rows)
+
+
 def small_recipe(best: float, sampling: float, exact: float) -> pd.DataFrame:
     rows = [{"part": "search", "rule": rule, "setting": s, "nfe": 1, "w2_over_floor": best}
             for rule in ANCHORS for s in "ab"]
@@ -119,24 +137,35 @@ def test_verdicts_of_the_plane_and_of_the_recipe(tool, monkeypatch):
     own, tables = tool.table, {}
     monkeypatch.setattr(tool, "table", lambda name: tables[name] if name in tables else own(name))
     rules = ["recipe-shared", "recipe-per-example", "recipe-ground-truth", "recipe-self"]
-    tables["bench/recipe.csv"], tables["plane.csv"] = small_recipe(3.0, 1.0, 0.1), whole_plane(4.0)[:-30]
+    tables["bench/recipe.csv"], tables["image_methods.csv"] = small_recipe(3.0, 1.0, 0.1), images_in_small(4.0)
+    tables["plane.csv"] = whole_plane(4.0)[:-30]
     assert {verdict(tool, name) for name in [*rules, "anchor-stability"]} == {"open"}
-    tables["plane.csv"] = whole_plane(4.0)
+    tables["plane.csv"], tables["image_methods.csv"] = whole_plane(4.0), images_in_small(4.0)[:-30]
+    assert {verdict(tool, name) for name in [*rules, "anchor-stability", "better-than-others"]} == {"open"}
+    tables["image_methods.csv"] = images_in_small(4.0)
     assert {verdict(tool, name) for name in [*rules, "anchor-stability", "straight"]} == {"not reproduced"}
     assert verdict(tool, "anchor-theorem") == "partly"
     assert verdict(tool, "better-than-others") == verdict(tool, "robust") == "reproduced"
     assert verdict(tool, "anchor-accuracy") == "not reproduced"
-    for name, column in (("plane.csv", "value"), ("bench/self_anchor.csv", "w2")):  # both must say so
+    for name, column in (("plane.csv", "value"), ("bench/self_anchor.csv", "w2")):  # all three must say so
         better = tool.table(name).copy()
         better.loc[better.anchor == "self", column] *= 0.5
         tables[name] = better
-        assert verdict(tool, "anchor-accuracy") == ("partly" if name == "plane.csv" else "reproduced")
+        assert verdict(tool, "anchor-accuracy") == "partly"
+    tables["image_methods.csv"] = images_in_small(4.0, own=0.5)
+    assert verdict(tool, "anchor-accuracy") == "reproduced"
     tables["plane.csv"], tables["bench/recipe.csv"] = whole_plane(1.2), small_recipe(1.1, 0.5, 0.0)
+    assert {verdict(tool, name) for name in rules} == {"partly"}  # not on images
+    tables["image_methods.csv"] = images_in_small(1.2)
     assert {verdict(tool, name) for name in [*rules, "anchor-theorem", "straight"]} == {"reproduced"}
     worse = whole_plane(1.2)
     worse.loc[worse.objective == "IntegralIdentity", "value"] *= 5
     tables["plane.csv"] = worse
     assert (verdict(tool, "robust"), verdict(tool, "better-than-others")) == ("not reproduced", "partly")
+    tables["plane.csv"], images = whole_plane(1.2), images_in_small(1.2)
+    images.loc[images.objective == "ConsistencyTraining", "value"] = 20
+    tables["image_methods.csv"] = images
+    assert verdict(tool, "better-than-others") == "partly"
 
 
 def tuned(**factors: float) -> pd.DataFrame:

@@ -170,14 +170,15 @@ def tuning_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+METHODS = {"FlowMatching": "velocity, Euler", "ConsistencyTraining": "consistency training",
+           "IntegralAdditivity": "integral additivity", "IntegralIdentity": "integral identity", "X0Regression": "recipe"}
+
+
 def image_methods_table(table: pd.DataFrame) -> str:
     """benchmarks/image_methods.py in docs/findings.md: Frechet distance, mean of the seeds and half their range."""
     rows = table[(table.dataset == "fashion_mnist") & (table.metric == "frechet") & (table.method != "floor")]
     lines = ["| Fashion-MNIST, Frechet distance | network calls | " + " | ".join(PATHS.values()) + " |", "|---" * 5 + "|"]
-    names = {"FlowMatching": "velocity, Euler", "ConsistencyTraining": "consistency training",
-             "IntegralAdditivity": "integral additivity", "IntegralIdentity": "integral identity",
-             "X0Regression": "recipe"}
-    for objective, name in names.items():
+    for objective, name in METHODS.items():
         for anchor in rows[rows.objective == objective].anchor.unique():
             part = rows[(rows.objective == objective) & (rows.anchor == anchor)]
             for nfe in sorted(part.nfe.unique()):
@@ -188,6 +189,21 @@ def image_methods_table(table: pd.DataFrame) -> str:
                 lines.append(f"| {name}{told} | {nfe:.0f} | " + " | ".join(shown) + " |")
     floor = table[(table.method == "floor") & (table.metric == "frechet")].value
     return "\n".join([*lines, f"| floor: data against data | | {spread(floor)} | | |"])
+
+
+def emoji_table(table: pd.DataFrame) -> str:
+    """The emoji of benchmarks/image_methods.py in docs/findings.md: mean of the seeds and half their range."""
+    table = table[table.dataset == "emoji"]
+    lines = ["| emoji, rectified | network calls | Frechet, 64 components | sliced W2 |", "|---|---|---|---|"]
+    for objective, name in METHODS.items():
+        part = table[table.objective == objective]
+        for nfe, rows in part.groupby("nfe"):
+            by = rows.groupby("metric").value
+            lines.append(f"| {name} | {nfe:.0f} | " + " | ".join(
+                spread(by.get_group(metric), 3) for metric in ("frechet_pca", "sliced_w2")) + " |")
+    floor = table[table.method == "floor"].groupby("metric").value
+    cells = " | ".join(spread(floor.get_group(metric), 3) for metric in ("frechet_pca", "sliced_w2"))
+    return "\n".join([*lines, f"| floor: data against data | | {cells} |"])
 
 
 def plane_tuning_table(table: pd.DataFrame) -> str:
@@ -351,7 +367,7 @@ README_TABLES = {
     "exactness": ("bench/exactness.csv", exactness_table),
     "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
     "recipe": ("bench/recipe.csv", recipe_table), "straight": ("bench/recipe.csv", straight_table),
-    "image_methods": ("image_methods.csv", image_methods_table),
+    "image_methods": ("image_methods.csv", image_methods_table), "emoji": ("image_methods.csv", emoji_table),
     "plane_tuning": ("bench/plane_tuning.csv", plane_tuning_table),
     "tuning": ("bench/tuning.csv", tuning_table), "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
