@@ -52,6 +52,7 @@ class Browser:
         self.socket, self.ids = None, itertools.count(1)
         try:
             self._connect()
+            self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # a page without focus ignores much
             self.resize(width, height)
         except BaseException:
             self.close()
@@ -65,13 +66,13 @@ class Browser:
                 raise RuntimeError(f"the browser stopped with exit status {self.process.returncode}")
             return told.read_text().partition("\n")[0] if told.is_file() else ""
 
-        at = wait(port, 60, "the browser's port")
+        at = wait(port, 120, "the browser's port")
         page = wait(lambda: next((p for p in json.load(local(f"http://127.0.0.1:{at}/json/list"))
-                                  if p["type"] == "page"), None), 30, "a page of the browser")
+                                  if p["type"] == "page"), None), 120, "a page of the browser")
         self.socket = websocket.create_connection(
-            page["webSocketDebuggerUrl"], timeout=30, suppress_origin=True, http_no_proxy=["127.0.0.1"])
+            page["webSocketDebuggerUrl"], timeout=120, suppress_origin=True, http_no_proxy=["127.0.0.1"])
 
-    def send(self, method: str, timeout: float = 60, **params) -> dict:
+    def send(self, method: str, timeout: float = 120, **params) -> dict:
         """One command of the protocol and its answer. RuntimeError if the browser refuses."""
         wanted = next(self.ids)
         self.socket.settimeout(timeout)
@@ -82,7 +83,7 @@ class Browser:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
-    def js(self, expression: str, timeout: float = 60):
+    def js(self, expression: str, timeout: float = 120):
         """Value of a JavaScript expression in the page; a promise is waited for. RuntimeError if it throws."""
         answer = self.send("Runtime.evaluate", timeout, expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in answer:
@@ -90,7 +91,7 @@ class Browser:
             raise RuntimeError(thrown.get("exception", {}).get("description") or thrown["text"])
         return answer["result"].get("value")
 
-    def open(self, url: str, seconds: float = 60) -> None:
+    def open(self, url: str, seconds: float = 120) -> None:
         self.send("Page.navigate", url=url)
         wait(lambda: self.js("location.href != 'about:blank' && document.readyState == 'complete'"), seconds, url)
 

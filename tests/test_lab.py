@@ -31,8 +31,9 @@ SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # no network
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # the whole notebook is in the page
 }
-PANEL = "jupyterapp.shell.currentWidget"
+PANEL = "window.panel"  # the notebook that is open
 PICTURE = "img.widget-image"
+PATIENCE = 300  # seconds at most for each thing that is waited for, on a busy machine; all of it takes about two minutes
 
 
 def copy_notebook(name: str, folder: Path) -> int:
@@ -72,14 +73,15 @@ def server(folder: Path, root: Path):
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
              "--ServerApp.port=0", f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True",
-             "--LabApp.extension_manager=readonly"], cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+             "--LabApp.extension_manager=readonly", "--LanguageServerManager.autodetect=False"],
+            cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
         try:
             def address() -> str:
                 assert process.poll() is None, (folder / "lab.log").read_text()[-3000:]
                 (info,) = [json.loads(f.read_text()) for f in runtime.glob("jpserver-*.json")] or [{}]
                 return info.get("url", "")
 
-            url = browser.wait(address, 90, "JupyterLab's address")
+            url = browser.wait(address, PATIENCE, "JupyterLab's address")
             yield f"{url}lab?reset&token={token}"
         finally:
             process.terminate()  # it shuts its kernels down
@@ -92,13 +94,14 @@ def server(folder: Path, root: Path):
 
 def run_all(page, name: str) -> list[dict]:
     """Open a notebook, run all cells as its menu does, and what came out of each code cell."""
-    page.js(f"jupyterapp.commands.execute('docmanager:open', {{path: '{name}.ipynb', factory: 'Notebook'}}).then(() => 1)")
-    browser.wait(lambda: page.js(
-        f"{PANEL}?.title.label == '{name}.ipynb' && {PANEL}.sessionContext?.session?.kernel?.status == 'idle'"),
-        90, f"the kernel of {name}")
+    page.js(f"jupyterapp.commands.execute('docmanager:open', {{path: '{name}.ipynb', factory: 'Notebook'}})"
+            ".then(panel => { window.panel = panel; jupyterapp.shell.activateById(panel.id); })")
+    browser.wait(lambda: page.js(f"jupyterapp.shell.currentWidget === {PANEL}"
+                                 f" && {PANEL}.sessionContext?.session?.kernel?.status == 'idle'"),
+                 PATIENCE, f"the kernel of {name}")
     page.js("window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ran = true; },"
             " e => { window.ran = String(e); }); 1")
-    assert browser.wait(lambda: page.js("window.ran"), 240, f"{name} to run") is True
+    assert browser.wait(lambda: page.js("window.ran"), 2 * PATIENCE, f"{name} to run") is True
     cells = json.loads(page.js(f"""JSON.stringify({PANEL}.content.widgets.filter(c => c.model.type == 'code').map(c => ({{
         id: c.model.id, count: c.model.executionCount, outputs: c.model.outputs.toJSON(),
         images: [...c.node.querySelectorAll('.jp-RenderedImage img')].map(i => i.complete && i.naturalWidth)}})))"""))
@@ -125,24 +128,28 @@ def scroll_to(page, cell: str, css: str) -> dict:
 
 
 def shown(page, cell: str, css: str) -> str:
-    """Source of the one picture that is shown in a cell."""
-    sources = inside(page, cell, f"seen('{css}').map(e => e.src)")
-    assert len(sources) == 1, f"{cell}: {len(sources)} pictures are shown"
-    return sources[0]
+    """The pixels of the one picture that is shown in a cell; empty while there is none or more than one."""
+    return inside(page, cell, f"""(images => {{
+        if (images.length != 1 || !images[0].complete || !images[0].naturalWidth) return "";
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [images[0].naturalWidth, images[0].naturalHeight];
+        canvas.getContext("2d").drawImage(images[0], 0, 0);
+        return canvas.toDataURL(); }})(seen('{css}'))""")
 
 
 def move(page, name: str, cell: str, handle: str, picture: str) -> None:
     """The slider, by the keyboard: another picture is shown, and the screen changes; back again, and it is the first."""
+    first = browser.wait(lambda: shown(page, cell, picture), 60, f"{name}: the slider's picture")
     scroll_to(page, cell, picture)
-    first, before = shown(page, cell, picture), page.picture(PICTURES / f"{name}-slider-before.png")
+    before = page.picture(PICTURES / f"{name}-slider-before.png")
     inside(page, cell, f"seen('{handle}')[0].focus({{preventScroll: true}})")
     page.press("ArrowRight")
     page.press("ArrowRight")
-    browser.wait(lambda: shown(page, cell, picture) != first, 10, f"{name}: the slider to change its picture")
+    browser.wait(lambda: shown(page, cell, picture) not in ("", first), 60, f"{name}: the slider to change its picture")
     assert page.picture(PICTURES / f"{name}-slider-after.png") != before
     page.press("ArrowLeft")
     page.press("ArrowLeft")
-    browser.wait(lambda: shown(page, cell, picture) == first, 10, f"{name}: the slider to come back")
+    browser.wait(lambda: shown(page, cell, picture) == first, 60, f"{name}: the slider to come back")
 
 
 def move_animation(page, name: str, cells: list[dict]) -> None:
@@ -156,11 +163,11 @@ def move_widget(page, name: str, cells: list[dict]) -> None:
     """The slider of ipywidgets, and the switch beside it."""
     (cell,) = [c["id"] for c in cells
                if any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in c["outputs"])]
-    browser.wait(lambda: inside(page, cell, "seen('.noUi-handle').length == 1"), 20, f"the slider of {name}")
+    browser.wait(lambda: inside(page, cell, "seen('.noUi-handle').length == 1"), 60, f"the slider of {name}")
     move(page, name, cell, ".noUi-handle", PICTURE)
     first, switch = shown(page, cell, PICTURE), scroll_to(page, cell, ".widget-toggle-button:nth-child(3)")
     page.click(**switch)
-    browser.wait(lambda: shown(page, cell, PICTURE) != first, 10, f"{name}: the switch to change the picture")
+    browser.wait(lambda: shown(page, cell, PICTURE) not in ("", first), 60, f"{name}: the switch to change the picture")
     page.picture(PICTURES / f"{name}-switched.png")
 
 
@@ -177,8 +184,9 @@ def test_notebooks_in_jupyterlab(tmp_path):
     figures = {name: copy_notebook(name, root) for name in MOVE}
     assert min(figures.values()) > 0
     with server(tmp_path, root) as url, browser.Browser() as page:
-        page.open(url)
-        browser.wait(lambda: page.js("window.jupyterapp ? jupyterapp.restored.then(() => true) : false"), 90, "JupyterLab")
+        page.open(url, PATIENCE)
+        browser.wait(lambda: page.js("window.jupyterapp ? jupyterapp.restored.then(() => true) : false"), PATIENCE,
+                     "JupyterLab")
         for name, moves in MOVE.items():
             cells = run_all(page, name)
             drawn = [size for cell in cells for size in cell["images"]]
