@@ -120,11 +120,11 @@ def inside(page, cell: str, expression: str):
         return {expression}; }})()""")
 
 
-def scroll_to(page, cell: str, css: str) -> dict:
-    """Scrolls to an element of a cell; its middle in the window."""
+def scroll_to(page, cell: str, css: str, share: float = 0.5) -> dict:
+    """Scrolls to an element of a cell; the place in the window at a share of its width, half of its height."""
     inside(page, cell, f"seen('{css}')[0].scrollIntoView({{block: 'center'}})")
-    middle = "(r => ({x: r.x + r.width / 2, y: r.y + r.height / 2}))"
-    return inside(page, cell, f"{middle}(seen('{css}')[0].getBoundingClientRect())")
+    place = f"(r => ({{x: r.x + {share} * r.width, y: r.y + r.height / 2}}))"
+    return inside(page, cell, f"{place}(seen('{css}')[0].getBoundingClientRect())")
 
 
 def shown(page, cell: str, css: str) -> str:
@@ -137,34 +137,34 @@ def shown(page, cell: str, css: str) -> str:
         return canvas.toDataURL(); }})(seen('{css}'))""")
 
 
-def move(page, name: str, cell: str, handle: str, picture: str) -> None:
-    """The slider, by the keyboard: another picture is shown, and the screen changes; back again, and it is the first."""
+def move(page, name: str, cell: str, picture: str, there, back) -> None:
+    """The slider: another picture is shown, and the screen changes; back again, and it is the first."""
     first = browser.wait(lambda: shown(page, cell, picture), 60, f"{name}: the slider's picture")
     scroll_to(page, cell, picture)
     before = page.picture(PICTURES / f"{name}-slider-before.png")
-    inside(page, cell, f"seen('{handle}')[0].focus({{preventScroll: true}})")
-    page.press("ArrowRight")
-    page.press("ArrowRight")
+    there()
     browser.wait(lambda: shown(page, cell, picture) not in ("", first), 60, f"{name}: the slider to change its picture")
     assert page.picture(PICTURES / f"{name}-slider-after.png") != before
-    page.press("ArrowLeft")
-    page.press("ArrowLeft")
+    back()
     browser.wait(lambda: shown(page, cell, picture) == first, 60, f"{name}: the slider to come back")
 
 
 def move_animation(page, name: str, cells: list[dict]) -> None:
-    """matplotlib's animation as a page, with its own slider."""
+    """matplotlib's animation as a page, with its own slider, by the mouse: Lab keeps the arrow keys for itself."""
     (cell,) = [c["id"] for c in cells
                if any("animation" in str(o.get("data", {}).get("text/html", "")) for o in c["outputs"])]
-    move(page, name, cell, ".animation input[type=range]", ".animation img")
+    track = ".animation input[type=range]"
+    move(page, name, cell, ".animation img", lambda: page.click(**scroll_to(page, cell, track, 0.9)),
+         lambda: page.click(**scroll_to(page, cell, track, 0.02)))
 
 
 def move_widget(page, name: str, cells: list[dict]) -> None:
-    """The slider of ipywidgets, and the switch beside it."""
+    """The slider of ipywidgets, by the arrow keys, and the switch beside it."""
     (cell,) = [c["id"] for c in cells
                if any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in c["outputs"])]
     browser.wait(lambda: inside(page, cell, "seen('.noUi-handle').length == 1"), 60, f"the slider of {name}")
-    move(page, name, cell, ".noUi-handle", PICTURE)
+    inside(page, cell, "seen('.noUi-handle')[0].focus({preventScroll: true})")
+    move(page, name, cell, PICTURE, lambda: page.press("ArrowRight"), lambda: page.press("ArrowLeft"))
     first, switch = shown(page, cell, PICTURE), scroll_to(page, cell, ".widget-toggle-button:nth-child(3)")
     page.click(**switch)
     browser.wait(lambda: shown(page, cell, PICTURE) not in ("", first), 60, f"{name}: the switch to change the picture")
