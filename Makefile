@@ -11,12 +11,13 @@ JOBS ?= 2
 PYTHON ?= python3
 
 $(if $(wildcard iflow_lib/__init__.py),,$(error run make in the folder of this Makefile))
-.PHONY: help reproduce reference test workshop-check lab lock clean
+.PHONY: help reproduce reference test browser workshop-check lab lock clean
 
 help:
 	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
 	@echo 'make reference   make the plane's, images' and recipe's results again and compare  [JOBS=2 runs at once]'
 	@echo 'make test        run every check                                 [JOBS=2 at once]'
+	@echo 'make browser     run notebooks in JupyterLab in a headless Chromium (part of make test where there is one)'
 	@echo 'make workshop-check   is this machine ready for a workshop? [PROFILE] [DEVICE]'
 	@echo 'make lab         open JupyterLab on the notebooks'
 	@echo 'make lock        pin the newest versions that pyproject.toml allows: requirements.lock, environment.yml'
@@ -39,6 +40,14 @@ reference: .venv/installed
 test: .venv/installed
 	.venv/bin/ruff check .
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal --cov=iflow_lib --cov-report=term --cov-fail-under=92
+
+# Screenshots: results/runs/lab-screenshots.
+browser: .venv/installed
+	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \
+		[ -n "$$name" ] && command -v "$$name" >/dev/null && exit 0; done; \
+		echo 'error: no Chromium. On Debian or Ubuntu: apt install chromium; elsewhere put chromium or google-chrome on the' \
+			'PATH, or set CHROMIUM to its program' >&2; exit 1
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rs tests/test_lab.py
 
 # Can a workshop be held on this machine? Runs the 90-minute plan of docs/workshop.md without a network.
 workshop-check: .venv/installed

@@ -145,7 +145,7 @@ def cell_text(cell: dict) -> str:
 
 def _title(content: dict, name: str) -> str:
     heads = (re.search(r"^# +(.+)", cell_text(c), re.M) for c in content["cells"] if c["cell_type"] == "markdown")
-    return next((h[1].strip() for h in heads if h), name)
+    return next((h[1].strip().replace("$", "") for h in heads if h), name)  # index.html sets no mathematics
 
 
 def _declared(name: str, content: dict) -> dict:

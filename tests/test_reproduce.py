@@ -61,7 +61,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("project") / "notebooks"
     folder.mkdir()
     (folder / "profiles.toml").write_text('[quick."01_first"]\nsteps = 2\nnfes = [1, 2, 4]\n')
-    write_notebook(folder / "01_first.ipynb", RECORDS, title="# What does one step do?")
+    write_notebook(folder / "01_first.ipynb", RECORDS, title="# What does one step of $x_0$ do?")
     write_notebook(folder / "02_second.ipynb", "1 + 1", parameters=None)
     return folder, run(folder)
 
@@ -91,7 +91,7 @@ def test_manifest(done):
     assert json.loads(text) == manifest
     first = manifest["notebooks"]["01_first"]
     assert first["parameters"] == {"steps": 2, "rate": 0.5, "label": "x", "nfes": [1, 2, 4], "flag": True, "device": "cpu"}
-    assert first["title"] == "What does one step do?" and first["seconds"] > 0 and first["error"] is None
+    assert first["title"] == "What does one step of x_0 do?" and first["seconds"] > 0 and first["error"] is None
     assert first["files"]["tables/01_first.csv"] == results_module.sha256(results(folder) / "tables/01_first.csv")
     environment = manifest["environment"]
     assert environment["versions"]["torch"] == torch.__version__.partition("+")[0] and environment["threads"] >= 1
@@ -113,7 +113,7 @@ def test_executed_notebook(done):
 
 def test_page(done):
     html = (results(done[0]) / "index.html").read_text()
-    for part in ("What does one step do?", 'src="figures/01_first-line.png"', "One &amp; &lt;only&gt;.",
+    for part in ("What does one step of x_0 do?", 'src="figures/01_first-line.png"', "One &amp; &lt;only&gt;.",
                  'href="results.csv"', 'href="notebooks/01_first.ipynb"', 'class="ok"', "0.3333",
                  done[1]["environment"]["cpu"]):
         assert part in html, part

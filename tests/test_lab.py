@@ -1,0 +1,200 @@
+"""Notebooks in a real JupyterLab in a headless browser: they run, their figures appear, and their sliders move.
+
+The server is on the loopback address with a token, and its folders are the test's own; it works on copies. Screenshots
+are kept in results/runs/lab-screenshots.
+"""
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+pytest.importorskip("jupyterlab")
+pytest.importorskip("websocket")
+browser = pytest.importorskip("browser")
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+PICTURES = ROOT / "results" / "runs" / "lab-screenshots"
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # no network
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # the whole notebook is in the page
+}
+PANEL = "window.panel"  # the notebook that is open
+PICTURE = "img.widget-image"
+PATIENCE = 300  # seconds at most for each thing that is waited for, on a busy machine; all of it takes about two minutes
+
+
+def copy_notebook(name: str, folder: Path) -> int:
+    """A copy with the parameters of the smoke profile, without outputs; the number of figures that the original holds."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    for cell in code:
+        cell.outputs, cell.execution_count = [], None
+    notebook.metadata.pop("widgets", None)
+    at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    profile = tomllib.loads((NOTEBOOKS / "profiles.toml").read_text(encoding="utf-8"))["smoke"][name]
+    lines = "\n".join(f"{key} = {value!r}" for key, value in (profile | {"device": "cpu"}).items())
+    notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(lines))
+    nbformat.write(notebook, folder / f"{name}.ipynb")
+    return figures
+
+
+@contextmanager
+def server(folder: Path, root: Path):
+    """JupyterLab on ``root`` -> its address, with the token."""
+    settings = folder / "settings"
+    for name, value in SETTINGS.items():
+        file = settings / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(value))
+    token, runtime = secrets.token_hex(24), folder / "runtime"
+    environment = os.environ | {
+        "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"), "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "IPYTHONDIR": str(folder / "ipython"),
+        "JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
+    with open(folder / "lab.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+             "--ServerApp.port=0", f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True",
+             "--LabApp.extension_manager=readonly", "--LanguageServerManager.autodetect=False"],
+            cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            def address() -> str:
+                assert process.poll() is None, (folder / "lab.log").read_text()[-3000:]
+                (info,) = [json.loads(f.read_text()) for f in runtime.glob("jpserver-*.json")] or [{}]
+                return info.get("url", "")
+
+            url = browser.wait(address, PATIENCE, "JupyterLab's address")
+            yield f"{url}lab?reset&token={token}"
+        finally:
+            process.terminate()  # it shuts its kernels down
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def run_all(page, name: str) -> list[dict]:
+    """Open a notebook, run all cells as its menu does, and what came out of each code cell."""
+    page.js(f"jupyterapp.commands.execute('docmanager:open', {{path: '{name}.ipynb', factory: 'Notebook'}})"
+            ".then(panel => { window.panel = panel; jupyterapp.shell.activateById(panel.id); })")
+    browser.wait(lambda: page.js(f"jupyterapp.shell.currentWidget === {PANEL}"
+                                 f" && {PANEL}.sessionContext?.session?.kernel?.status == 'idle'"),
+                 PATIENCE, f"the kernel of {name}")
+    page.js("window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ran = true; },"
+            " e => { window.ran = String(e); }); 1")
+    assert browser.wait(lambda: page.js("window.ran"), 2 * PATIENCE, f"{name} to run") is True
+    cells = json.loads(page.js(f"""JSON.stringify({PANEL}.content.widgets.filter(c => c.model.type == 'code').map(c => ({{
+        id: c.model.id, count: c.model.executionCount, outputs: c.model.outputs.toJSON(),
+        images: [...c.node.querySelectorAll('.jp-RenderedImage img')].map(i => i.complete && i.naturalWidth)}})))"""))
+    for cell in cells:
+        errors = [f"{o['ename']}: {o['evalue']}" for o in cell["outputs"] if o["output_type"] == "error"]
+        assert not errors, f"{name}, {cell['id']}: {errors}"
+    assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1)), f"{name}: not every cell ran"
+    return cells
+
+
+def inside(page, cell: str, expression: str):
+    """A JavaScript expression with ``seen(css)``: the elements of a cell that match and are not hidden."""
+    return page.js(f"""(() => {{
+        const node = {PANEL}.content.widgets.find(c => c.model.id == '{cell}').node;
+        const seen = css => [...node.querySelectorAll(css)].filter(e => e.getClientRects().length);
+        return {expression}; }})()""")
+
+
+def scroll_to(page, cell: str, css: str, share: float = 0.5) -> dict:
+    """Scrolls to an element of a cell; the place in the window at a share of its width, half of its height."""
+    inside(page, cell, f"seen('{css}')[0].scrollIntoView({{block: 'center'}})")
+    place = f"(r => ({{x: r.x + {share} * r.width, y: r.y + r.height / 2}}))"
+    return inside(page, cell, f"{place}(seen('{css}')[0].getBoundingClientRect())")
+
+
+def shown(page, cell: str, css: str) -> str:
+    """The pixels of the one picture that is shown in a cell; empty while there is none or more than one."""
+    return inside(page, cell, f"""(images => {{
+        if (images.length != 1 || !images[0].complete || !images[0].naturalWidth) return "";
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [images[0].naturalWidth, images[0].naturalHeight];
+        canvas.getContext("2d").drawImage(images[0], 0, 0);
+        return canvas.toDataURL(); }})(seen('{css}'))""")
+
+
+def move(page, name: str, cell: str, picture: str, there, back) -> None:
+    """The slider: another picture is shown, and the screen changes; back again, and it is the first."""
+    first = browser.wait(lambda: shown(page, cell, picture), 60, f"{name}: the slider's picture")
+    scroll_to(page, cell, picture)
+    before = page.picture(PICTURES / f"{name}-slider-before.png")
+    there()
+    browser.wait(lambda: shown(page, cell, picture) not in ("", first), 60, f"{name}: the slider to change its picture")
+    assert page.picture(PICTURES / f"{name}-slider-after.png") != before
+    back()
+    browser.wait(lambda: shown(page, cell, picture) == first, 60, f"{name}: the slider to come back")
+
+
+def move_animation(page, name: str, cells: list[dict]) -> None:
+    """matplotlib's animation as a page, with its own slider, by the mouse: Lab keeps the arrow keys for itself."""
+    (cell,) = [c["id"] for c in cells
+               if any("animation" in str(o.get("data", {}).get("text/html", "")) for o in c["outputs"])]
+    track = ".animation input[type=range]"
+    move(page, name, cell, ".animation img", lambda: page.click(**scroll_to(page, cell, track, 0.9)),
+         lambda: page.click(**scroll_to(page, cell, track, 0.02)))
+
+
+def move_widget(page, name: str, cells: list[dict]) -> None:
+    """The slider of ipywidgets, by the arrow keys, and the switch beside it."""
+    (cell,) = [c["id"] for c in cells
+               if any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in c["outputs"])]
+    browser.wait(lambda: inside(page, cell, "seen('.noUi-handle').length == 1"), 60, f"the slider of {name}")
+    inside(page, cell, "seen('.noUi-handle')[0].focus({preventScroll: true})")
+    move(page, name, cell, PICTURE, lambda: page.press("ArrowRight"), lambda: page.press("ArrowLeft"))
+    first, switch = shown(page, cell, PICTURE), scroll_to(page, cell, ".widget-toggle-button:nth-child(3)")
+    page.click(**switch)
+    browser.wait(lambda: shown(page, cell, PICTURE) not in ("", first), 60, f"{name}: the switch to change the picture")
+    page.picture(PICTURES / f"{name}-switched.png")
+
+
+MOVE = {"00_start_here": None, "04_x0_anchoring": move_animation, "06_nfe_vs_quality": move_widget}
+
+
+def test_notebooks_in_jupyterlab(tmp_path):
+    if not browser.find():
+        pytest.skip(f"needs Chromium; {browser.INSTALL}")
+    shutil.rmtree(PICTURES, ignore_errors=True)
+    PICTURES.mkdir(parents=True)
+    root = tmp_path / "notebooks"
+    root.mkdir()
+    figures = {name: copy_notebook(name, root) for name in MOVE}
+    assert min(figures.values()) > 0
+    with server(tmp_path, root) as url, browser.Browser() as page:
+        page.open(url, PATIENCE)
+        browser.wait(lambda: page.js("window.jupyterapp ? jupyterapp.restored.then(() => true) : false"), PATIENCE,
+                     "JupyterLab")
+        for name, moves in MOVE.items():
+            cells = run_all(page, name)
+            drawn = [size for cell in cells for size in cell["images"]]
+            assert len(drawn) == figures[name] and min(drawn) > 100, f"{name}: figures are missing"
+            scroll_to(page, next(cell["id"] for cell in cells if cell["images"]), ".jp-RenderedImage img")
+            page.picture(PICTURES / f"{name}-figure.png")
+            if moves:
+                moves(page, name, cells)
+            page.js(f"{PANEL}.context.save().then(() => {PANEL}.sessionContext.shutdown())"
+                    ".then(() => jupyterapp.commands.execute('application:close')).then(() => 1)")
+    assert sorted(p.stem for p in root.glob("*.ipynb")) == sorted(MOVE)
