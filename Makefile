@@ -15,7 +15,7 @@ $(if $(wildcard iflow_lib/__init__.py),,$(error run make in the folder of this M
 
 help:
 	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
-	@echo 'make reference   make the plane's, images' and recipe's results again and compare  [JOBS=2 runs at once]'
+	@echo 'make reference   make the results of the plane, images and recipe again and compare  [JOBS=2 runs at once]'
 	@echo 'make test        run every check                                 [JOBS=2 at once]'
 	@echo 'make browser     run notebooks in JupyterLab in a headless Chromium (part of make test where there is one)'
 	@echo 'make workshop-check   is this machine ready for a workshop? [PROFILE] [DEVICE]'

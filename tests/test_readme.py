@@ -2,6 +2,7 @@
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,7 @@ def test_commands_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"`make ([\w-]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
+    if shutil.which("make"):
+        said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        named = set(re.findall(r"^make ([\w-]+)", said, flags=re.M))
+        assert named | {"help"} == set(re.search(r"^\.PHONY: (.+)", makefile, flags=re.M)[1].split())
