@@ -63,7 +63,7 @@ QUALITY = "plane.csv images.csv"
 @pytest.mark.parametrize("claim, file, rows, factor, before, after", [
     ("one-step-quality", QUALITY, "method == 'map' and nfe == 1", 3, "partly", "not reproduced"),
     ("one-step-quality", QUALITY, "method == 'map' and nfe == 1", 0.3, "partly", "reproduced"),
-    ("better-than-rf", QUALITY, "method == 'map' and nfe == 1", 10, "reproduced", "not reproduced"),
+    ("better-than-rf", QUALITY, "method == 'map' and nfe == 1", 20, "reproduced", "not reproduced"),
     ("solver-error", QUALITY, "method == 'euler' and nfe == 4", 0.1, "reproduced", "not reproduced"),
     ("few-calls", QUALITY, "method == 'map' and nfe == 8", 3, "partly", "reproduced"),
     ("precision", QUALITY, "method == 'euler' and nfe == 100", 3, "partly", "not reproduced"),

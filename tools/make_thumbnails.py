@@ -18,7 +18,8 @@ WIDTH, COLORS = 160, 64
 #: which of a notebook's figures, counted from 0, and the part of its width that is shown, if not the first and all of it
 CHOSEN = {"01_path_integrals": (0, 0.5, 1.0), "02_one_line_many_clocks": (1, 0.0, 1.0), "03_from_scratch": (3, 0.0, 1.0),
           "04_x0_anchoring": (3, 0.0, 1.0), "06_nfe_vs_quality": (0, 0.0, 0.44),
-          "07_rectified_flow_and_reflow": (2, 0.0, 1.0), "09_consistency_models": (4, 0.0, 1.0), "13_claims": (1, 0.0, 1.0)}
+          "05_training": (2, 0.0, 1.0), "07_rectified_flow_and_reflow": (2, 0.0, 1.0),
+          "09_consistency_models": (4, 0.0, 1.0), "13_claims": (1, 0.0, 1.0)}
 
 
 def pictures(notebook) -> list[bytes]:
