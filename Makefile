@@ -33,6 +33,8 @@ reference: .venv/installed
 	.venv/bin/python benchmarks/plane.py --jobs $(JOBS) --out results/runs/reference
 	.venv/bin/python benchmarks/images.py --checkpoints results/runs/reference/checkpoints --out results/runs/reference
 	.venv/bin/python benchmarks/image_methods.py --jobs $(JOBS) --out results/runs/reference
+	.venv/bin/python benchmarks/image_methods.py --jobs $(JOBS) --out results/runs/reference --sets emoji \
+		--systems rectified_velocity rectified_integral rectified_additivity rectified_consistency
 	.venv/bin/python benchmarks/recipe.py --out results/runs/reference
 	.venv/bin/python benchmarks/plane_tuning.py --jobs $(JOBS) --out results/runs/reference/bench
 	.venv/bin/iflow verify results/runs/reference
