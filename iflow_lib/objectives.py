@@ -334,8 +334,8 @@ class IntegralIdentity(Triangle):
         x_t = on_line(x_0, z, t)
         y = x_t - expand(t, x_t) * model(x_t, t, s, labels=labels)
         with torch.no_grad():
-            real = self.teacher.net.hidden(x_0, s, s, labels=labels).float()
-        ours = self.teacher.net.hidden(y, s, s, labels=labels).float()
+            real = self.teacher.net.hidden(x_0, s, s, labels=labels).to(z.dtype)  # not that of autocast
+        ours = self.teacher.net.hidden(y, s, s, labels=labels).to(z.dtype)
         return sum((stop - start) / n * (energy(ours[start:stop], real[start:stop])
                                          + energy(*(h[start:stop].flatten(2).mean(2) for h in (ours, real))))
                    for start, stop in ((0, far), (far, n)))

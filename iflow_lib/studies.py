@@ -43,7 +43,7 @@ EMOJI_SYSTEMS = ("emoji_rectified_velocity", "emoji_rectified_integral")  # the 
 NFES = (1, 2, 4, 8, 16, 32, 100)
 #: Gradient steps of the reference results and of the comparison of anchor rules.
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
-#: Gradient steps of image models, by kind; ve_integral, as it ships, has 12,000 (docs/findings.md).
+#: Gradient steps of image models, by kind; ve_integral, as it ships, had 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
 #: and how a trained integral of images is finished: steps, their peak learning rate, weight of ``matching``
 FINISH_STEPS, FINISH_LR, FINISH_MATCHING = 800, 1.5e-4, 50.0
@@ -136,14 +136,16 @@ def train_images(
     steps: by default ``IMAGE_STEPS`` of its kind; finishing takes a thirtieth of them more. Killed or interrupted
     (KeyboardInterrupt), the next call continues: checkpoints are kept beside ``folder`` until it is done.
     """
-    path, kind = parse_system(system)
-    steps, settings = steps or IMAGE_STEPS[kind], {"device": device, "progress": progress}
-    if not _state(folder, "-finish").is_dir():
+    kind, first, last = parse_system(system)[1], _state(folder, ""), _state(folder, "-finish")
+    steps, finish = steps or IMAGE_STEPS[kind], finish and kind == "integral"
+    settings = {"device": device, "progress": progress}
+    if not (finish and last.is_dir()):
         model, objective, more = image_setup(system, _teacher(system, folder) if kind == "integral" else None)
-        trained = _fit_images(system, folder, "", model, objective, {"steps": steps, **more, **settings})
-    if kind == "velocity" or not finish:
-        return trained
-    return finish_images(system, folder, steps=max(steps // 30, 1), **settings)
+        model = _fit_images(system, folder, first, model, objective, {"steps": steps, **more, **settings})
+        if finish:
+            last.mkdir()  # before the first goes: killed here, the next call finishes and does not begin anew
+    shutil.rmtree(first, ignore_errors=finish)
+    return finish_images(system, folder, steps=max(steps // 30, 1), **settings) if finish else model
 
 
 def finish_images(
@@ -160,7 +162,10 @@ def finish_images(
     model, objective, settings = image_setup(system, teacher)
     model.load_state_dict(pretrained(system, FilePath(folder).parent).float().state_dict())
     settings |= {"steps": steps, "lr": FINISH_LR, "device": device, "progress": progress}
-    return _fit_images(system, folder, "-finish", model, replace(objective, matching=FINISH_MATCHING), settings, before)
+    objective, state = replace(objective, matching=FINISH_MATCHING), _state(folder, "-finish")
+    model = _fit_images(system, folder, state, model, objective, settings, before)
+    shutil.rmtree(state)
+    return model
 
 
 def _teacher(system: str, folder) -> FlowMap:
@@ -174,9 +179,10 @@ def _state(folder, stage: str) -> FilePath:
     return FilePath(folder).with_name(f"{FilePath(folder).name}{stage}-in-training")
 
 
-def _fit_images(system, folder, stage, model, objective, settings: dict, before: dict | None = None) -> FlowMap:
-    """Train, measure and save; before: manifest of the stage before this one. KeyboardInterrupt if it was stopped."""
-    config = TrainConfig(out_dir=_state(folder, stage), **settings)
+def _fit_images(system, folder, state, model, objective, settings: dict, before: dict | None = None) -> FlowMap:
+    """Train with checkpoints in ``state``, measure and save; before: manifest of the stage before this one.
+    KeyboardInterrupt if it was stopped."""
+    config = TrainConfig(out_dir=state, **settings)
     run = fit(model, objective, data_sets.load(image_set(system)), config, resume="auto")
     if run.manifest["interrupted"]:
         raise KeyboardInterrupt(f"{system} was interrupted after {run.manifest['steps_done']} of {config.steps} steps")
@@ -184,7 +190,6 @@ def _fit_images(system, folder, stage, model, objective, settings: dict, before:
     if before:
         run.manifest |= {name: before[name] + run.manifest[name] for name in ("steps_done", "seconds")} | {"before": before}
     save_with_card(run.model, system, run.manifest, folder)
-    shutil.rmtree(config.out_dir)
     return run.model
 
 

@@ -339,3 +339,15 @@ def test_an_integral_of_images_is_finished_once(tmp_path, monkeypatch):
         studies.finish_images("rectified_integral", folder)
     with pytest.raises(ValueError, match="only integrals"):
         studies.finish_images("rectified_velocity", tmp_path / "rectified_velocity")
+
+
+def test_killed_between_the_stages_the_first_is_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "evaluate_images", lambda *given, **named: [])
+    folder, settings = tmp_path / "rectified_integral", dict(steps=1, device="cpu", progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(studies, "finish_images", lambda *given, **named: signal.raise_signal(signal.SIGINT))
+        studies.train_images("rectified_integral", folder, **settings)
+    first = studies.training_manifest("rectified_integral", tmp_path)
+    studies.train_images("rectified_integral", folder, **settings)
+    assert studies.training_manifest("rectified_integral", tmp_path)["before"] == first
+    assert [file.name for file in tmp_path.iterdir()] == [folder.name]
