@@ -193,7 +193,8 @@ def better_than_rectified_flow() -> tuple[str, str]:
 def solvers_win_at_precision() -> tuple[str, str]:
     said, ratios = compared(lambda q, d, p: euler(q, d, p), lambda q, d, p: min(q[d, p, "map", n] for n in (1, 2, 4, 8)))
     return (f"100 Euler steps (32 on images) / the best of 1 to 8 jumps on the same path, {said} (on images the jumps had "
-            "more training: the velocity model's, and as many steps again or twice as many)",
+            "more training: the velocity model's, and as many steps again or twice as many, the last of them matched with "
+            "the data)",
             graded([r < 1 for r in ratios]))
 
 

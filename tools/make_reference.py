@@ -191,6 +191,25 @@ def image_methods_table(table: pd.DataFrame) -> str:
     return "\n".join([*lines, f"| floor: data against data | | {spread(floor)} | | |"])
 
 
+def budget_table(_: pd.DataFrame) -> str:
+    """What a run of plane.csv and of image_methods.csv cost, in docs/findings.md: medians of the manifests' runs."""
+    settings = {"plane": (f"steps{studies.PLANE_STEPS}", studies.PLANE_STEPS), "image_methods": ("width16/steps1500", 1500)}
+    cost = {}
+    for name, (part, steps) in settings.items():
+        runs = json.loads((REFERENCE / f"{name}.manifest.json").read_text(encoding="utf-8"))["runs"]
+        for run, how in runs.items():
+            if f"/{part}/" in run and not run.startswith("emoji"):
+                kind = run.split("/")[1].split("_", 1)[1]
+                cost.setdefault((kind, name), []).append((steps, steps * how["calls_per_step"], how["seconds"]))
+    lines = ["| | plane: steps | network evaluations | seconds | images: steps | network evaluations | seconds |",
+             "|---" * 7 + "|"]
+    for kind in studies.KINDS:
+        known = [pd.DataFrame(cost.get((kind, name), [[float("nan")] * 3])).median() for name in settings]
+        cells = ["" if pd.isna(value) else f"{value:,.0f}" for found in known for value in found]
+        lines.append(f"| `{kind}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def emoji_table(table: pd.DataFrame) -> str:
     """The emoji of benchmarks/image_methods.py in docs/findings.md: mean of the seeds and half their range."""
     table = table[table.dataset == "emoji"]
@@ -368,6 +387,7 @@ README_TABLES = {
     "peers": ("bench/quality_vs_peers.csv", peers_table), "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
     "recipe": ("bench/recipe.csv", recipe_table), "straight": ("bench/recipe.csv", straight_table),
     "image_methods": ("image_methods.csv", image_methods_table), "emoji": ("image_methods.csv", emoji_table),
+    "budget": ("image_methods.csv", budget_table),
     "plane_tuning": ("bench/plane_tuning.csv", plane_tuning_table),
     "tuning": ("bench/tuning.csv", tuning_table), "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
