@@ -1,6 +1,7 @@
 """The command line, ``iflow``. Anything heavy is imported by the command that needs it."""
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -30,29 +31,37 @@ def iflow(context: typer.Context, version: Annotated[bool, typer.Option(
         print(context.get_help())
 
 
+_Notebooks = Annotated[Optional[list[str]], typer.Argument(  # noqa: UP045 (typer evaluates it on Python 3.10)
+    metavar="NOTEBOOK", help="Numbers or names, such as 06 or 06_nfe_vs_quality; all if none is given.")]
+_Profile = Annotated[str, typer.Option(help="smoke, quick or full: a table of notebooks/profiles.toml.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+_Parameters = Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
+    "-p", "--parameter", metavar="NAME VALUE", help="Set a parameter of the notebooks. May be repeated.")]
+_Out = Annotated[Optional[Path], typer.Option(  # noqa: UP045
+    metavar="DIR", help="Folder for the results. [default: results/runs/PROFILE]")]
+
+
 @app.command()
 def reproduce(
-    notebooks: Annotated[Optional[list[str]], typer.Argument(  # noqa: UP045 (typer evaluates it on Python 3.10)
-        metavar="NOTEBOOK", help="Numbers or names, such as 06 or 06_nfe_vs_quality; all if none is given.")] = None,
-    profile: Annotated[str, typer.Option(help="smoke, quick or full: a table of notebooks/profiles.toml.")] = "quick",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    parameter: Annotated[Optional[list[str]], typer.Option(  # noqa: UP045
-        "-p", "--parameter", metavar="NAME VALUE", help="Set a parameter of the notebooks. May be repeated.")] = None,
+    notebooks: _Notebooks = None, profile: _Profile = "quick", device: _Device = "auto", parameter: _Parameters = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run notebooks again that are unchanged.")] = False,
-    out: Annotated[Optional[Path], typer.Option(  # noqa: UP045
-        metavar="DIR", help="Folder for the results. [default: results/runs/PROFILE]")] = None,
+    time_limit: Annotated[Optional[float], typer.Option(  # noqa: UP045
+        "--time-limit", metavar="SECONDS", help="Stop a notebook that takes longer; it counts as failed.")] = None,
+    out: _Out = None,
 ) -> int:
-    """Run the notebooks; write tables, figures and index.html to results/runs/PROFILE."""
+    """Run the notebooks; write tables, figures and index.html to results/runs/PROFILE. Stopped at any moment, the next call
+    goes on; what is unchanged is not run again."""
     from . import reproduce as job_module
 
-    values = dict(p.split("=", 1) for p in parameter or ())
     try:
-        job = job_module.prepare(notebooks or (), profile, device, values, out)
+        if time_limit is not None and not 0 < time_limit < math.inf:
+            raise ValueError(f"--time-limit must be more than 0 seconds, got {time_limit:g}")
+        job = job_module.prepare(notebooks or (), profile, device, _pairs(parameter), out)
     except (ValueError, OSError) as error:
         return _complain(error, 2)
     print(f"profile {job.profile}, device {job.device}, {len(job.tasks)} notebook{'s' * (len(job.tasks) > 1)}", flush=True)
     try:
-        manifest = job_module.execute(job, fresh)
+        manifest = job_module.execute(job, fresh, time_limit)
     except (ValueError, OSError) as error:
         return _complain(error, 1)
     for name, entry in manifest["notebooks"].items():
@@ -60,6 +69,21 @@ def reproduce(
             _complain(f"{name} {entry['status']}: {entry['error']}", 1)
     print(f"results: {_short(job.out / 'index.html')}")
     return {"ok": 0, "interrupted": 130}.get(manifest["status"], 1)
+
+
+@app.command()
+def status(notebooks: _Notebooks = None, profile: _Profile = "quick", device: _Device = "auto",
+           parameter: _Parameters = None, out: _Out = None) -> int:
+    """What `iflow reproduce` would run with the same arguments, and why. Nothing is written."""
+    from . import reproduce as job_module
+
+    try:
+        job = job_module.prepare(notebooks or (), profile, device, _pairs(parameter), out, make=False)
+    except (ValueError, OSError) as error:
+        return _complain(error, 2)
+    for name, state, note in job_module.status(job):
+        print(f"{state:<12} {name}: {note}")
+    return 0
 
 
 @app.command()
@@ -82,6 +106,10 @@ def verify(
     print(f"{len(table) - len(moved)} of {len(table)} cells agree, {len(moved)} moved; {table.attrs['only_in_run']} more "
           "of this run have no reference")
     return 1 if len(moved) else 0
+
+
+def _pairs(parameters: list[str] | None) -> dict[str, str]:
+    return dict(p.split("=", 1) for p in parameters or ())
 
 
 def _short(path: Path) -> str:

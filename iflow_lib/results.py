@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from . import __version__
+from .unattended import note_read
 
 #: Columns of every table of results, in this order.
 COLUMNS = ("run_id", "dataset", "path", "objective", "anchor", "network", "params", "seed", "step", "nfe", "method",
@@ -112,6 +113,7 @@ def reference(name: str = "") -> Path:
     path = checkout() / "results" / "reference" / name
     if not path.exists():
         raise FileNotFoundError(f"results/reference/{name} is missing from this checkout: restore it with git")
+    note_read(name)
     return path
 
 

@@ -12,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import threading
 import warnings
 from pathlib import Path
 
@@ -143,3 +145,22 @@ def _digest(file: Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+class Signals:
+    """Ctrl-C and SIGTERM are noted once, so that the step at work can end; the second time they do what they always do."""
+
+    def __enter__(self) -> Signals:
+        self.seen, self.earlier = False, {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.earlier[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number, frame) -> None:
+        self.seen = True
+        signal.signal(number, self.earlier[number])
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.earlier.items():
+            signal.signal(number, handler)

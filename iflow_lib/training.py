@@ -5,23 +5,21 @@ import copy
 import json
 import math
 import platform
-import signal
-import threading
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from . import __version__
+from . import __version__, unattended
 from .checkpoints import write_together
 from .data import TensorData, as_tensor, portions
 from .flow_map import FlowMap
 from .objectives import Batch, Objective
-from .run_folder import RunFolder
+from .run_folder import RunFolder, Signals
 from .samplers import whole
 from .speed import GRAPHS, Compiled, Threads, autocast, hardware
 from .team import Team
@@ -151,6 +149,10 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
         raise ValueError('resume needs a folder: give TrainConfig(out_dir="...")')
     known = data if isinstance(data, (TensorData, np.memmap)) else x
     known = known if isinstance(known, TensorData) else TensorData(known)
+    asked, shelf = config, "" if config.out_dir else unattended.shelf(
+        model, objective.name, objective.config(), model.path.name, model.path.config(), config, x.shape, known.sha256)
+    if shelf:
+        config, resume = replace(config, out_dir=shelf, checkpoint_minutes=unattended.SECONDS / 60), "auto"
     folder = RunFolder(config.out_dir, config.keep, team) if config.out_dir else nullcontext()
     with folder as folder, Threads(config.threads, model.parameter_count * config.batch_size):
         if folder and resume is None and folder.checkpoints():
@@ -159,12 +161,13 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
         place = folder and folder.folder / (f"anchors-{team.rank}" if team.world > 1 else "anchors")
         objective.prepare(model, known, folder=place, seed=config.seed, team=team)
         loop = _Loop(model, objective, x, labels if model.classes else None, noise, config, team, folder)
+        loop.brief = unattended.SECONDS if shelf else 0.0
         loop.mapped = known.mapped if device.type == "cpu" else None  # elsewhere the data have left their file
         manifest = {
             "objective": {"name": objective.name, **objective.config()},
             "path": {"name": model.path.name, **model.path.config()},
             "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
-            "config": asdict(config),
+            "config": asdict(asked),
             "compiled": config.compiles(device),
             "data": {"name": getattr(data, "name", "tensor"), "shape": list(x.shape), "sha256": known.sha256},
         }
@@ -185,7 +188,7 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
     if config.compile != "auto" and config.compile:
         loop.average.compile(**(GRAPHS if config.compile == "graphs" else {}))
     run = TrainRun(model=loop.average, history=loop.history(), manifest=manifest)
-    if config.out_dir and team.rank == 0:
+    if asked.out_dir and team.rank == 0:
         write_together({Path(config.out_dir) / "history.csv": run.history.to_csv(index=False, lineterminator="\n"),
                         Path(config.out_dir) / "manifest.json": json.dumps(manifest, indent=2) + "\n"})
     return run
@@ -208,7 +211,7 @@ class _Loop:
                                           fused=device.type in ("cpu", "cuda") or None)
         self.source = device if device.type == "cuda" else torch.device("cpu")  # mps cannot draw all the noise laws
         self.generator = torch.Generator(self.source).manual_seed(config.seed)
-        self.step, self.rows, self.losses, self.identity = 0, [], [], {}
+        self.step, self.rows, self.losses, self.identity, self.brief = 0, [], [], {}, 0.0
         self.loss = _Loss(model, objective, config.compiles(device), autocast(device, config.precision))
         if team.world > 1:
             self.loss = torch.nn.parallel.DistributedDataParallel(
@@ -226,10 +229,8 @@ class _Loop:
 
     def run(self) -> bool:
         """Train to the end. True if a signal ended it earlier."""
-        from tqdm.auto import tqdm
-
-        with _Signals() as signals, tqdm(total=self.config.steps, initial=self.step, desc=self.objective.name,
-                                         disable=not self.config.progress or self.team.rank > 0, mininterval=0.5) as bar:
+        shown = self.config.progress and self.team.rank == 0
+        with Signals() as signals, unattended.bar(self.config.steps, self.step, self.objective.name, shown) as bar:
             try:
                 stop = False
                 while self.step < self.config.steps and not stop:
@@ -245,7 +246,7 @@ class _Loop:
                     stop = stop or self.team.world == 1 and signals.seen  # while it was written
             except KeyboardInterrupt:  # a second Ctrl-C, or one where signals are not ours to catch
                 return True
-        if self.folder:
+        if self.folder and self.seconds() >= self.brief:
             self.save()
         return self.step < self.config.steps
 
@@ -379,22 +380,3 @@ def _difference(theirs, mine) -> str:
         keys = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
         theirs, mine = ({k: d.get(k) for k in keys} for d in (theirs, mine))
     return f"{theirs}, here it is {mine}"
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM are noted once, so that the step at work can end; the second time they do what they always do."""
-
-    def __enter__(self) -> _Signals:
-        self.seen, self.earlier = False, {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.earlier[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number, frame) -> None:
-        self.seen = True
-        signal.signal(number, self.earlier[number])
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.earlier.items():
-            signal.signal(number, handler)

@@ -10,17 +10,20 @@ PARAMETERS = ("steps: int = 3  # of nothing\nrate: float = 0.5\nlabel: str = 'x'
               'device: str = "auto"\nout_dir: str = ""')
 
 
-def write_notebook(file, *cells, parameters=PARAMETERS, title="# A title"):
-    """A notebook with a title, a parameters cell and code cells."""
+def write_notebook(file, *cells, parameters=PARAMETERS, title="# A title", language="python", **about):
+    """A notebook with a title, a parameters cell and code cells, the first of which uses the usual parameters; about: more
+    metadata."""
     def cell(i, kind, source, tags=()):
         code = {"outputs": [], "execution_count": None} if kind == "code" else {}
         return {"cell_type": kind, "id": f"c{i}", "metadata": {"tags": list(tags)}, "source": source, **code}
 
+    if parameters is PARAMETERS and cells:
+        cells = (f"_ = steps, rate, label, nfes, flag\n{cells[0]}", *cells[1:])
     code = [cell(i, "code", source) for i, source in enumerate(cells, 2)]
     if parameters is not None:
         code.insert(0, cell(1, "code", parameters, ["parameters"]))
     # the kernel that the file asks for does not exist: whoever runs it must use this Python
-    metadata = {"kernelspec": {"name": "missing", "display_name": "Missing", "language": "python"}}
+    metadata = {"kernelspec": {"name": "missing", "display_name": "Missing", "language": language}, **about}
     file.write_text(json.dumps({"cells": [cell(0, "markdown", title), *code], "metadata": metadata, "nbformat": 4,
                                 "nbformat_minor": 5}))
 
@@ -32,5 +35,5 @@ def project(tmp_path):
     folder.mkdir(parents=True)
     (folder / "profiles.toml").write_text('[quick."01_first"]\nsteps = 2\nrate = 1\n\n[other]\n')
     write_notebook(folder / "01_first.ipynb", "print(steps, rate, label, nfes, flag, device)")
-    write_notebook(folder / "02_second.ipynb", "seen = label", parameters='label: str = "x"\nextra: int = 1')
+    write_notebook(folder / "02_second.ipynb", "seen = label, extra", parameters='label: str = "x"\nextra: int = 1')
     return folder

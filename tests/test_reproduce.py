@@ -62,7 +62,7 @@ def done(tmp_path_factory):
     folder.mkdir()
     (folder / "profiles.toml").write_text('[quick."01_first"]\nsteps = 2\nnfes = [1, 2, 4]\n')
     write_notebook(folder / "01_first.ipynb", RECORDS, title="# What does one step of $x_0$ do?")
-    write_notebook(folder / "02_second.ipynb", "1 + 1", parameters=None)
+    write_notebook(folder / "02_second.ipynb", "1 + 1", parameters="")
     return folder, run(folder)
 
 
@@ -71,8 +71,8 @@ def test_files(done):
     out = results(folder)
     assert manifest["status"] == "ok"
     assert files(out) == {"notebooks/01_first.ipynb", "notebooks/02_second.ipynb", "tables/01_first.csv", "results.csv",
-                          "figures/01_first-line.png", "manifest.json", "index.html"}
-    assert not list(out.glob(".*"))
+                          "figures/01_first-line.png", "manifest.json", "index.html", ".lock"}
+    assert not list(out.glob(".unf*"))
     assert (out / "figures/01_first-line.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.glob("*/")), "the notebooks' own folder was touched"
 
@@ -139,7 +139,7 @@ def test_unchanged_is_not_run_again(project, capsys, monkeypatch):
     run(project)
     capsys.readouterr()
     assert changed() == [] and capsys.readouterr().out.count("unchanged") == 2
-    write_notebook(project / "02_second.ipynb", "seen = label, 1", parameters='label: str = "x"\nextra: int = 1')
+    write_notebook(project / "02_second.ipynb", "seen = extra, label", parameters='label: str = "x"\nextra: int = 1')
     (results(project) / "notebooks" / "01_first.ipynb").write_text("damaged")
     assert changed() == ["01", "02"]
     assert changed(parameters={"steps": "5"}) == ["01"]
@@ -166,14 +166,14 @@ def test_unchanged_is_not_run_again(project, capsys, monkeypatch):
 
 def test_failure(project):
     write_notebook(project / "01_first.ipynb", WRITES, "if steps == 2: raise KeyError(out_dir)")
-    assert run(project, parameters={"steps": 1})["status"] == "ok" and len(files(results(project))) == 7
+    assert run(project, parameters={"steps": 1})["status"] == "ok" and len(files(results(project))) == 8
     manifest = run(project)
     assert manifest["status"] == "failed"
     assert manifest["notebooks"]["01_first"]["error"] == "cell 5: KeyError: 'OUT'"
     assert "KeyError" in (results(project) / "notebooks" / "01_first.ipynb").read_text()
     # nothing of the failed notebook is left that could be taken for a result
     assert files(results(project)) == {"notebooks/01_first.ipynb", "notebooks/02_second.ipynb", "results.csv",
-                                       "manifest.json", "index.html"}
+                                       "manifest.json", "index.html", ".lock"}
     assert (results(project) / "results.csv").read_text() == ",".join(COLUMNS) + "\n"
     assert "KeyError" in (results(project) / "index.html").read_text()
     assert manifest["notebooks"]["02_second"]["status"] == "ok"  # from before
@@ -181,16 +181,17 @@ def test_failure(project):
     assert "tables/01_first.csv must have the columns run_id, dataset," in manifest["notebooks"]["01_first"]["error"]
 
 
-def test_stops_at_the_first_failure(project):
+def test_others_go_on_after_a_failure(project):
     write_notebook(project / "01_first.ipynb", "import os; os._exit(1)")
     # an earlier job that was killed left its work and, the disk being faulty, a damaged manifest
-    (results(project) / f".running-{2**22 + 1}").mkdir(parents=True)
+    (results(project) / ".unfinished" / "01_first" / "out" / "tables").mkdir(parents=True)
     (results(project) / "manifest.json").write_text("{")
     manifest = run(project)
     assert manifest["status"] == "failed" and "died in cell 4" in manifest["notebooks"]["01_first"]["error"]
-    assert manifest["notebooks"]["02_second"]["status"] == "not run"
-    assert files(results(project)) == {"notebooks/01_first.ipynb", "results.csv", "manifest.json", "index.html"}
-    assert not list(results(project).glob(".*"))
+    assert manifest["notebooks"]["02_second"]["status"] == "ok"
+    assert files(results(project)) == {"notebooks/01_first.ipynb", "notebooks/02_second.ipynb", "results.csv",
+                                       "manifest.json", "index.html", ".lock"}
+    assert not list(results(project).glob(".unf*"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
@@ -211,7 +212,8 @@ def test_interruption(project, tmp_path):
     out = results(project)
     manifest = json.loads((out / "manifest.json").read_text())
     assert [e["status"] for e in manifest["notebooks"].values()] == ["interrupted", "not run"]
-    assert not list(out.glob(".*")) and "interrupted in cell 4" in (out / "index.html").read_text()
+    assert [p.name for p in (out / ".unfinished").iterdir()] == ["01_first"]  # to go on from
+    assert "interrupted in cell 4" in (out / "index.html").read_text()
 
 
 # ---- what is wrong is said before anything runs
@@ -266,7 +268,7 @@ def test_wrong_files(project, tmp_path):
     assert "holds other files and no earlier run" in complaint(out=project)
     profiles = (project / "profiles.toml").read_text()
     (project / "profiles.toml").write_text(profiles + '"02_second" = {steps = 3}\n')
-    assert "profiles.toml sets 'steps', which 02_second does not declare" in complaint(profile="other")
+    assert "profile other sets 'steps', which 02_second does not declare" in complaint()
     (project / "profiles.toml").write_text("[quick")
     assert "not valid TOML" in complaint()
     (project / "profiles.toml").write_text("[quick]\nsteps = 3\n")
@@ -285,13 +287,10 @@ def test_wrong_files(project, tmp_path):
 def test_real_profiles():
     """Every table of profiles.toml is for a notebook that exists, and fits what it declares."""
     folder = results_module.checkout() / "notebooks"
-    names = {p.stem for p in jobs._select(folder, ())}
     for profile in ("smoke", "quick", "full"):
-        settings = jobs._read_profiles(folder / "profiles.toml", profile)
-        assert set(settings) <= names
+        names = {task.name for task in reproduce.prepare(profile=profile, device="cpu", make=False).tasks}
         for name in names:
             declared = jobs._declared(name, jobs._read_notebook(folder / f"{name}.ipynb"))
-            jobs._values(name, declared, settings.get(name, {}), {})
             assert declared.get("out_dir") == "" and declared.get("device") == "auto"
 
 
