@@ -33,8 +33,7 @@ def w2(x, y) -> float:
     x: (n, ...), y: (m, ...), any rank, flattened; computed in float64 on the CPU, in memory for n x m
     numbers. Raises ValueError for whole numbers, NaN, empty sets or differing dimensions.
     """
-    import ot
-
+    ot = _pot()
     x, y = _two_sets(x, y)
     centre = x.mean(0)  # POT expands the square, which loses digits far from the origin
     cost = ot.dist((x - centre).numpy(), (y - centre).numpy(), metric="sqeuclidean")
@@ -53,13 +52,20 @@ def sliced_w2(x, y, n_projections: int = 256, seed: int = 0) -> float:
     x: (n, ...), y: (m, ...), any rank, flattened. Cheap for many points or dimensions; the same ``seed``
     gives the same directions. Raises as ``w2``, and ValueError for n_projections < 1.
     """
-    import ot
-
+    ot = _pot()
     if n_projections < 1:
         raise ValueError(f"n_projections must be at least 1, got {n_projections}")
     x, y = _two_sets(x, y)
     x, y = x.numpy(), y.numpy()
     return float(ot.sliced_wasserstein_distance(x, y, n_projections=n_projections, p=2, seed=seed))
+
+
+def _pot():
+    """POT, without what Python 3.12 and later say of its docstrings when they first compile it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        import ot
+    return ot
 
 
 # ---- distances between features

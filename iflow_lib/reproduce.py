@@ -145,7 +145,8 @@ def _run_notebook(job: Job, task: Task, inputs: dict, folder: Path, board: Board
         write_atomic(folder / "inputs.json", json.dumps(inputs))
     for name in ("notebooks", "tables", "figures", "reads"):  # of an attempt that did not end
         shutil.rmtree(folder / "out" / name, ignore_errors=True)
-    (folder / "reads").unlink(missing_ok=True)
+    for name in ("reads", "bar"):
+        (folder / name).unlink(missing_ok=True)
     for name in task.after:
         (folder / "out" / "reads").mkdir(parents=True, exist_ok=True)
         if (job.out / "tables" / f"{name}.csv").is_file():

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 
-from iflow_lib.results import COLUMNS
+from iflow_lib.results import COLUMNS, checkout
 
 
 def test_smoke(tmp_path):
@@ -15,6 +15,11 @@ def test_smoke(tmp_path):
     assert answer.returncode == 0, answer.stdout + answer.stderr
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "ok" and {e["status"] for e in manifest["notebooks"].values()} == {"ok"}
+    for name, entry in manifest["notebooks"].items():  # each declares what it reads: else it might not run again
+        notebook = json.loads((checkout() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        declared = notebook["metadata"]["iflow"]["reads"]
+        assert entry["reads"] or name == "03_from_scratch"
+        assert not [read for read in entry["reads"] if not any(f"{read}/".startswith(f"{d}/") or d == "." for d in declared)]
     page = (out / "index.html").read_text()
     figures = [f for entry in manifest["notebooks"].values() for f in entry["figures"]]
     assert figures

@@ -1,0 +1,320 @@
+"""The main job killed, limited, continued, and told what has changed."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import psutil
+import pytest
+from conftest import write_notebook
+from exact import one_line
+
+from iflow_lib import cli, jobs, reproduce, unattended
+
+posix = pytest.mark.skipif(os.name != "posix", reason="kills by signals")
+#: trains for a second or two, with checkpoints all the time, and records what came out and where it began
+TRAINS = """
+import torch, iflow_lib as ifl
+from iflow_lib import training, unattended
+from iflow_lib.results import Recorder
+unattended.SECONDS = 0.05
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = ifl.FlowMap(ifl.MLP(dim=2, hidden=16, layers=2), ifl.RectifiedFlow())
+config = ifl.TrainConfig(steps=STEPS, batch_size=64, device="cpu", progress=False)
+begin, began = training._Loop.resume, []
+training._Loop.resume = lambda loop, wanted: (begin(loop, wanted), began.append(loop.step))
+run = ifl.fit(model, ifl.FlowMatching(), torch.randn(256, 2), config)
+"""
+RECORDS = """
+record = Recorder(NAME, out_dir)
+record.rows([{"dataset": "x", "method": "map", "metric": "loss", "value": v} for v in run.history.loss])
+record.save()
+print("began at", began)
+"""
+
+
+def trains(file, steps: int) -> None:
+    write_notebook(file, TRAINS.replace("STEPS", str(steps)), RECORDS.replace("NAME", repr(file.stem)))
+
+
+def run(folder, *notebooks, **options):
+    return reproduce.run(notebooks, device="cpu", folder=folder, **options)
+
+
+def out_of(folder):
+    return folder.parent / "results" / "runs" / "quick"
+
+
+def text_of(file) -> str:
+    """Everything that an executed notebook printed."""
+    return "".join("".join(o.get("text", "")) for c in json.loads(file.read_text())["cells"] for o in c.get("outputs", ()))
+
+
+@pytest.fixture
+def started():
+    """started(folder): the job in a process of its own. None of them outlives the test."""
+    processes = []
+
+    def start(folder) -> subprocess.Popen:
+        code = ("import sys; from iflow_lib import reproduce as r\n"
+                f"sys.exit(r.run(device='cpu', folder={str(folder)!r})['status'] != 'ok')")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, env=environment))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+# ---- killed and continued
+
+@posix
+def test_killed_twenty_times_and_continued_is_the_undisturbed_run(project, started):
+    names = ["01_first", "02_second", "03_third"]
+    trains(project / "01_first.ipynb", 1000)
+    trains(project / "02_second.ipynb", 2000)
+    write_notebook(project / "03_third.ipynb", "import csv, os\nfile = f'{out_dir}/reads/02_second.csv'", """
+from iflow_lib.results import Recorder
+record = Recorder("03_third", out_dir)
+record.rows([{"metric": "n", "value": len(list(csv.DictReader(open(file))))}])
+record.save()""", iflow={"reads": ["02_second"]})
+    (project / "profiles.toml").write_text("[quick]\n")
+    out, rng, kills, ended = out_of(project), random.Random(0), 0, True
+
+    def table():
+        return pd.read_csv(out / "results.csv").drop(columns="seconds")
+
+    assert started(project).wait(120) == 0
+    whole = table()
+    assert len(whole) == 20 + 40 + 1
+    while kills < 20 or not ended:
+        if ended:  # at first, and where it ended before the last kill: everything is to be done
+            assert table().equals(whole)
+            for name in names:
+                (out / "notebooks" / f"{name}.ipynb").unlink()
+        process = started(project)
+        try:
+            assert process.wait(rng.uniform(0.2, 5) if kills < 20 else 120) == 0
+            ended = True
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills, ended = kills + 1, False
+            json.loads((out / "manifest.json").read_text())  # whole at every moment
+    assert table().equals(whole)
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["status"] == "ok" and not (out / ".unfinished").exists()
+    assert not [p for p in psutil.process_iter() if reproduce.kernels._belongs(p, str(out))]
+
+
+@posix
+def test_training_goes_on_and_finished_notebooks_are_not_run_again(project, started):
+    """Killed in the middle of the second notebook's training: the first is not run again, the second's training goes on."""
+    (project / "profiles.toml").write_text("[quick]\n")
+    trains(project / "01_first.ipynb", 20)
+    trains(project / "02_second.ipynb", 200_000)
+    out, process = out_of(project), started(project)
+    shelf = out / ".unfinished" / "02_second" / "training"
+    end = time.monotonic() + 60
+    while not list(shelf.glob("*/checkpoints/step-*/state.json")) and time.monotonic() < end:
+        time.sleep(0.05)
+    kernel = [p for p in psutil.process_iter() if reproduce.kernels._belongs(p, str(out))]
+    assert kernel
+    for orphan in kernel:
+        orphan.suspend()  # it cannot notice that its parent has gone
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = (out / "notebooks" / "01_first.ipynb").stat().st_mtime_ns
+    job = reproduce.prepare(device="cpu", folder=project, make=False)
+    assert [state for _, state, _ in reproduce.status(job)] == ["unchanged", "would go on"]
+    reached = max(int(p.name[5:]) for p in shelf.glob("*/checkpoints/step-*"))
+    assert reached > 0
+    bar = unattended.bar_file(out / ".unfinished" / "02_second")
+    bar.unlink(missing_ok=True)
+    process = started(project)
+    while not bar.is_file() or "/200000" not in bar.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert int(bar.read_text().split("/200000")[0].split()[-1]) >= reached  # the bar passes through, from where it was
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in kernel)  # the orphan is gone
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    assert (out / "notebooks" / "01_first.ipynb").stat().st_mtime_ns == first
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert [e["status"] for e in manifest["notebooks"].values()] == ["ok", "interrupted"]
+
+
+def test_one_that_had_ended_when_it_was_killed_is_taken_in(project, monkeypatch):
+    """The moment between a notebook's end and the moving of its files."""
+    trains(project / "01_first.ipynb", 20)
+
+    def killed(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "_install", killed)
+        with pytest.raises(MemoryError):
+            run(project)
+    assert (out_of(project) / ".unfinished" / "01_first" / "entry.json").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce.kernels, "execute", killed)
+        with pytest.raises(MemoryError):  # of the second notebook, and only of that
+            run(project)
+    manifest = run(project)
+    assert manifest["status"] == "ok"
+    assert manifest["notebooks"]["01_first"]["seconds"] > 0 and len(pd.read_csv(out_of(project) / "results.csv")) == 1
+
+
+# ---- limited in time
+
+@posix
+def test_a_time_limit_stops_the_kernel_and_all_its_children(project, tmp_path):
+    pids = tmp_path / "pids"
+    write_notebook(project / "01_first.ipynb", f"""
+import os, subprocess, sys, time
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+ids = [os.getpid(), subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]
+code = f"import subprocess; print(subprocess.Popen({{sleep}}, stdout=-3, stderr=-3).pid)"
+middle = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # its child outlives it
+with open({str(pids)!r}, "w") as file:
+    file.write(" ".join(map(str, [*ids, int(middle.stdout)])))
+time.sleep(600)""", "print('never')")
+    start = time.monotonic()
+    manifest = run(project, time_limit=20)
+    assert time.monotonic() - start < 60
+    first = manifest["notebooks"]["01_first"]
+    assert first["status"] == "failed" and first["error"] == "stopped in cell 4 by its time limit of 20 s"
+    assert manifest["notebooks"]["02_second"]["status"] == "ok" and manifest["status"] == "failed"
+    numbers = [int(n) for n in pids.read_text().split()]
+    assert len(numbers) == 4
+    alive = [n for n in numbers if psutil.pid_exists(n) and psutil.Process(n).status() != psutil.STATUS_ZOMBIE]
+    assert not alive
+    with pytest.raises(SystemExit) as wrong:
+        cli.main(["reproduce", "--time-limit", "0"])
+    assert wrong.value.code == 2
+
+
+# ---- what has changed
+
+def states(folder, **options) -> dict:
+    job = reproduce.prepare(device="cpu", folder=folder, make=False, **options)
+    return {name: (state, note) for name, state, note in reproduce.status(job)}
+
+
+def test_status_says_what_would_run_and_why(project, monkeypatch):
+    reference = project.parent / "results" / "reference"
+    reference.mkdir(parents=True)
+    (reference / "plane.csv").write_text("a\n1\n")
+    write_notebook(project / "01_first.ipynb", "print(steps)", iflow={"reads": ["plane.csv"]})
+    write_notebook(project / "03_third.ipynb", "print(out_dir)", iflow={"reads": ["01_first"]})
+    assert all(state == "would run" and "it has not run yet" in note for state, note in states(project).values())
+    assert not out_of(project).exists()  # it only looks
+    assert run(project)["status"] == "ok"
+    assert {state for state, _ in states(project).values()} == {"unchanged"}
+    assert all(note.startswith("ran 20") and note.endswith(" s") for _, note in states(project).values())
+
+    def changed(reason, *names, **options):
+        found = states(project, **options)
+        assert {n for n, (state, _) in found.items() if state != "unchanged"} == set(names), found
+        assert reason in found[names[0]][1], found
+
+    changed("its parameters: steps 2 is now 7", "01_first", "03_third", parameters={"steps": 7})
+    assert "reads the results of 01_first, which runs" in states(project, parameters={"steps": 7})["03_third"][1]
+    (reference / "plane.csv").write_text("a\n2\n")
+    changed("results/reference/plane.csv has changed", "01_first", "03_third")
+    run(project)
+    table = out_of(project) / "tables" / "01_first.csv"
+    (project.parent / "requirements.lock").write_text("x==1\n")
+    changed("requirements.lock has changed", "01_first", "02_second", "03_third")
+    run(project)
+    write_notebook(project / "02_second.ipynb", "seen = extra, label", parameters='label: str = "x"\nextra: int = 1')
+    changed("its cells have changed", "02_second")
+    run(project)
+    digest = jobs.digest
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "digest", lambda folder, *p: digest(folder, *p) + "x" * ("*.py" in p))
+        changed("the code of iflow_lib has changed", "01_first", "02_second", "03_third")
+        patch.setattr(jobs, "digest", lambda folder, *p: digest(folder, *p) + "x" * ("assets/*" in p))
+        changed("the shipped data has changed", "01_first", "02_second", "03_third")
+    (out_of(project) / "notebooks" / "02_second.ipynb").write_text("{}")
+    changed("notebooks/02_second.ipynb is missing or was changed", "02_second")
+    run(project)
+    # a table that an earlier notebook of the run did not have before
+    table.parent.mkdir(exist_ok=True)
+    table.write_text("run_id\n")
+    changed("tables/01_first.csv has changed", "03_third")
+
+
+def test_nothing_is_written_where_nothing_has_changed(project):
+    run(project)
+    before = {p: p.stat().st_mtime_ns for p in out_of(project).rglob("*") if p.name != ".lock"}
+    assert run(project)["status"] == "ok"
+    assert {p: p.stat().st_mtime_ns for p in out_of(project).rglob("*") if p.name != ".lock"} == before
+
+
+def test_one_that_needs_a_failed_one_is_not_run(project):
+    write_notebook(project / "01_first.ipynb", "1 / 0")
+    write_notebook(project / "03_third.ipynb", "print(1)", iflow={"reads": ["01_first"]})
+    manifest = run(project)
+    assert [e["status"] for e in manifest["notebooks"].values()] == ["failed", "ok", "not run"]
+    assert manifest["status"] == "failed" and "01_first" in manifest["notebooks"]["03_third"]["error"]
+    trace = manifest["notebooks"]["01_first"]["traceback"]
+    assert "ZeroDivisionError" in trace and "1 / 0" in trace and "\x1b" not in trace
+    assert str(project.parent) not in trace
+
+
+# ---- strict
+
+@pytest.mark.parametrize("profiles, words", [
+    ('[quick."01_frist"]\nsteps = 1\n', ["profile quick has a table for '01_frist'", "did you mean '01_first'?"]),
+    ('[quick]\n[full."01_first"]\nstep = 1\n', ["profile full sets 'step'", "did you mean 'steps'?"]),
+    ('[quick]\n[full."01_first"]\nsteps = 1.5\n', ["steps of 01_first must be a whole number, got 1.5"]),
+    ('[quick]\n[full."01_first"]\nidle = 2\n', ["parameter 'idle' of 01_first would change nothing", "no cell uses it"]),
+    ('[quick]\n[full."01_first"]\nout_dir = "x"\n', ["sets 'out_dir'"]),
+])
+def test_profiles_are_checked_as_strictly(project, profiles, words):
+    write_notebook(project / "01_first.ipynb", "print(steps, out_dir)",
+                   parameters='steps: int = 1\nidle: int = 0\nout_dir: str = ""')
+    (project / "profiles.toml").write_text(profiles)
+    with pytest.raises(ValueError) as error:
+        run(project)
+    assert all(w in one_line(error) for w in words), one_line(error)
+    assert not out_of(project).exists()
+
+
+@pytest.mark.parametrize("cells, about, words", [
+    (dict(parameters=None), {}, ['no cell tagged "parameters"']),
+    (dict(parameters="steps: int = 0.5"), {}, ["steps is declared as int, but its default is 0.5"]),
+    (dict(language="R"), {}, ["written in R"]),
+    ({}, dict(iflow={"reads": "plane.csv"}), ["its metadata must declare what it reads", "plane.csv"]),
+    ({}, dict(iflow={"reads": ["02_second"]}), ["'02_second', which is no earlier notebook"]),
+    ({}, dict(iflow={"reads": ["plane.csv"]}), ["results/reference/plane.csv, which is missing", "git"]),
+])
+def test_broken_notebooks_are_named_before_anything_runs(project, cells, about, words):
+    write_notebook(project / "01_first.ipynb", "print(1)", **cells, **about)
+    (project / "profiles.toml").write_text("[quick]\n")
+    with pytest.raises((ValueError, OSError)) as error:
+        run(project)
+    assert all(w in one_line(error) for w in words), one_line(error)
+    assert not out_of(project).exists()
+
+
+def test_the_nearest_spelling_is_named(project):
+    for options, words in ((dict(parameters={"stpes": 1}), "did you mean 'steps'?"), (dict(profile="quikc"), "'quick'?"),
+                           (dict(notebooks=["01_frst"]), "did you mean '01_first'?")):
+        with pytest.raises(ValueError, match="did you mean") as error:
+            reproduce.prepare(folder=project, device="cpu", **options)
+        assert words in one_line(error)
+
+
+def test_a_whole_number_is_fine_where_a_number_is_declared(project):
+    write_notebook(project / "02_second.ipynb", "%matplotlib inline\n!true\n[rate", parameters="rate: float = 1")
+    task = reproduce.prepare(["02"], device="cpu", folder=project, parameters={"rate": "2"}, make=False).tasks[0]
+    assert task.parameters == {"rate": 2.0} and type(task.parameters["rate"]) is float
