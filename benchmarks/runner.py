@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
-from common import BENCH, ROOT, parser, save
+from common import ROOT, parser, save
 
 from iflow_lib import reproduce
 
@@ -40,8 +40,10 @@ def timed(command: list[str]) -> float:
 def bare(work: Path) -> float:
     """Seconds of papermill alone, which records into folders of its own as the runner's notebooks do."""
     job = reproduce.prepare(profile="smoke", device="cpu", out=work / "unused", make=False)
-    listed = [(str(t.source), str(work / t.source.name), t.parameters | ({"out_dir": str(work / t.name)} if t.wants_out else {}))
-              for t in job.tasks]
+    listed = []
+    for task in job.tasks:
+        out_dir = {"out_dir": str(work / task.name)} if task.wants_out else {}
+        listed.append((str(task.source), str(work / task.source.name), task.parameters | out_dir))
     work.mkdir()
     (work / "list.json").write_text(json.dumps(listed))
     return timed([sys.executable, "-c", BARE, str(work / "list.json"), str(ROOT / "notebooks")])
@@ -82,7 +84,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="runner-") as folder:
         work = Path(folder)
         for i in range(options.repeats if "overhead" in options.parts else 0):
-            pair = [("papermill", lambda: bare(work / "bare")), ("iflow reproduce", lambda: timed([*IFLOW, str(work / "ours")]))]
+            pair = [("papermill", lambda: bare(work / "bare")),
+                    ("iflow reproduce", lambda: timed([*IFLOW, str(work / "ours")]))]
             for name, measure in pair if i % 2 else pair[::-1]:
                 row("overhead", name, measure(), run=i)
             shutil.rmtree(work / "bare")
@@ -101,7 +104,7 @@ def main() -> None:
             row("killed", "rows that are the same", same, "rows")
             if same != len(whole):
                 print(whole.compare(mine).to_string())
-    save(options.out if options.out != BENCH else BENCH, "runner", rows, {"profile": "smoke", "settings": {
+    save(options.out, "runner", rows, {"profile": "smoke", "settings": {
         "repeats": options.repeats, "kills": options.kills, "longest": options.longest}})
 
 

@@ -129,9 +129,9 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
     keeps its share of the data and of the anchor store on its device, and the first one writes. The result is that
     of one process up to rounding. On several machines ``out_dir`` must be a folder that all of them see.
 
-    Raises ValueError for data of the wrong shape or type or with NaN, for an unknown device, and for a checkpoint of
-    another run; OSError for an out_dir that is in use or cannot be written; FloatingPointError if the loss or the weights
-    stop being finite.
+    Raises ValueError for data of the wrong shape or type or with NaN, for an unknown device, for a model whose weights take
+    no gradients, and for a checkpoint of another run; OSError for an out_dir that is in use or cannot be written;
+    FloatingPointError if the loss or the weights stop being finite.
     """
     team = Team.assemble(config.device)
     device, x = team.device, as_tensor(data)
@@ -142,6 +142,8 @@ def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=
                          f"{team.world} processes")
     if tuple(x.shape[1:]) != model.data_shape:
         raise ValueError(f"the network takes examples of shape {model.data_shape}, the data have {tuple(x.shape[1:])}")
+    if not any(w.requires_grad for w in model.parameters()):
+        raise ValueError("no weight of the model takes gradients: call model.requires_grad_(True) to train it on")
     labels, noise = (getattr(data, name, None) for name in ("labels", "noise"))
     if model.classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < model.classes):
         raise ValueError(f"a network with {model.classes} classes needs data with labels 0 to {model.classes - 1}")

@@ -62,7 +62,8 @@ def test_stored_outputs(notebook):
 
 def missing_parts(file: Path) -> list[str]:
     """What a notebook lacks of the parts that each must have, in words."""
-    cells = nbformat.read(file, as_version=4).cells
+    notebook = nbformat.read(file, as_version=4)
+    cells = notebook.cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     code, missing = [cell for cell in cells if cell.cell_type == "code"], []
 
@@ -83,6 +84,7 @@ def missing_parts(file: Path) -> list[str]:
         need(found and type(ast.literal_eval(found[2])).__name__ == found[1], f"a simple type or a comment in '{line}'")
     need(len(code) > 1 and "raise ValueError(" in code[1].source, "an error for parameters out of range, below the imports")
 
+    need(isinstance(notebook.metadata.get("iflow", {}).get("reads"), list), "what it reads, in its metadata")
     see = True
     for cell in cells:
         if cell.cell_type == "markdown":
@@ -114,7 +116,8 @@ def test_parts(notebook):
     ("raise ValueError(", "print(", "an error for parameters"), ("**See:**", "**Here:**", "what to see"),
     ("## Exercises", "## Tasks", "last three sections"), ("2. One that", "One that", "2 points under Exercises"),
     ("3. What disappoints", "What disappoints", "3 points under What we"), ("(solutions/98_x", "(98_x", "its solutions"),
-    ("- Authors", "Authors", "references"), ('"parameters"', '"other"', "one cell tagged parameters")])
+    ("- Authors", "Authors", "references"),
+    ('"reads"', '"uses"', "what it reads"), ('"parameters"', '"other"', "one cell tagged parameters")])
 def test_a_missing_part_is_found(old, new, missing, tmp_path):
     file, text = tmp_path / "98_x.ipynb", TEMPLATE.read_text(encoding="utf-8").replace("# NN · ", "# 98 · ")
     text = text.replace("`solutions/NN_your_question.ipynb`", "[here](solutions/98_x.ipynb)")

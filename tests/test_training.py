@@ -249,6 +249,13 @@ def test_bad_data_are_refused_before_any_step(data, words):
     assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values()))
 
 
+def test_a_model_without_gradients_is_refused_before_any_step():
+    with pytest.raises(ValueError, match=r"takes gradients: call model.requires_grad_\(True\)"):
+        fit(tiny().requires_grad_(False), FlowMatching(), DATA, config())
+    assert len(fit(fit(tiny(), FlowMatching(), DATA, config(2)).model.requires_grad_(True), FlowMatching(), DATA,
+                   config(2)).history)
+
+
 def test_unknown_device_is_refused_before_any_step():
     for device in ("tpu", "cuda:99"):
         objective = Recording()
