@@ -89,10 +89,11 @@ class Board:
 
     def table(self):
         """The live table, for rich."""
-        from rich.markup import escape
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        bar, table = "", Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
         for head in ("", "notebook", "cell", "time", "expected"):
             table.add_column(head, justify="right" if head in ("cell", "time", "expected") else "left", no_wrap=True)
         for name, task in self.tasks.items():
@@ -102,6 +103,5 @@ class Board:
             table.add_row(_MARKS[state], name if state in ("ok", "running", "waiting") else f"{name} [dim]{state}[/]",
                           f"{self.cells[name]} of {task.cells + 1}" if running else "",
                           duration(took) if took is not None else "", expected)
-            if running and (bar := self._bar()):
-                table.add_row("", f"[dim]{escape(bar[:self.console.width - 40])}[/]")
-        return table
+            bar = self._bar() if running else bar
+        return Group(table, Text(bar, style="dim", no_wrap=True, overflow="ellipsis"))

@@ -1,7 +1,9 @@
 """The main job killed, limited, continued, and told what has changed."""
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +12,11 @@ import time
 import pandas as pd
 import psutil
 import pytest
+import rich.console
 from conftest import write_notebook
 from exact import one_line
 
-from iflow_lib import cli, jobs, reproduce, unattended
+from iflow_lib import board, cli, jobs, reproduce, unattended
 
 posix = pytest.mark.skipif(os.name != "posix", reason="kills by signals")
 #: trains for a second or two, with checkpoints all the time, and records what came out and where it began
@@ -318,3 +321,60 @@ def test_a_whole_number_is_fine_where_a_number_is_declared(project):
     write_notebook(project / "02_second.ipynb", "%matplotlib inline\n!true\n[rate", parameters="rate: float = 1")
     task = reproduce.prepare(["02"], device="cpu", folder=project, parameters={"rate": "2"}, make=False).tasks[0]
     assert task.parameters == {"rate": 2.0} and type(task.parameters["rate"]) is float
+
+
+# ---- what is shown
+
+def test_the_live_table(project, tmp_path, capsys):
+    tasks = reproduce.prepare(device="cpu", folder=project, make=False).tasks
+    with board.Board(tasks, {"01_first": 61.0}) as shown:
+        shown.start("01_first", tmp_path)
+        shown.cell(3)
+        shown.write("\rother bar 50%\rother bar 60%")
+
+        def text():
+            console = rich.console.Console(width=100, file=io.StringIO())
+            console.print(shown.table())
+            return console.file.getvalue()
+
+        assert re.search(r"▶ +01_first +3 of \d+ +0 s +1 min 1 s\n", text()) and "other bar 60%\n" in text()
+        unattended.bar_file(tmp_path).write_text("FlowMatching: 42%")
+        assert "FlowMatching: 42%" in text() and re.search(r"· +02_second", text())
+        shown.end("01_first", "ok", 75.0)
+        assert re.search(r"✓ +01_first +1 min 15 s +1 min 1 s\n", text()) and "42%" not in text()
+    assert capsys.readouterr().out == ("running      01_first (1 of 2, expected 1 min 1 s)\n"
+                                       "ok           01_first: 1 min 15 s\n")
+
+
+def test_bars_pass_through_without_a_terminal(project, capsys, monkeypatch):
+    monkeypatch.setattr(board, "EVERY", 0.2)
+    write_notebook(project / "01_first.ipynb", "import sys, time\nprint('my bar 7/9', file=sys.stderr)\ntime.sleep(4)")
+    run(project, "01")
+    assert re.search(r"^ +01_first: cell 4 of 4 after \d+ s, my bar 7/9$", capsys.readouterr().out, flags=re.M)
+
+
+def test_command_line_of_what_is_broken(project, capfd, monkeypatch):
+    """One line, exit code 2, and nothing written."""
+    monkeypatch.setattr(jobs, "checkout", lambda: project.parent)
+
+    def said(*arguments) -> str:
+        with pytest.raises(SystemExit) as end:
+            cli.main([*arguments, "--device", "cpu"])
+        out, err = capfd.readouterr()
+        assert end.value.code == 2 and not out and err.count("\n") == 1 and not out_of(project).exists()
+        return err
+
+    good = (project / "01_first.ipynb").read_text()
+    (project / "01_first.ipynb").write_text(good[:-20])
+    for command in ("reproduce", "status"):
+        assert "01_first.ipynb is damaged or not a notebook" in said(command)
+    (project / "01_first.ipynb").write_text(good)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.importlib.util, "find_spec", lambda name: None if name == "ipykernel" else name)
+        assert "running notebooks needs ipykernel: pip install 'iflow-lib[notebooks]'" in said("reproduce")
+    assert "did you mean 'steps'?" in said("status", "-p", "step", "3")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["status", "--device", "cpu"])
+    assert end.value.code == 0
+    assert capfd.readouterr().out == ("would run    01_first: it has not run yet\nwould run    02_second: it has not run yet\n")
+    assert not out_of(project).exists()
