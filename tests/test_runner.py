@@ -376,5 +376,6 @@ def test_command_line_of_what_is_broken(project, capfd, monkeypatch):
     with pytest.raises(SystemExit) as end:
         cli.main(["status", "--device", "cpu"])
     assert end.value.code == 0
-    assert capfd.readouterr().out == ("would run    01_first: it has not run yet\nwould run    02_second: it has not run yet\n")
+    assert capfd.readouterr().out.splitlines() == ["would run    01_first: it has not run yet",
+                                                     "would run    02_second: it has not run yet"]
     assert not out_of(project).exists()
