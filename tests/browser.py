@@ -39,6 +39,7 @@ def wait(condition, seconds: float, what: str, every: float = 0.25):
 class Browser:
     """One window of a headless Chromium with a profile of its own, which goes with it. Use it in a ``with``.
 
+    ``complaints``: what the console of its pages has said in warnings and errors, and exceptions that nobody caught.
     It has no sandbox, which root and many containers do not allow: it is for pages of this machine only.
     """
 
@@ -49,9 +50,11 @@ class Browser:
              "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-extensions", "--disable-sync",
              "--disable-background-networking", "--disable-component-update", "--no-proxy-server", "--hide-scrollbars",
              f"--window-size={width},{height}", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.socket, self.ids = None, itertools.count(1)
+        self.socket, self.ids, self.complaints = None, itertools.count(1), []
         try:
             self._connect()
+            for domain in ("Log", "Runtime"):
+                self.send(f"{domain}.enable")
             self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # a page without focus ignores much
             self.resize(width, height)
         except BaseException:
@@ -78,10 +81,19 @@ class Browser:
         self.socket.settimeout(timeout)
         self.socket.send(json.dumps({"id": wanted, "method": method, "params": params}))
         while (answer := json.loads(self.socket.recv())).get("id") != wanted:
-            pass  # events and late answers
+            self._event(answer.get("method"), answer.get("params"))  # or a late answer, which has neither
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer['error']['message']}")
         return answer["result"]
+
+    def _event(self, name: str | None, told: dict | None) -> None:
+        if name == "Log.entryAdded" and told["entry"]["level"] in ("warning", "error"):
+            self.complaints.append(told["entry"]["text"])
+        elif name == "Runtime.consoleAPICalled" and told["type"] in ("warning", "error", "assert"):
+            self.complaints.append(" ".join(str(a.get("value", a.get("description"))) for a in told["args"]))
+        elif name == "Runtime.exceptionThrown":
+            thrown = told["exceptionDetails"]
+            self.complaints.append(thrown.get("exception", {}).get("description") or thrown["text"])
 
     def js(self, expression: str, timeout: float = 120):
         """Value of a JavaScript expression in the page; a promise is waited for. RuntimeError if it throws."""
@@ -104,9 +116,10 @@ class Browser:
 
     def press(self, key: str) -> None:
         """A key such as ArrowRight, to what has the focus."""
-        code = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]
+        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]
+        text = {"text": "\r"} if key == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **text)
 
     def click(self, x: float, y: float) -> None:
         for kind in ("mousePressed", "mouseReleased"):
