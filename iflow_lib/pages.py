@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import unquote
 
-WIDGET = "application/vnd.jupyter.widget-view+json"
+LIVE = ("application/vnd.jupyter.widget-view+json", "application/javascript")
 NOTE = "<p class='note'>This part is interactive: it needs the notebook, opened in Jupyter.</p>"
 
 _MATH = ("math maction menclose merror mfenced mfrac mi mmultiscripts mn mo mover mpadded mphantom mprescripts mroot mrow "
@@ -65,9 +65,9 @@ def _outputs(cell, file: Path, figures: list[dict], later: list[str]) -> None:
     recorded = [known[name] for name in named if name in known]
     for output in cell.outputs:
         data = output.get("data", {})
-        data.pop("application/javascript", None)
-        if data.pop(WIDGET, None) and re.match(r"[A-Za-z]\w*\(", data.get("text/plain", "")) and len(data) == 1:
-            output.data = {"text/html": NOTE}
+        if [kind for kind in LIVE if data.pop(kind, None)] and (
+                not data or len(data) == 1 and re.match(r"[A-Z]\w*\(|<", data.get("text/plain", ""))):
+            output.data = {"text/html": NOTE}  # there is nothing instead, or the name of a class
     for output, figure in zip(shown, recorded if len(recorded) == len(shown) else [None] * len(shown)):
         output.metadata = {"image/png": {"alt": "A figure of this cell"}}
         image = "".join(output.data["image/png"].split())
@@ -180,6 +180,9 @@ def clean(html: str, name: str, names=()) -> str:
                 del tag["style"]
             if "id" in tag.attrs:
                 tag["id"] = anchor(name, tag["id"])
+            for key, only in (("href", "a"), ("src", "img")):
+                if tag.name != only:
+                    tag.attrs.pop(key, None)
             if re.fullmatch("h[1-4]", tag.name):
                 tag.name = f"h{int(tag.name[1]) + 2}"
             if tag.name == "a":

@@ -281,10 +281,10 @@ figure { margin: 0 0 1.6rem; padding: 1rem; background: var(--card); border: 1px
 figure img { display: block; max-width: 100%; height: auto; margin: auto; background: #fff; border-radius: 6px; }
 figcaption { color: var(--soft); margin-top: .8rem; font-size: .93rem; }
 .gallery:has(button) { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem; }
-.gallery button { all: unset; display: block; cursor: zoom-in; width: 100%; }
+.gallery button { all: unset; display: block; cursor: zoom-in; width: 100%; margin: auto 0; }
 .gallery:has(button) figure { margin: 0; display: flex; flex-direction: column; }
 .gallery button img { max-height: 20rem; padding: .4rem; }
-.gallery button + figcaption { margin-top: auto; padding-top: .7rem; font-size: .85rem; }
+.gallery button + figcaption { font-size: .85rem; }
 dialog { border: 0; padding: 0; margin: auto; max-width: 96vw; max-height: 96vh; background: none; }
 dialog::backdrop { background: rgb(0 0 0 / .75); }
 dialog figure { margin: 0; color: var(--ink); } dialog img { max-height: calc(96vh - 6rem); padding: .5rem; }
@@ -303,7 +303,7 @@ const key = (row, column, number) => {
   const value = text === "" ? NaN : Number(text.replace(/inf$/, "Infinity"));
   return Number.isNaN(value) ? "" : value;
 };
-for (const sheet of document.querySelectorAll(".sheet")) {
+for (const sheet of document.querySelectorAll(".sheet:not(.notebook *)")) {
   const one = selector => sheet.querySelector(selector), heads = [...sheet.querySelectorAll("th")];
   const body = one("tbody"), all = one(".all"), status = one("[role=status]"), search = one("[type=search]");
   let rows = [...body.rows], whole = false;
@@ -355,7 +355,8 @@ large.addEventListener("keydown", event => {
   if (step) enlarge(current + step);
 });
 const reveal = hash => {
-  const target = document.getElementById(decodeURIComponent(hash.slice(1)));
+  let target = document.getElementById(hash.slice(1));
+  try { target ??= document.getElementById(decodeURIComponent(hash.slice(1))); } catch { /* a lone percent sign */ }
   for (let at = target; at; at = at.parentElement) if (at.tagName === "DETAILS") at.open = true;
   if (target) target.scrollIntoView();
 };
