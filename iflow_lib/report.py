@@ -179,7 +179,8 @@ def _agreement(out: Path) -> str:
     columns = {"mean_reference": "reference", "mean_run": "this run"}
     cells = [{column: "" if str(value) in ("nan", "-1") else str(value) for column, value in row.items()}
              for row in table.rename(columns=columns).to_dict("records")]
-    names = [c for c in (*verify.CELL, "reference", "this run", "allowed") if any(cell[c] for cell in cells)]
+    names = ("dataset", "path", "objective", "method", "nfe", "metric", "reference", "this run", "allowed")
+    names = [c for c in dict.fromkeys((*names, *verify.CELL)) if any(cell[c] for cell in cells)]
     moved = [cell for cell in cells if cell["agrees"] == "False"]
     most = f'<b class="ok">{len(cells) - len(moved)} of {len(cells)} cells agree</b> with the committed results'
     apart = f', <b class="failed">{len(moved)} moved</b>' if moved else ""
@@ -300,7 +301,7 @@ const LIMIT = 50;
 const key = (row, column, number) => {
   const text = row.cells[column].dataset.v ?? row.cells[column].textContent;
   if (!number) return text;
-  const value = text === "" ? NaN : Number(text.replace(/inf$/, "Infinity"));
+  const value = text === "" ? NaN : Number(text.replace("inf", "Infinity"));
   return Number.isNaN(value) ? "" : value;
 };
 for (const sheet of document.querySelectorAll(".sheet:not(.notebook *)")) {

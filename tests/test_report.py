@@ -21,7 +21,8 @@ pytest.importorskip("nbconvert")
 pytest.importorskip("latex2mathml")
 HARM = ("<script>window.harm = 1</script><img src=x onerror='window.harm = 2'>"
         "<a href='javascript:window.harm = 3'>press</a><iframe srcdoc='<script>parent.harm = 4</script>'></iframe>"
-        "<b onmouseover='window.harm = 8'>bold</b><link rel=stylesheet href='https://example.org/a.css'><img src='https://example.org/a.png' alt='far away'>")
+        "<b onmouseover='window.harm = 8'>bold</b><link rel=stylesheet href='https://example.org/a.css'>"
+        "<img src='https://example.org/a.png' alt='far away'>")
 TEXT = r"""## One & the *same*
 
 A mean $\mathbb E[x_0\mid x_t]$ and
