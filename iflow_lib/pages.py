@@ -127,9 +127,10 @@ def mathml(tex: str, block: bool = False) -> str:
         return f"<code>{escape(tex.strip())}</code>"
     text = text.replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "").replace("<mi>&</mi>", "<mi>&amp;</mi>")
     text = text.replace("negativethinmathspace", "-0.167em").replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
-    # no space around bars and strokes, none between a function and its argument; as a base a large bracket needs a row
+    # no space around bars and strokes, some after a function without brackets; as a base a large bracket needs a row
     text = re.sub(r"<mo([^>]*)>(\||&#x0007C;|&#x0002F;)</mo>", r'<mo\1 lspace="0" rspace="0">\2</mo>', text)
     text = text.replace("<mo>&#x0002A;</mo>", '<mo lspace="0" rspace="0">&#x02217;</mo>')
+    text = re.sub("<mi>(arg|cos|det|dim|exp|ln|log|sin|tan)</mi>", r"<mo>\1</mo>", text)
     text = re.sub(r"<mo>([A-Za-z]+)</mo>(?=<mo[^>]*>(\(|&#x00028;))", r'<mo rspace="0">\1</mo>', text)
     text = re.sub(r"(<msu\w+>)(<mo [^>]*minsize[^>]*>[^<]*</mo>)", r"\1<mrow>\2</mrow>", text)
     text = re.sub(r'<mi mathvariant="(double-struck|script)">(\w)</mi>', _letter, text)

@@ -206,6 +206,7 @@ def test_clean(given, kept):
 @pytest.mark.parametrize("tex, part", [
     (r"x_0 < 1", "<mo>&lt;</mo>"), (r"\mathcal N(0,I)", "<mi>\U0001d4a9</mi>"), (r"\mathcal L", "<mi>\u2112</mi>"),
     (r"a\sim b", "<mo>\u223c</mo>"), (r"a\Longleftrightarrow b", "<mo>\u27fa</mo>"), (r"\infty", "<mi>\u221e</mi>"),
+    (r"\ln t", "<mo>ln</mo>"), (r"\max(t)", '<mo rspace="0">max</mo>'), ("|x|", 'lspace="0" rspace="0">&#x0007C;</mo>'),
     (r"\big(x\big)^2", '<msup><mrow><mo minsize="1.2em" maxsize="1.2em">)</mo></mrow>'),
     (r"\frac{", "<code>\\frac{</code>"),
 ])
