@@ -23,32 +23,34 @@ def duration(seconds: float) -> str:
     return " ".join([*parts, f"{seconds % 60} s"] if seconds < 3600 else parts)
 
 
-def page(manifest: dict, rows: list[dict], out: Path | None = None) -> str:
+def page(manifest: dict, rows: list[dict], out: Path | None = None, made: dict[str, str] | None = None) -> str:
     """The page, for a manifest of ``reproduce`` and its results (dicts of text).
 
     out: the run's folder, with results.csv, figures and executed notebooks; then everything is in the page, which stands
     alone: no other file, no network. Without it, as while the run goes on: a light page that links to figures and tables.
+    made: what ``shown`` has made of some notebooks already.
     """
     entries = manifest["notebooks"]
-    shown, style, script, policy = {}, _STYLE, "", ""
+    bodies, style, script, policy = {}, _STYLE, "", ""
     if out is not None:
         from . import pages
 
         entries = {name: entry | {"figures": [f for f in entry.get("figures", ()) if (out / f["file"]).is_file()]}
                    for name, entry in entries.items()}
-        shown = {name: _shown(name, entry, out, entries) for name, entry in entries.items()
-                 if (out / _file(name)).is_file()}
+        made = made or {}
+        bodies = {name: made.get(name) or shown(name, entry, out, entries) for name, entry in entries.items()
+                  if (out / _file(name)).is_file()}
         style, script = _STYLE + pages.style(), _SCRIPT
         policy = _POLICY.format(b64encode(sha256(script.encode()).digest()).decode())
-    notebooks = "".join(_notebook(name, entry, manifest["started"], name in shown) for name, entry in entries.items())
+    notebooks = "".join(_notebook(name, entry, manifest["started"], name in bodies) for name, entry in entries.items())
     parts = {
         "Notebooks": f'<div class="wide"><table class="runs"><thead><tr><th>Notebook, as executed</th><th>Status</th>'
                      f'<th class="n">Time</th></tr></thead>\n<tbody>\n{notebooks}</tbody></table></div>',
         "Agreement": _agreement(out) if out is not None and rows else "",
         "Results": _results(rows, out is not None),
-        "Figures": "".join(_figures(name, entry, out, shown.get(name, "")) for name, entry in entries.items()
+        "Figures": "".join(_figures(name, entry, out, bodies.get(name, "")) for name, entry in entries.items()
                            if entry.get("figures")),
-        "Rendered notebooks": "".join(shown.values()),
+        "Rendered notebooks": "".join(bodies.values()),
         "How it was made": f"<dl>\n{_facts(manifest)}</dl>\n" + _manifest(manifest, out is not None),
     }
     parts = {title: text for title, text in parts.items() if text}
@@ -100,8 +102,8 @@ def _more(title: str, html: str) -> str:
     return f"<details><summary>{title}</summary>{html}</details>" if html else ""
 
 
-def _shown(name: str, entry: dict, out: Path, names) -> str:
-    """The executed notebook, folded."""
+def shown(name: str, entry: dict, out: Path, names) -> str:
+    """The executed notebook of an entry, folded, for ``page``. names: the notebooks that links may lead to."""
     from . import pages
 
     try:

@@ -16,6 +16,7 @@ import shutil
 import signal
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -43,8 +44,8 @@ def execute(job: Job, fresh: bool = False, time_limit: float | None = None) -> d
     with _alone(out) as work, _signals():
         earlier, manifest = _read(out / "manifest.json"), _start_manifest(job)
         entries = manifest["notebooks"]
-        ran = _recover(out, work, entries)
-        with Board(job.tasks, expected(job, entries)) as board:
+        ran, pages = _recover(out, work, entries), {}
+        with ThreadPoolExecutor(1) as pool, Board(job.tasks, expected(job, entries)) as board:
             try:
                 for task in job.tasks:
                     inputs, reasons = task.inputs(out), ["--fresh"] if fresh else why(task, out, entries.get(task.name))
@@ -67,6 +68,9 @@ def execute(job: Job, fresh: bool = False, time_limit: float | None = None) -> d
                         raise KeyboardInterrupt
                     _publish(out, manifest)
                     shutil.rmtree(work / task.name, ignore_errors=True)
+                    # for index.html, beside the next notebook
+                    names = {*entries, *(t.name for t in job.tasks)}
+                    pages[task.name] = pool.submit(report.shown, task.name, entry, out, names)
                 manifest["status"] = "ok" if all(entries[t.name]["status"] == "ok" for t in job.tasks) else "failed"
             except KeyboardInterrupt:
                 manifest["status"] = "interrupted"
@@ -76,7 +80,7 @@ def execute(job: Job, fresh: bool = False, time_limit: float | None = None) -> d
             entries.setdefault(task.name, {"title": task.title, "status": "not run"})
         manifest["notebooks"] = dict(sorted(entries.items()))
         manifest["seconds"] = round(time.perf_counter() - start, 1)
-        _publish(out, manifest, whole=True)
+        _publish(out, manifest, pages)
     return manifest
 
 
@@ -303,9 +307,9 @@ def _start_manifest(job: Job) -> dict:
             "data_sha256": {f.name: sha256(f) for f in sorted(PACKAGE.glob("assets/*.npz"))}, "notebooks": _entries(job)}
 
 
-def _publish(out: Path, manifest: dict, whole: bool = False) -> None:
-    """Write results.csv and manifest.json, from the tables of the notebooks that are ok, and index.html; whole: with
-    everything in it."""
+def _publish(out: Path, manifest: dict, pages: dict[str, Future] | None = None) -> None:
+    """Write results.csv and manifest.json, from the tables of the notebooks that are ok, and index.html. pages: what has
+    been made of it already, when everything is to be in it."""
     from .checkpoints import write_together
 
     rows = []
@@ -316,4 +320,5 @@ def _publish(out: Path, manifest: dict, whole: bool = False) -> None:
                 rows += list(csv.DictReader(file))
     write_together({out / "results.csv": csv_text(rows),
                     out / "manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"})
-    write_together({out / "index.html": report.page(manifest, rows)})
+    whole = {} if pages is None else {"out": out, "made": {name: page.result() for name, page in pages.items()}}
+    write_together({out / "index.html": report.page(manifest, rows, **whole)})
