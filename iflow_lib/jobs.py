@@ -103,27 +103,34 @@ def _checksum(path: Path) -> str:
     return digest(path, "**/*") if path.is_dir() else sha256(path)
 
 
-def _read_profiles(file: Path, profile: str) -> dict:
-    """All tables of profiles.toml, of which ``profile`` must be one."""
+def read_toml(file: Path) -> dict:
+    """Content of a TOML file. OSError or ValueError with one line if there is none."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     try:
-        profiles = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{file} is missing: it holds the parameters of each profile") from None
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OSError(f"cannot read {file}: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{file} is not valid TOML: {error}") from None
+
+
+def _read_profiles(file: Path, profile: str) -> dict:
+    """All tables of profiles.toml, of which ``profile`` must be one."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing: it holds the parameters of each profile")
+    profiles = read_toml(file)
     if profile not in profiles:
-        raise ValueError(f"unknown profile {profile!r}{_nearest(profile, profiles)}: expected one of {', '.join(profiles)}")
+        raise ValueError(f"unknown profile {profile!r}{nearest(profile, profiles)}: expected one of {', '.join(profiles)}")
     for name, tables in profiles.items():
         if not isinstance(tables, dict) or not all(isinstance(v, dict) for v in tables.values()):
             raise ValueError(f"{file}: profile {name} must hold one table for each notebook")
     return profiles
 
 
-def _nearest(name: str, known) -> str:
+def nearest(name: str, known) -> str:
     """``" (did you mean 'steps'?)"``, or nothing if no known name is like it."""
     found = difflib.get_close_matches(name, list(known), 1)
     return f" (did you mean {found[0]!r}?)" if found else ""
@@ -143,7 +150,7 @@ def _select(known: dict[str, Path], wanted) -> list[Path]:
         stem = name.removesuffix(".ipynb")
         found = [n for n in known if n == stem] or [n for n in known if n.startswith(stem + "_")]
         if not stem or len(found) != 1:
-            raise ValueError(f"{'ambiguous' if len(found) > 1 else 'unknown'} notebook {name!r}{_nearest(stem, known)}: "
+            raise ValueError(f"{'ambiguous' if len(found) > 1 else 'unknown'} notebook {name!r}{nearest(stem, known)}: "
                              f"there are {', '.join(known)}")
         chosen.add(found[0])
     return [known[name] for name in sorted(chosen or known)]
@@ -242,7 +249,7 @@ def _reads(name: str, content: dict, known: dict, root: Path) -> tuple[tuple[str
     for other in after:
         if other not in known or other >= name:
             raise ValueError(f"{name} declares that it reads {other!r}, which is no earlier notebook"
-                             f"{_nearest(other, [n for n in known if n < name])}")
+                             f"{nearest(other, [n for n in known if n < name])}")
     files = [r for r in reads if r not in after]
     for file in files:
         if not (root / "results" / "reference" / file).exists():
@@ -255,12 +262,12 @@ def _check_profiles(profiles: dict, known: dict, declared: dict, contents: dict)
     for profile, tables in profiles.items():
         for name, settings in tables.items():
             if name not in known:
-                raise ValueError(f"profiles.toml: profile {profile} has a table for {name!r}{_nearest(name, known)}, and "
+                raise ValueError(f"profiles.toml: profile {profile} has a table for {name!r}{nearest(name, known)}, and "
                                  f"there are {', '.join(known)}")
             for parameter in settings:
                 if parameter not in declared[name] or parameter in _RUNNER_SETS:
                     raise ValueError(f"profiles.toml: profile {profile} sets {parameter!r}, which {name} does not declare"
-                                     f"{_nearest(parameter, declared[name])}")
+                                     f"{nearest(parameter, declared[name])}")
             _values(name, declared[name], contents[name], settings, {})
 
 
@@ -270,7 +277,7 @@ def _check_names(parameters: dict, declared: dict) -> None:
         if parameter in _RUNNER_SETS:
             raise ValueError(f"parameter {parameter!r} is set by {_RUNNER_SETS[parameter]}, not by -p")
         if parameter not in known:
-            raise ValueError(f"unknown parameter {parameter!r}{_nearest(parameter, known)}: {', '.join(declared)} declare"
+            raise ValueError(f"unknown parameter {parameter!r}{nearest(parameter, known)}: {', '.join(declared)} declare"
                              f"{'s' if len(declared) == 1 else ''} {', '.join(known) or 'none'}")
 
 
