@@ -108,6 +108,42 @@ def verify(
     return 1 if len(moved) else 0
 
 
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to run, over which grid: see benchmarks/sweep.toml.")],
+    workers: Annotated[Optional[int], typer.Option(  # noqa: UP045
+        metavar="N", help="Processes on this machine, 0 for this one alone. [default: one for each core]")] = None,
+    scheduler: Annotated[Optional[str], typer.Option(  # noqa: UP045
+        metavar="ADDRESS", help="Use the workers of this dask scheduler: tcp://HOST:PORT, or its scheduler file.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps, of each worker.")] = "cpu",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do runs again that are finished and unchanged.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, more than 10,000 runs.")] = False,
+    out: Annotated[Optional[Path], typer.Option(  # noqa: UP045
+        metavar="DIR", help="Folder for the results. [default: results/runs/sweep-NAME of the file]")] = None,
+) -> int:
+    """Run a notebook or a training over a grid of settings, on this machine's cores or on a cluster."""
+    from contextlib import ExitStack
+
+    from . import grid
+    from . import sweep as sweep_module
+
+    with ExitStack() as stack:
+        try:
+            job = grid.prepare(file, out, device, yes)
+            client = sweep_module.connect(job, stack, scheduler, workers, fresh)
+        except (ValueError, OSError) as error:
+            return _complain(error, 2)
+        print("\n".join([f"{len(job.runs)} runs", *job.notes]), flush=True)
+        try:
+            manifest = sweep_module.execute(job, client, fresh)
+        except (ValueError, OSError) as error:
+            return _complain(error, 1)
+    bad = [_complain(f"{key} failed: {run['error']}", 1) for key, run in manifest["runs"].items() if "error" in run]
+    ended = sum(run["status"] == "ok" for run in manifest["runs"].values())
+    print(f"{ended} of {len(job.runs)} runs are done, {len(bad)} failed\nresults: {_short(job.out / 'results.csv')}")
+    return {"ok": 0, "interrupted": 130}.get(manifest["status"], 1)
+
+
 def _pairs(parameters: list[str] | None) -> dict[str, str]:
     return dict(p.split("=", 1) for p in parameters or ())
 
