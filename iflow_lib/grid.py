@@ -56,8 +56,8 @@ def prepare(file, out=None, device: str = "cpu", yes: bool = False) -> Sweep:
     grids = grids if isinstance(grids, list) else [grids]
     known = {"train", "grid"} if "train" in content else of_notebook | {"grid"}
     if not {"train", "notebook"} & {*content} or {*content} - known:
-        raise ValueError(f'{file.name} must have either notebook = "NAME", perhaps with profile = "NAME" and [parameters], or '
-                         f"[train]; and [grid]; it has {', '.join(content) or 'nothing'}")
+        raise ValueError(f'{file.name} must have notebook = "NAME", perhaps with profile = "NAME" and [parameters], or '
+                         f"else [train]; and [grid]; it has {', '.join(content) or 'nothing'}")
     tables = [content.get("train", {}), content.get("parameters", {})]
     if not all(isinstance(table, dict) for table in [*tables, *grids]):
         raise ValueError(f"{file.name}: train, parameters and grid must be tables such as [grid]")

@@ -92,16 +92,19 @@ def connect(sweep: Sweep, stack: ExitStack, scheduler: str | None = None, worker
     """
     from filelock import FileLock, Timeout
 
-    if workers is not None and (scheduler or workers < 0):
+    from .reproduce import _signals
+
+    if workers is not None and (scheduler is not None or workers < 0):
         raise ValueError(f"--workers must be at least 0, and not beside --scheduler; got {workers}")
     client = None
+    stack.enter_context(_signals())  # interrupts once; while everything is closed, more of them are ignored
     try:
         if workers != 0:
             from dask.system import CPU_COUNT
             from distributed import Client, LocalCluster
     except ImportError:
         raise ValueError("this needs dask: pip install 'iflow-lib[scale]', or go without: --workers 0") from None
-    if scheduler:
+    if scheduler is not None:
         client = stack.enter_context(_reach(scheduler))
         _check_workers(client, scheduler, sweep)
     else:
@@ -116,7 +119,7 @@ def connect(sweep: Sweep, stack: ExitStack, scheduler: str | None = None, worker
     except OSError as error:
         raise OSError(f"cannot write to {sweep.out} ({error.strerror}): choose another folder with --out") from None
     left = len(sweep.runs) - (0 if fresh else len(finished(sweep)))
-    if scheduler or workers == 0 or not left:
+    if scheduler is not None or workers == 0 or not left:
         return client
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True))
     cluster = stack.enter_context(LocalCluster(
@@ -130,20 +133,27 @@ def connect(sweep: Sweep, stack: ExitStack, scheduler: str | None = None, worker
 
 def _reach(scheduler: str):
     """A client of a running scheduler. OSError if there is none."""
-    from distributed import Client
+    import asyncio
 
-    is_file = scheduler.endswith(".json")
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    from distributed import Client, Security
+    from distributed.comm import connect as call
+
+    async def knock(address):  # a client that finds nobody would take half a minute to go away
+        comm = await call(address, timeout=10, **Security().get_connection_args("client"))
+        await comm.close()
+
+    for name in ("distributed", *(n for n in logging.root.manager.loggerDict if n.startswith("distributed."))):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
     try:
-        if is_file and not Path(scheduler).is_file():
-            raise OSError("there is no such file")
+        address = read(Path(scheduler)).get("address", "") if scheduler.endswith(".json") else scheduler
+        asyncio.run(knock(address))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of versions: what matters here is checked here
-            return Client(**{"scheduler_file" if is_file else "address": scheduler}, timeout=10, set_as_default=False)
+            return Client(address, timeout=10, set_as_default=False)
     except Exception as error:
         why = (" ".join(str(error).split()) or type(error).__name__)[:150]
-        raise OSError(f"no scheduler answers at {scheduler} ({why}): start one with `dask scheduler` and give the address "
-                      "that it prints, such as tcp://HOST:8786") from None
+        raise OSError(f"no scheduler answers at {scheduler!r} ({why}): start one with `dask scheduler` and give the "
+                      "address that it prints, such as tcp://HOST:8786, or its --scheduler-file") from None
 
 
 def _check_workers(client, scheduler: str, sweep: Sweep) -> None:
@@ -182,7 +192,6 @@ def execute(sweep: Sweep, client=None, fresh: bool = False) -> dict:
     Raises OSError with one line if the disk is full, or the scheduler is lost.
     """
     from .checkpoints import write_together
-    from .reproduce import _signals
 
     done, failed, begun, due = {} if fresh else finished(sweep), {}, time.perf_counter(), 0.0
     todo, before = [run for run in sweep.runs if run.key not in done], len(done)
@@ -204,7 +213,7 @@ def execute(sweep: Sweep, client=None, fresh: bool = False) -> dict:
         due = time.perf_counter() + 20 * (time.perf_counter() - start)
         return whole
 
-    with _signals(), _bar(len(sweep.runs), before) as bar:
+    with _bar(len(sweep.runs), before) as bar:
         try:
             publish()
             for number, (run, outcome) in enumerate(_outcomes(client, todo, sweep.code), 1):
@@ -251,8 +260,8 @@ def _cluster(client) -> dict:
 
 
 def _outcomes(client, runs: list[Run], code: dict):
-    """(run, what ``run_point`` gave or the exception that it raised), in the order in which they end. dask does the run of a
-    worker that has died again, on another; few runs are with the scheduler at a time, so that it stays small."""
+    """(run, what ``run_point`` gave or the exception that it raised), in the order in which they end. What was lost with
+    a worker that died, dask does again on another; few runs are sent at a time, so that the scheduler stays small."""
     if client is None:
         for run in runs:
             try:
