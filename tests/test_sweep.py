@@ -1,4 +1,5 @@
 """The sweep: its grid, what it refuses, and that neither dead workers nor a dead sweep change the table."""
+import importlib.util
 import json
 import os
 import shutil
@@ -405,3 +406,19 @@ def test_notebooks_on_workers(tmp_path):
     keys = [key for key, run in manifest(out)["runs"].items() if run["status"] == "ok"]
     assert sorted(p.stem for p in (out / "notebooks").iterdir()) == sorted(keys)
     assert all((out / "figures" / key / "01_first-line.png").read_bytes() == b"a picture" for key in keys)
+
+
+def test_the_example_and_its_benchmark(tmp_path, monkeypatch):
+    assert len(grid.prepare(ROOT / "benchmarks" / "sweep.toml", tmp_path / "new").runs) == 16
+    (tmp_path / "tiny.toml").write_text(SHORT + "[grid]\nseed = [0]\n")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    spec = importlib.util.spec_from_file_location("benchmark_of_sweep", ROOT / "benchmarks" / "sweep.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    monkeypatch.setattr(sys, "argv", ["sweep.py", "--repetitions", "1", "--workers", "0", "--out", str(tmp_path), "--file",
+                                      str(tmp_path / "tiny.toml")])
+    benchmark.main()
+    found = pd.read_csv(tmp_path / "sweep.csv")
+    assert list(found.ratio) == [1] and list(found.runs) == [1] and found.seconds[0] > 0
+    assert json.loads((tmp_path / "sweep.manifest.json").read_text())["sweep"]["grid"] == {"seed": [0]}
