@@ -1,7 +1,6 @@
 """The sweep file of ``iflow sweep``, checked and expanded into runs; ``benchmarks/sweep.toml`` says all its keys."""
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
 import itertools
@@ -9,7 +8,6 @@ import json
 import math
 import os
 import re
-import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -51,7 +49,7 @@ def prepare(file, out=None, device: str = "cpu", yes: bool = False) -> Sweep:
     Raises ValueError, FileNotFoundError or OSError with one line that says what was wrong and what was expected.
     """
     file, of_notebook = Path(file), {"notebook", "profile", "parameters"}
-    content = _read_toml(file)
+    content = jobs.read_toml(file)
     profile, grids = content.get("profile", "quick"), content.get("grid", {})
     grids = grids if isinstance(grids, list) else [grids]
     known = {"train", "grid"} if "train" in content else of_notebook | {"grid"}
@@ -87,19 +85,6 @@ def prepare(file, out=None, device: str = "cpu", yes: bool = False) -> Sweep:
     return Sweep([*runs.values()], notes, _folder(out, file.stem), content, device, notebook, identity(notebook))
 
 
-def _read_toml(file: Path) -> dict:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OSError(f"cannot read {file}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid TOML: {error}") from None
-
-
 def _trainings() -> dict:
     """The parameters of a training and their defaults: those of the committed results in the plane."""
     from .studies import PLANE_STEPS
@@ -119,12 +104,13 @@ def kinds() -> dict[tuple[str, str], str]:
 
 
 def _notebook(name: str, profile: str) -> tuple[str, dict]:
-    """The full name of a notebook, and its parameters with the values of the profile."""
+    """The full name of a notebook, and the parameters that it uses with the values of the profile."""
     if not isinstance(name, str) or not isinstance(profile, str):
         raise ValueError(f"notebook and profile must be text, got {name!r} and {profile!r}")
     with tempfile.TemporaryDirectory() as nowhere:
-        task = jobs.prepare([name], profile, "cpu", out=nowhere).tasks[0]
-    return task.name, {n: value for n, value in task.parameters.items() if n != "device"}
+        task = jobs.prepare([name], profile, "cpu", out=nowhere, make=False).tasks[0]
+    used = jobs._used(jobs._read_notebook(task.source))
+    return task.name, {n: value for n, value in task.parameters.items() if n in used and n != "device"}
 
 
 def _checked(file: Path, what: str, declared: dict, name: str, value, listed: bool = False):
@@ -132,7 +118,7 @@ def _checked(file: Path, what: str, declared: dict, name: str, value, listed: bo
     the short names of paths. ValueError if not."""
     wanted = f"{file.name}: {name}"
     if name not in declared:
-        hint = "; it is set by --device" if name == "device" else _nearest(name, declared)
+        hint = "; it is set by --device" if name == "device" else jobs.nearest(name, declared)
         raise ValueError(f"{file.name}: unknown parameter {name!r}{hint}: {what} has {', '.join(declared)}")
     if listed:
         if not isinstance(value, list):
@@ -149,18 +135,13 @@ def _checked(file: Path, what: str, declared: dict, name: str, value, listed: bo
         known = {"dataset": PLANE, "path": [*_PATHS, *_PATHS.values()]}.get(name)
         known = known or [*dict.fromkeys(kind[name == "anchor"] for kind in kinds())]
         if value not in known:
-            raise ValueError(f"{wanted} has no {value!r}{_nearest(value, known)}: expected one of {', '.join(known)}")
+            raise ValueError(f"{wanted} has no {value!r}{jobs.nearest(value, known)}: expected one of {', '.join(known)}")
         return _PATHS.get(value, value)
     least = 0 if name == "seed" else 1
     if name == "lr" and value <= 0 or value == [] or \
             name != "lr" and any(v < least for v in (value if isinstance(value, list) else [value])):
         raise ValueError(f"{wanted} must be {'more than 0' if name == 'lr' else f'at least {least}'}, got {value!r}")
     return value
-
-
-def _nearest(name: str, known) -> str:
-    found = difflib.get_close_matches(name, known, 1)
-    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def _senseless(point: dict) -> str | None:

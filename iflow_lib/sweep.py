@@ -124,7 +124,7 @@ def connect(sweep: Sweep, stack: ExitStack, scheduler: str | None = None, worker
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True))
     cluster = stack.enter_context(LocalCluster(
         n_workers=min(workers or CPU_COUNT, left), threads_per_worker=1, processes=True, host="127.0.0.1",
-        dashboard_address=None, silence_logs=logging.CRITICAL, memory_limit=0, local_directory=scratch,
+        dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL, memory_limit=0, local_directory=scratch,
         env={f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")},
         # Ctrl-C goes to all processes of a terminal, and is for this one
         preload="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"))
