@@ -347,6 +347,30 @@ def precision_table(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def runner_table(table: pd.DataFrame) -> str:
+    """benchmarks/runner.py: what `iflow reproduce` costs beside papermill, and whether it loses anything."""
+    overhead = table[table.part == "overhead"].pivot(index="run", columns="contender", values="value")
+    ratio = overhead["iflow reproduce"] / overhead["papermill"]
+    killed = table[table.part == "killed"].set_index("contender").value
+    again = table[table.part == "again"].value
+    return "\n".join([
+        "| smoke profile, eleven notebooks | |", "|---|---|",
+        f"| time of `iflow reproduce --fresh` against bare papermill, {len(ratio)} pairs in turns | {ratio.mean():.3f} "
+        f"({ratio.min():.3f} to {ratio.max():.3f}) |",
+        f"| the same again, nothing changed | {again.max():.1f} s at most, {again.max() / overhead.papermill.mean():.0%} "
+        "of a run |",
+        f"| rows of results that are the same after {killed['kills']:.0f} kills at random moments | "
+        f"{killed['rows that are the same']:.0f} of {killed['rows of the undisturbed run']:.0f} |"])
+
+
+def sweep_table(table: pd.DataFrame) -> str:
+    """benchmarks/sweep.py: the time of a sweep with two workers against that with one, in the same pair."""
+    two = table[table.workers == 2]
+    lines = ["| pair | time with two workers against one |", "|---|---|"]
+    lines += [f"| {row.repetition + 1} | {row.ratio:.2f} |" for row in two.itertuples()]
+    return "\n".join([*lines, f"| median | {two.ratio.median():.2f} |"])
+
+
 def cost_table(table: pd.DataFrame) -> str:
     """benchmarks/published.py cost."""
     titles = [f"{row.setting}, {row.objective}" for row in table.itertuples()]
@@ -393,7 +417,8 @@ README_TABLES = {
     "speed_short": ("bench/speed.csv", speed_short_table), "speed": ("bench/speed.csv", speed_table),
     "compiling": ("bench/speed.csv", compiling_table), "sampling": ("bench/speed.csv", sampling_table),
     "threads": ("bench/speed.csv", threads_table), "precision": ("bench/precision.csv", precision_table),
-    "cost": ("bench/cost.csv", cost_table)}
+    "cost": ("bench/cost.csv", cost_table), "runner": ("bench/runner.csv", runner_table),
+    "sweep": ("bench/sweep.csv", sweep_table)}
 
 
 def quick() -> None:
