@@ -67,14 +67,15 @@ def execute(job: Job, fresh: bool = False, time_limit: float | None = None) -> d
                     if entry["status"] == "interrupted":
                         raise KeyboardInterrupt
                     _publish(out, manifest)
-                    shutil.rmtree(work / task.name, ignore_errors=True)
+                    _clear(work / task.name, entry)
                     # for index.html, beside the next notebook
                     names = {*entries, *(t.name for t in job.tasks)}
                     pages[task.name] = pool.submit(report.shown, task.name, entry, out, names)
                 manifest["status"] = "ok" if all(entries[t.name]["status"] == "ok" for t in job.tasks) else "failed"
             except KeyboardInterrupt:
                 manifest["status"] = "interrupted"
-        if not ran and isinstance(earlier, dict) and earlier.get("status") == manifest["status"] == "ok":
+        whole = isinstance(earlier, dict) and earlier.get("status") == "ok" and (out / "index.html").is_file()
+        if not ran and whole and manifest["status"] == "ok":
             return earlier  # nothing is written where nothing has changed
         for task in job.tasks:
             entries.setdefault(task.name, {"title": task.title, "status": "not run"})
@@ -231,9 +232,18 @@ def _recover(out: Path, work: Path, entries: dict) -> int:
         entry = _read(folder / "entry.json")
         if entry:
             _install(out, folder, folder.name, entry, entries)
-            shutil.rmtree(folder, ignore_errors=True)
+            _clear(folder, entry)
             taken += 1
     return taken
+
+
+def _clear(folder: Path, entry: dict) -> None:
+    """Remove what is left of a notebook that was taken in; of one that failed, its trainings stay, to go on from."""
+    (folder / "entry.json").unlink(missing_ok=True)
+    if entry["status"] == "failed" and (folder / "training").is_dir():
+        shutil.rmtree(folder / "out", ignore_errors=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -318,7 +328,7 @@ def _publish(out: Path, manifest: dict, pages: dict[str, Future] | None = None) 
         if entry["status"] == "ok" and table in entry["files"] and (out / table).is_file():
             with open(out / table, encoding="utf-8", newline="") as file:
                 rows += list(csv.DictReader(file))
-    write_together({out / "results.csv": csv_text(rows),
-                    out / "manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"})
+    write_together({out / "results.csv": csv_text(rows)})
     whole = {} if pages is None else {"out": out, "made": {name: page.result() for name, page in pages.items()}}
-    write_together({out / "index.html": report.page(manifest, rows, **whole)})
+    write_together({out / "index.html": report.page(manifest, rows, **whole),
+                    out / "manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"})

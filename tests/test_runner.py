@@ -204,6 +204,16 @@ time.sleep(600)""", "print('never')")
     assert wrong.value.code == 2
 
 
+@posix
+def test_a_training_that_was_stopped_by_the_limit_goes_on(project):
+    trains(project / "01_first.ipynb", 200_000)
+    out = out_of(project)
+    assert run(project, "01", time_limit=20)["status"] == "failed"
+    steps = [int(p.name[5:]) for p in (out / ".unfinished" / "01_first" / "training").glob("*/checkpoints/step-*")]
+    assert steps and not (out / ".unfinished" / "01_first" / "out").exists()
+    assert [state for state, _ in states(project).values()] == ["would go on", "would run"]
+
+
 # ---- what has changed
 
 def states(folder, **options) -> dict:
@@ -260,6 +270,8 @@ def test_nothing_is_written_where_nothing_has_changed(project):
     before = {p: p.stat().st_mtime_ns for p in out_of(project).rglob("*") if p.name != ".lock"}
     assert run(project)["status"] == "ok"
     assert {p: p.stat().st_mtime_ns for p in out_of(project).rglob("*") if p.name != ".lock"} == before
+    (out_of(project) / "index.html").unlink()  # as if it was killed before that was written
+    assert run(project)["status"] == "ok" and (out_of(project) / "index.html").is_file()
 
 
 def test_one_that_needs_a_failed_one_is_not_run(project):
