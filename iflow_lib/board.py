@@ -5,7 +5,7 @@ import threading
 import time
 from pathlib import Path
 
-from .report import duration
+from .results import duration
 from .unattended import bar_file
 
 _MARKS = {"ok": "[green]✓[/]", "unchanged": "[green]=[/]", "failed": "[red]✗[/]", "interrupted": "[yellow]■[/]",

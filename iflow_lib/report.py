@@ -9,18 +9,13 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from .results import duration
+
 HEAD_ROWS = 12
 #: What is shown of the table, where it is not empty; the CSV has every column.
 _SHOWN = ("dataset", "path", "objective", "method", "nfe", "seed", "step", "metric", "value", "n_samples", "seconds")
 _NUMBERS = {"nfe", "seed", "step", "value", "n_samples", "seconds", "reference", "this run", "allowed"}
 _LONG = {"value", "seconds", "reference", "this run", "allowed"}
-
-
-def duration(seconds: float) -> str:
-    """``75.3 -> "1 min 15 s"``"""
-    seconds = round(seconds)
-    parts = [f"{seconds // 3600} h"] * (seconds >= 3600) + [f"{seconds // 60 % 60} min"] * (seconds >= 60)
-    return " ".join([*parts, f"{seconds % 60} s"] if seconds < 3600 else parts)
 
 
 def page(manifest: dict, rows: list[dict], out: Path | None = None, made: dict[str, str] | None = None) -> str:

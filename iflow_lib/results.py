@@ -120,8 +120,6 @@ def reference(name: str = "") -> Path:
 def how_to_make(model) -> str:
     """For a folder of a model of this package that is missing: the command that trains it, and how long that took when
     it was measured, as the committed manifests have it; "" for any other folder."""
-    from .report import duration
-
     folder, manifests = Path(model), (("images", "systems"), ("plane", "runs"))
     try:
         images, plane = (json.loads(reference(f"{name}.manifest.json").read_text(encoding="utf-8"))[runs]
@@ -143,6 +141,13 @@ def how_to_make(model) -> str:
 
 
 # ---- what a manifest says
+
+def duration(seconds: float) -> str:
+    """``75.3 -> "1 min 15 s"``"""
+    seconds = round(seconds)
+    parts = [f"{seconds // 3600} h"] * (seconds >= 3600) + [f"{seconds // 60 % 60} min"] * (seconds >= 60)
+    return " ".join([*parts, f"{seconds % 60} s"] if seconds < 3600 else parts)
+
 
 def utc_now() -> str:
     """The time, as 2026-01-31T23:59:59Z."""

@@ -21,8 +21,7 @@ from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 from .grid import Run, Sweep, identity, kinds, read
-from .report import duration
-from .results import PACKAGE, csv_text, git_state, machine, sha256, utc_now
+from .results import PACKAGE, csv_text, duration, git_state, machine, sha256, utc_now
 
 _SEEDING = threading.Lock()  # torch has one global seed, and a worker may have several threads
 
