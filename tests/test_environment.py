@@ -122,7 +122,7 @@ def notebook_source(path: Path) -> str:
 
 def test_imports_are_declared():
     """`pip install .[notebooks]` brings all that a notebook imports; no module imports what no extra declares."""
-    owners = {"bs4": "beautifulsoup4", "ot": "pot", "sklearn": "scikit-learn", "PIL": "pillow"}  # called otherwise than the import
+    owners = {"bs4": "beautifulsoup4", "ot": "pot", "sklearn": "scikit-learn", "PIL": "pillow"}  # as imported: as declared
 
     def unknown(names: set[str], extras: list[str]) -> set[str]:
         lines = itertools.chain(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))
