@@ -17,7 +17,7 @@ help:
 	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
 	@echo 'make reference   make the results of the plane, images and recipe again and compare  [JOBS=2 runs at once]'
 	@echo 'make test        run every check                                 [JOBS=2 at once]'
-	@echo 'make browser     run notebooks in JupyterLab in a headless Chromium (part of make test where there is one)'
+	@echo 'make browser     notebooks in JupyterLab, and a report, in a headless Chromium (part of make test where there is one)'
 	@echo 'make workshop-check   is this machine ready for a workshop? [PROFILE] [DEVICE]'
 	@echo 'make lab         open JupyterLab on the notebooks'
 	@echo 'make lock        pin the newest versions that pyproject.toml allows: requirements.lock, environment.yml'
@@ -49,7 +49,7 @@ browser: .venv/installed
 		[ -n "$$name" ] && command -v "$$name" >/dev/null && exit 0; done; \
 		echo 'error: no Chromium. On Debian or Ubuntu: apt install chromium; elsewhere put chromium or google-chrome on the' \
 			'PATH, or set CHROMIUM to its program' >&2; exit 1
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rs tests/test_lab.py
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rs tests/test_lab.py tests/test_report.py
 
 # Can a workshop be held on this machine? Runs the 90-minute plan of docs/workshop.md without a network.
 workshop-check: .venv/installed
