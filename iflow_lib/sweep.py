@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -120,10 +121,12 @@ def connect(sweep: Sweep, stack: ExitStack, scheduler: str | None = None, worker
     left = len(sweep.runs) - (0 if fresh else len(finished(sweep)))
     if scheduler is not None or workers == 0 or not left:
         return client
-    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="sweep-", ignore_cleanup_errors=True))
+    scratch = sweep.out / ".workers"
+    stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # of a call that was killed
     cluster = stack.enter_context(LocalCluster(
         n_workers=min(workers or CPU_COUNT, left), threads_per_worker=1, processes=True, host="127.0.0.1",
-        dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL, memory_limit=0, local_directory=scratch,
+        dashboard_address="127.0.0.1:0", silence_logs=logging.CRITICAL, memory_limit=0, local_directory=str(scratch),
         env={f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")},
         # Ctrl-C goes to all processes of a terminal, and is for this one
         preload="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"))

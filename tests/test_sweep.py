@@ -323,8 +323,9 @@ def test_a_sweep_that_is_killed_goes_on(toml, capfd, truth, tmp_path):
         process.kill()
     before = {file: file.stat().st_mtime_ns for file in (arguments[2] / "runs").iterdir()}
     assert 2 <= len(before) < 8 and manifest(arguments[2])["status"] == "running"
-    assert iflow(capfd, *arguments, "--workers", 0)[0] == 0
+    assert iflow(capfd, *arguments, "--workers", 1)[0] == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before and ended(arguments[2]) == 8
+    assert not (arguments[2] / ".workers").exists()
     assert table(arguments[2]).equals(truth)
 
 

@@ -357,7 +357,7 @@ def runner_table(table: pd.DataFrame) -> str:
         "| smoke profile, eleven notebooks | |", "|---|---|",
         f"| time of `iflow reproduce --fresh` against bare papermill, {len(ratio)} pairs in turns | {ratio.mean():.3f} "
         f"({ratio.min():.3f} to {ratio.max():.3f}) |",
-        f"| the same again, nothing changed | {again.max():.1f} s at most, {again.max() / overhead.papermill.mean():.0%} "
+        f"| the same again, nothing changed | {again.max():.1f} s at most, {again.max() / overhead.papermill.mean():.1%} "
         "of a run |",
         f"| rows of results that are the same after {killed['kills']:.0f} kills at random moments | "
         f"{killed['rows that are the same']:.0f} of {killed['rows of the undisturbed run']:.0f} |"])
