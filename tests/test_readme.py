@@ -32,7 +32,7 @@ def test_api_example_is_short():
 
 @pytest.mark.parametrize("name", ["plane", "images", "exactness", "peers", "self_anchor", "claims", "speed_short",
                                   "speed", "tuning", "recipe", "straight", "compiling", "sampling", "threads",
-                                  "precision", "cost", "runner", "image_methods", "emoji", "budget",
+                                  "precision", "cost", "runner", "sweep", "image_methods", "emoji", "budget",
                                   "plane_tuning"])
 def test_numbers_are_the_reference_results(name):
     spec = importlib.util.spec_from_file_location("make_reference", ROOT / "tools" / "make_reference.py")
