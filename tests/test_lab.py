@@ -21,8 +21,7 @@ else:
     import tomli as tomllib
 
 pytest.importorskip("jupyterlab")
-pytest.importorskip("websocket")
-browser = pytest.importorskip("browser")
+browser = pytest.importorskip("browser", reason="needs playwright")
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -94,17 +93,17 @@ def server(folder: Path, root: Path):
 
 def run_all(page, name: str) -> list[dict]:
     """Open a notebook, run all cells as its menu does, and what came out of each code cell."""
-    page.js(f"jupyterapp.commands.execute('docmanager:open', {{path: '{name}.ipynb', factory: 'Notebook'}})"
-            ".then(panel => { window.panel = panel; jupyterapp.shell.activateById(panel.id); })")
-    browser.wait(lambda: page.js(f"jupyterapp.shell.currentWidget === {PANEL}"
-                                 f" && {PANEL}.sessionContext?.session?.kernel?.status == 'idle'"),
+    page.evaluate(f"jupyterapp.commands.execute('docmanager:open', {{path: '{name}.ipynb', factory: 'Notebook'}})"
+                  ".then(panel => { window.panel = panel; jupyterapp.shell.activateById(panel.id); })")
+    browser.wait(lambda: page.evaluate(f"jupyterapp.shell.currentWidget === {PANEL}"
+                                       f" && {PANEL}.sessionContext?.session?.kernel?.status == 'idle'"),
                  PATIENCE, f"the kernel of {name}")
-    page.js("window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ran = true; },"
-            " e => { window.ran = String(e); }); 1")
-    assert browser.wait(lambda: page.js("window.ran"), 2 * PATIENCE, f"{name} to run") is True
-    cells = json.loads(page.js(f"""JSON.stringify({PANEL}.content.widgets.filter(c => c.model.type == 'code').map(c => ({{
+    page.evaluate("window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells')"
+                  ".then(() => { window.ran = true; }, e => { window.ran = String(e); }); 1")
+    assert browser.wait(lambda: page.evaluate("window.ran"), 2 * PATIENCE, f"{name} to run") is True
+    cells = page.evaluate(f"""{PANEL}.content.widgets.filter(c => c.model.type == 'code').map(c => ({{
         id: c.model.id, count: c.model.executionCount, outputs: c.model.outputs.toJSON(),
-        images: [...c.node.querySelectorAll('.jp-RenderedImage img')].map(i => i.complete && i.naturalWidth)}})))"""))
+        images: [...c.node.querySelectorAll('.jp-RenderedImage img')].map(i => i.complete && i.naturalWidth)}}))""")
     for cell in cells:
         errors = [f"{o['ename']}: {o['evalue']}" for o in cell["outputs"] if o["output_type"] == "error"]
         assert not errors, f"{name}, {cell['id']}: {errors}"
@@ -114,7 +113,7 @@ def run_all(page, name: str) -> list[dict]:
 
 def inside(page, cell: str, expression: str):
     """A JavaScript expression with ``seen(css)``: the elements of a cell that match and are not hidden."""
-    return page.js(f"""(() => {{
+    return page.evaluate(f"""(() => {{
         const node = {PANEL}.content.widgets.find(c => c.model.id == '{cell}').node;
         const seen = css => [...node.querySelectorAll(css)].filter(e => e.getClientRects().length);
         return {expression}; }})()""")
@@ -141,10 +140,10 @@ def move(page, name: str, cell: str, picture: str, there, back) -> None:
     """The slider: another picture is shown, and the screen changes; back again, and it is the first."""
     first = browser.wait(lambda: shown(page, cell, picture), 60, f"{name}: the slider's picture")
     scroll_to(page, cell, picture)
-    before = page.picture(PICTURES / f"{name}-slider-before.png")
+    before = page.screenshot(path=PICTURES / f"{name}-slider-before.png")
     there()
     browser.wait(lambda: shown(page, cell, picture) not in ("", first), 60, f"{name}: the slider to change its picture")
-    assert page.picture(PICTURES / f"{name}-slider-after.png") != before
+    assert page.screenshot(path=PICTURES / f"{name}-slider-after.png") != before
     back()
     browser.wait(lambda: shown(page, cell, picture) == first, 60, f"{name}: the slider to come back")
 
@@ -154,8 +153,8 @@ def move_animation(page, name: str, cells: list[dict]) -> None:
     (cell,) = [c["id"] for c in cells
                if any("animation" in str(o.get("data", {}).get("text/html", "")) for o in c["outputs"])]
     track = ".animation input[type=range]"
-    move(page, name, cell, ".animation img", lambda: page.click(**scroll_to(page, cell, track, 0.9)),
-         lambda: page.click(**scroll_to(page, cell, track, 0.02)))
+    move(page, name, cell, ".animation img", lambda: page.mouse.click(**scroll_to(page, cell, track, 0.9)),
+         lambda: page.mouse.click(**scroll_to(page, cell, track, 0.02)))
 
 
 def move_widget(page, name: str, cells: list[dict]) -> None:
@@ -164,11 +163,11 @@ def move_widget(page, name: str, cells: list[dict]) -> None:
                if any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in c["outputs"])]
     browser.wait(lambda: inside(page, cell, "seen('.noUi-handle').length == 1"), 60, f"the slider of {name}")
     inside(page, cell, "seen('.noUi-handle')[0].focus({preventScroll: true})")
-    move(page, name, cell, PICTURE, lambda: page.press("ArrowRight"), lambda: page.press("ArrowLeft"))
+    move(page, name, cell, PICTURE, lambda: page.keyboard.press("ArrowRight"), lambda: page.keyboard.press("ArrowLeft"))
     first, switch = shown(page, cell, PICTURE), scroll_to(page, cell, ".widget-toggle-button:nth-child(3)")
-    page.click(**switch)
+    page.mouse.click(**switch)
     browser.wait(lambda: shown(page, cell, PICTURE) not in ("", first), 60, f"{name}: the switch to change the picture")
-    page.picture(PICTURES / f"{name}-switched.png")
+    page.screenshot(path=PICTURES / f"{name}-switched.png")
 
 
 MOVE = {"00_start_here": None, "04_x0_anchoring": move_animation, "06_nfe_vs_quality": move_widget}
@@ -183,18 +182,18 @@ def test_notebooks_in_jupyterlab(tmp_path):
     root.mkdir()
     figures = {name: copy_notebook(name, root) for name in MOVE}
     assert min(figures.values()) > 0
-    with server(tmp_path, root) as url, browser.Browser() as page:
-        page.open(url, PATIENCE)
-        browser.wait(lambda: page.js("window.jupyterapp ? jupyterapp.restored.then(() => true) : false"), PATIENCE,
+    with server(tmp_path, root) as url, browser.window() as (page, _):
+        page.goto(url, timeout=1000 * PATIENCE)
+        browser.wait(lambda: page.evaluate("window.jupyterapp ? jupyterapp.restored.then(() => true) : false"), PATIENCE,
                      "JupyterLab")
         for name, moves in MOVE.items():
             cells = run_all(page, name)
             drawn = [size for cell in cells for size in cell["images"]]
             assert len(drawn) == figures[name] and min(drawn) > 100, f"{name}: figures are missing"
             scroll_to(page, next(cell["id"] for cell in cells if cell["images"]), ".jp-RenderedImage img")
-            page.picture(PICTURES / f"{name}-figure.png")
+            page.screenshot(path=PICTURES / f"{name}-figure.png")
             if moves:
                 moves(page, name, cells)
-            page.js(f"{PANEL}.context.save().then(() => {PANEL}.sessionContext.shutdown())"
-                    ".then(() => jupyterapp.commands.execute('application:close')).then(() => 1)")
+            page.evaluate(f"{PANEL}.context.save().then(() => {PANEL}.sessionContext.shutdown())"
+                          ".then(() => jupyterapp.commands.execute('application:close')).then(() => 1)")
     assert sorted(p.stem for p in root.glob("*.ipynb")) == sorted(MOVE)

@@ -258,60 +258,58 @@ def test_while_the_run_goes_on(run):
 
 
 def test_in_a_browser(html, tmp_path):
-    browser = pytest.importorskip("browser", reason="needs websocket-client")
+    browser = pytest.importorskip("browser", reason="needs playwright")
     if not browser.find():
         pytest.skip(f"needs Chromium; {browser.INSTALL}")
     (tmp_path / "index.html").write_text(html, encoding="utf-8")
-    with browser.Browser(1280, 900) as page:
-        page.open((tmp_path / "index.html").as_uri())
+    with browser.window() as (page, complaints):
+        page.goto((tmp_path / "index.html").as_uri())
         column = "[...document.querySelectorAll('#results ~ .sheet tbody tr')].map(row => row.cells[{}])"
-        page.js(f"window.of = name => {column.replace('{}', 'heads().indexOf(name)')};"
-                "window.heads = () => [...document.querySelectorAll('#results ~ .sheet th')].map(th => th.textContent);"
-                "window.head = name => document.querySelectorAll('#results ~ .sheet th button')[heads().indexOf(name)]")
+        page.evaluate(f"window.of = name => {column.replace('{}', 'heads().indexOf(name)')};"
+                      "window.heads = () => [...document.querySelectorAll('#results ~ .sheet th')].map(h => h.textContent)")
 
         def values(name):
-            return page.js(f"of('{name}').map(cell => cell.dataset.v ?? cell.textContent)")
+            return page.evaluate(f"of('{name}').map(cell => cell.dataset.v ?? cell.textContent)")
 
         # the link of the table opens the notebook, which is closed at first
-        assert page.js("document.querySelectorAll('.notebook[open]').length") == 0
-        page.js("document.querySelector('td > a[href=\"#nb-02_second\"]').click()")
-        assert page.js("document.querySelector('.notebook[open]').id") == "nb-02_second"
+        assert page.locator(".notebook[open]").count() == 0
+        page.click('td > a[href="#nb-02_second"]')
+        assert page.locator(".notebook[open]").get_attribute("id") == "nb-02_second"
         # the table: its first rows; a click sorts, numbers as numbers; the keyboard sorts downwards; empty cells are last
         assert len(values("value")) == 50
-        page.js("document.querySelector('#results ~ .sheet .all').click()")
+        page.click("#results ~ .sheet .all")
         assert len(values("value")) == 61
         for name, convert in (("value", float), ("nfe", lambda text: int(text or 10**9)), ("metric", str)):
-            page.js(f"head('{name}').click()")
+            head = page.locator("#results ~ .sheet th", has_text=re.compile(f"^{name}$"))
+            head.locator("button").click()
             found = values(name)
-            assert found == sorted(found, key=convert) and page.js(f"head('{name}').parentElement.ariaSort") == "ascending"
-            page.js(f"head('{name}').focus()")
-            page.press("Enter")
+            assert found == sorted(found, key=convert) and head.get_attribute("aria-sort") == "ascending"
+            head.locator("button").press("Enter")
             known = [text for text in values(name) if text]
             assert known == sorted(known, key=convert, reverse=True) and len(set(known)) > 1, name
             assert values(name)[len(known):] == [""] * (61 - len(known))
-            assert page.js(f"head('{name}').parentElement.ariaSort") == "descending"
-        assert page.js("document.querySelectorAll('#results ~ .sheet [aria-sort]').length") == 1
-        page.js("{ const find = document.querySelector('[type=search]'); find.value = 'HEUN rms'; "
-                "find.dispatchEvent(new Event('input')); }")
+            assert head.get_attribute("aria-sort") == "descending"
+        assert page.locator("#results ~ .sheet [aria-sort]").count() == 1
+        page.fill("[type=search]", "HEUN rms")
         assert 0 < len(values("method")) < 50 and set(values("method")) == {"heun"}
         # every image, with all sections open; no width at which the page is wider than the window
-        page.js("document.querySelectorAll('details').forEach(part => { part.open = true; })")
-        browser.wait(lambda: page.js("[...document.images].every(image => image.complete)"), 30, "the images")
-        sizes = page.js("[...document.images].map(image => image.naturalWidth)")
+        page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+        browser.wait(lambda: page.evaluate("[...document.images].every(image => image.complete)"), 30, "the images")
+        sizes = page.evaluate("[...document.images].map(image => image.naturalWidth)")
         assert len(sizes) == 6 and min(sizes) > 0, sizes
         for width in (1280, 800, 390):
-            page.resize(width, 900)
+            page.set_viewport_size({"width": width, "height": 900})
             for scheme in ("light", "dark"):
-                page.scheme(scheme)
-                assert page.js("document.documentElement.scrollWidth") <= width
-        assert page.js("document.querySelector('mfrac').getBoundingClientRect().height") > 20  # it is set, not text
+                page.emulate_media(color_scheme=scheme)
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("mfrac").first.bounding_box()["height"] > 20  # it is set, not text
         # a figure, larger, and the next one
-        page.js("document.querySelector('.gallery button').click()")
-        assert page.js("document.querySelector('dialog[open] figcaption').textContent") == 'A "line" & <more>.'
-        page.press("ArrowRight")
-        assert page.js("document.querySelector('dialog[open] figcaption').textContent") == "Not in the notebook."
-        page.press("Escape")
-        assert page.js("document.querySelector('dialog[open]')") is None
-        assert page.js("window.harm ?? 0") == 0 and page.complaints == []
-        page.js("console.error('a complaint'); setTimeout(() => { throw new Error('uncaught') })")
-        browser.wait(lambda: page.js("1") and len(page.complaints) == 2, 10, "the complaints")  # they would have been seen
+        page.click(".gallery button >> nth=0")
+        assert page.text_content("dialog[open] figcaption") == 'A "line" & <more>.'
+        page.keyboard.press("ArrowRight")
+        assert page.text_content("dialog[open] figcaption") == "Not in the notebook."
+        page.keyboard.press("Escape")
+        assert page.locator("dialog[open]").count() == 0
+        assert page.evaluate("window.harm ?? 0") == 0 and complaints == []
+        page.evaluate("console.error('a complaint'); setTimeout(() => { throw new Error('uncaught') })")
+        browser.wait(lambda: page.evaluate("1") and len(complaints) == 2, 10, "the complaints")  # they would have been seen
