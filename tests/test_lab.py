@@ -7,12 +7,16 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
+import psutil
 import pytest
 
 if sys.version_info >= (3, 11):
@@ -33,6 +37,11 @@ SETTINGS = {
 PANEL = "window.panel"  # the notebook that is open
 PICTURE = "img.widget-image"
 PATIENCE = 300  # seconds at most for each thing that is waited for, on a busy machine; all of it takes about two minutes
+STALL = 150  # seconds without a cell that ends; the longest one takes about ten
+
+
+class Stalled(Exception):
+    """Lab and a kernel wait for each other."""
 
 
 def copy_notebook(name: str, folder: Path) -> int:
@@ -64,7 +73,7 @@ def server(folder: Path, root: Path):
         "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "JUPYTER_DATA_DIR": str(folder / "data"), "JUPYTERLAB_SETTINGS_DIR": str(settings),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "IPYTHONDIR": str(folder / "ipython"),
-        "JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1",
+        "JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
@@ -91,7 +100,17 @@ def server(folder: Path, root: Path):
                 process.wait()
 
 
-def run_all(page, name: str) -> list[dict]:
+def stack(log: Path) -> str:
+    """Where the kernels that run stand: they are aborted, and then say so in the server's log."""
+    before = len(log.read_text())
+    for process in psutil.Process().children(recursive=True):
+        if "ipykernel_launcher" in process.cmdline():
+            process.send_signal(signal.SIGABRT)
+    time.sleep(5)
+    return log.read_text()[before:][:6000]
+
+
+def run_all(page, name: str, log: Path) -> list[dict]:
     """Open a notebook, run all cells as its menu does, and what came out of each code cell."""
     page.evaluate(f"jupyterapp.commands.execute('docmanager:open', {{path: '{name}.ipynb', factory: 'Notebook'}})"
                   ".then(panel => { window.panel = panel; jupyterapp.shell.activateById(panel.id); })")
@@ -100,7 +119,15 @@ def run_all(page, name: str) -> list[dict]:
                  PATIENCE, f"the kernel of {name}")
     page.evaluate("window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells')"
                   ".then(() => { window.ran = true; }, e => { window.ran = String(e); }); 1")
-    assert browser.wait(lambda: page.evaluate("window.ran"), 2 * PATIENCE, f"{name} to run") is True
+    ended, since = 0, time.monotonic()
+    while not (ran := page.evaluate("window.ran")):
+        counts = page.evaluate(f"{PANEL}.content.widgets.map(c => c.model.executionCount ?? 0)")
+        ended, since = (sum(map(bool, counts)), time.monotonic()) if sum(map(bool, counts)) > ended else (ended, since)
+        if time.monotonic() - since > STALL:
+            status = page.evaluate(f"{PANEL}.sessionContext.session.kernel.status")
+            raise Stalled(f"{name}: {ended} cells have ended, the kernel is {status!r}, and stands in\n{stack(log)}")
+        time.sleep(0.25)
+    assert ran is True, ran
     cells = page.evaluate(f"""{PANEL}.content.widgets.filter(c => c.model.type == 'code').map(c => ({{
         id: c.model.id, count: c.model.executionCount, outputs: c.model.outputs.toJSON(),
         images: [...c.node.querySelectorAll('.jp-RenderedImage img')].map(i => i.complete && i.naturalWidth)}}))""")
@@ -173,21 +200,17 @@ def move_widget(page, name: str, cells: list[dict]) -> None:
 MOVE = {"00_start_here": None, "04_x0_anchoring": move_animation, "06_nfe_vs_quality": move_widget}
 
 
-def test_notebooks_in_jupyterlab(tmp_path):
-    if not browser.find():
-        pytest.skip(f"needs Chromium; {browser.INSTALL}")
-    shutil.rmtree(PICTURES, ignore_errors=True)
-    PICTURES.mkdir(parents=True)
-    root = tmp_path / "notebooks"
-    root.mkdir()
+def all_notebooks(folder: Path) -> None:
+    root = folder / "notebooks"
+    root.mkdir(parents=True)
     figures = {name: copy_notebook(name, root) for name in MOVE}
     assert min(figures.values()) > 0
-    with server(tmp_path, root) as url, browser.window() as (page, _):
+    with server(folder, root) as url, browser.window() as (page, _):
         page.goto(url, timeout=1000 * PATIENCE)
         browser.wait(lambda: page.evaluate("window.jupyterapp ? jupyterapp.restored.then(() => true) : false"), PATIENCE,
                      "JupyterLab")
         for name, moves in MOVE.items():
-            cells = run_all(page, name)
+            cells = run_all(page, name, folder / "lab.log")
             drawn = [size for cell in cells for size in cell["images"]]
             assert len(drawn) == figures[name] and min(drawn) > 100, f"{name}: figures are missing"
             scroll_to(page, next(cell["id"] for cell in cells if cell["images"]), ".jp-RenderedImage img")
@@ -197,3 +220,17 @@ def test_notebooks_in_jupyterlab(tmp_path):
             page.evaluate(f"{PANEL}.context.save().then(() => {PANEL}.sessionContext.shutdown())"
                           ".then(() => jupyterapp.commands.execute('application:close')).then(() => 1)")
     assert sorted(p.stem for p in root.glob("*.ipynb")) == sorted(MOVE)
+
+
+def test_notebooks_in_jupyterlab(tmp_path):
+    if not browser.find():
+        pytest.skip(f"needs Chromium; {browser.INSTALL}")
+    shutil.rmtree(PICTURES, ignore_errors=True)
+    PICTURES.mkdir(parents=True)
+    try:
+        all_notebooks(tmp_path / "first")
+    except Stalled as stalled:
+        # Seen once in some thirty runs: a cell neither ends nor works. Whose fault it is we do not know; users of other
+        # notebooks report such stalls since ipykernel 7, and start again. So does this test, once, and keeps the evidence.
+        warnings.warn(f"stalled, and started again: {stalled}", stacklevel=1)
+        all_notebooks(tmp_path / "second")
