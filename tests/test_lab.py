@@ -230,7 +230,7 @@ def test_notebooks_in_jupyterlab(tmp_path):
     try:
         all_notebooks(tmp_path / "first")
     except Stalled as stalled:
-        # Seen once in some thirty runs: a cell neither ends nor works. Whose fault it is we do not know; users of other
-        # notebooks report such stalls since ipykernel 7, and start again. So does this test, once, and keeps the evidence.
+        # Seen once in some thirty runs, with ipykernel 7: a cell neither ends nor works. Others report such stalls of that
+        # version, and it is locked no more; should one come all the same, the test starts again, and keeps the evidence.
         warnings.warn(f"stalled, and started again: {stalled}", stacklevel=1)
         all_notebooks(tmp_path / "second")
