@@ -37,7 +37,7 @@ SETTINGS = {
 PANEL = "window.panel"  # the notebook that is open
 PICTURE = "img.widget-image"
 PATIENCE = 300  # seconds at most for each thing that is waited for, on a busy machine; all of it takes about two minutes
-STALL = 150  # seconds without a cell that ends; the longest one takes about ten
+STALL = 150  # seconds without a cell that ends, far more than the longest one takes
 
 
 class Stalled(Exception):
@@ -121,8 +121,9 @@ def run_all(page, name: str, log: Path) -> list[dict]:
                   ".then(() => { window.ran = true; }, e => { window.ran = String(e); }); 1")
     ended, since = 0, time.monotonic()
     while not (ran := page.evaluate("window.ran")):
-        counts = page.evaluate(f"{PANEL}.content.widgets.map(c => c.model.executionCount ?? 0)")
-        ended, since = (sum(map(bool, counts)), time.monotonic()) if sum(map(bool, counts)) > ended else (ended, since)
+        now = page.evaluate(f"{PANEL}.content.widgets.filter(c => c.model.executionCount).length")
+        if now > ended:
+            ended, since = now, time.monotonic()
         if time.monotonic() - since > STALL:
             status = page.evaluate(f"{PANEL}.sessionContext.session.kernel.status")
             raise Stalled(f"{name}: {ended} cells have ended, the kernel is {status!r}, and stands in\n{stack(log)}")

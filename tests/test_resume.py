@@ -344,6 +344,7 @@ def test_an_integral_of_images_is_finished_once(tmp_path, monkeypatch):
 def test_killed_between_the_stages_the_first_is_not_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "evaluate_images", lambda *given, **named: [])
     folder, settings = tmp_path / "rectified_integral", dict(steps=1, device="cpu", progress=False)
+
     def interrupted(*given, **named):  # not by a signal: a shell's background jobs ignore Ctrl-C, and then nothing happens
         raise KeyboardInterrupt
 

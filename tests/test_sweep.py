@@ -323,6 +323,7 @@ def test_a_sweep_that_is_killed_goes_on(toml, capfd, truth, tmp_path):
         process.kill()
     before = {file: file.stat().st_mtime_ns for file in (arguments[2] / "runs").iterdir()}
     assert 2 <= len(before) < 8 and manifest(arguments[2])["status"] == "running"
+    assert (arguments[2] / ".workers").is_dir()  # of the killed one
     assert iflow(capfd, *arguments, "--workers", 1)[0] == 0
     assert {file: file.stat().st_mtime_ns for file in before} == before and ended(arguments[2]) == 8
     assert not (arguments[2] / ".workers").exists()
