@@ -6,6 +6,7 @@ velocity of the probability-flow ODE is ``alpha' E[x_0 | x_t] + sigma' E[z | x_t
 
 This module imports nothing of ours; a path is anything with alpha, sigma, their derivatives and the line.
 """
+
 from __future__ import annotations
 
 import math
@@ -21,10 +22,14 @@ def _column(t: Tensor) -> Tensor:
 def _axes(cov: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Variances (N,) along the axes (N, N) of a covariance. ValueError if it is not one."""
     if cov.shape != (n, n) or not torch.allclose(cov, cov.T):
-        raise ValueError(f"cov must be a symmetric matrix of shape ({n}, {n}), got {tuple(cov.shape)}")
+        raise ValueError(
+            f"cov must be a symmetric matrix of shape ({n}, {n}), got {tuple(cov.shape)}"
+        )
     variances, axes = torch.linalg.eigh(cov.double())  # ascending
     if variances[0] < -1e-10 * variances[-1].abs():
-        raise ValueError(f"cov must be positive semi-definite, its smallest eigenvalue is {float(variances[0]):g}")
+        raise ValueError(
+            f"cov must be positive semi-definite, its smallest eigenvalue is {float(variances[0]):g}"
+        )
     return variances.clamp(min=0), axes
 
 
@@ -43,11 +48,15 @@ class _Flow:
     def ends(self, *, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """``E[x_0 | x_t = x]`` and ``E[z | x_t = x]``, each (B, N). ValueError for wrong shapes or times off the path."""
         if tuple(x.shape[1:]) != self.shape or t.shape != x.shape[:1]:
-            raise ValueError(f"x must have shape (B, {', '.join(map(str, self.shape))}) and t shape (B,), got "
-                             f"{tuple(x.shape)} and {tuple(t.shape)}")
+            raise ValueError(
+                f"x must have shape (B, {', '.join(map(str, self.shape))}) and t shape (B,), got "
+                f"{tuple(x.shape)} and {tuple(t.shape)}"
+            )
         self.path.check_times(t)
         t = t.double()
-        return self._ends(x.double().flatten(1), _column(self.path.alpha(t)), _column(self.path.sigma(t)))
+        return self._ends(
+            x.double().flatten(1), _column(self.path.alpha(t)), _column(self.path.sigma(t))
+        )
 
     def posterior_mean(self, *, x: Tensor, t: Tensor) -> Tensor:
         """``E[x_0 | x_t = x]``, shape of x. Errors as for ``ends``."""
@@ -57,7 +66,9 @@ class _Flow:
         """``v(x, t) = alpha'(t) E[x_0 | x] + sigma'(t) E[z | x]``, shape of x. Infinite at t = 0 on VP."""
         x_0, z = self.ends(x=x, t=t)
         t = t.double()
-        return (_column(self.path.alpha_dot(t)) * x_0 + _column(self.path.sigma_dot(t)) * z).reshape(x.shape)
+        return (
+            _column(self.path.alpha_dot(t)) * x_0 + _column(self.path.sigma_dot(t)) * z
+        ).reshape(x.shape)
 
     def flow_map(self, *, x: Tensor, t: float, s: float, tolerance: float = 1e-9) -> Tensor:
         """The ODE's solution at time ``s`` from x (B, ...) at time ``t``, by a reference solver (DOP853, 8th order).
@@ -81,7 +92,9 @@ class _Flow:
         y = (x.double() / scale_t).flatten().numpy()
         if start == end or n == 0:
             return x.double().clone()
-        solution = solve_ivp(line_velocity, (start, end), y, method="DOP853", rtol=tolerance, atol=tolerance)
+        solution = solve_ivp(
+            line_velocity, (start, end), y, method="DOP853", rtol=tolerance, atol=tolerance
+        )
         if not solution.success:
             raise RuntimeError(f"the reference solver stopped: {solution.message}")
         return torch.from_numpy(solution.y[:, -1]).reshape(x.shape) * scale_s
@@ -102,26 +115,39 @@ class GaussianFlow(_Flow):
     def __init__(self, path, mean: Tensor, cov: Tensor):
         super().__init__(path, mean.shape)
         if getattr(path, "aug_dim", None) is not None:
-            raise ValueError("GaussianFlow needs a path with Gaussian noise; under PoissonFlow use MixtureFlow")
+            raise ValueError(
+                "GaussianFlow needs a path with Gaussian noise; under PoissonFlow use MixtureFlow"
+            )
         self.mean = mean.double().flatten()
         self.variances, self.axes = _axes(cov, mean.numel())
 
     def _ends(self, x, alpha, sigma):
-        along = (x - alpha * self.mean) @ self.axes / (alpha**2 * self.variances + sigma**2)  # C_t^-1 (x - alpha mean)
-        return self.mean + (alpha * self.variances * along) @ self.axes.T, (sigma * along) @ self.axes.T
+        along = (
+            (x - alpha * self.mean) @ self.axes / (alpha**2 * self.variances + sigma**2)
+        )  # C_t^-1 (x - alpha mean)
+        return self.mean + (alpha * self.variances * along) @ self.axes.T, (
+            sigma * along
+        ) @ self.axes.T
 
     def jump(self, *, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """The exact flow map from (x, t) to time s. x: (B, ...); t, s: (B,)."""
         self.path.check_times(t, s)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = (
-            (_column(self.path.alpha(r.double())), _column(self.path.sigma(r.double()))) for r in (t, s))
-        spread_t, spread_s = ((a**2 * self.variances + b**2).sqrt() for a, b in ((alpha_t, sigma_t), (alpha_s, sigma_s)))
+            (_column(self.path.alpha(r.double())), _column(self.path.sigma(r.double())))
+            for r in (t, s)
+        )
+        spread_t, spread_s = (
+            (a**2 * self.variances + b**2).sqrt()
+            for a, b in ((alpha_t, sigma_t), (alpha_s, sigma_s))
+        )
         along = (x.double().flatten(1) - alpha_t * self.mean) @ self.axes
         return (alpha_s * self.mean + (along * spread_s / spread_t) @ self.axes.T).reshape(x.shape)
 
     def average_velocity(self, *, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """``(x_t - x_s) / (t - s)`` for s < t, in the path's own clock."""
-        return (x.double() - self.jump(x=x, t=t, s=s)) / (t - s).double().reshape(-1, *[1] * (x.ndim - 1))
+        return (x.double() - self.jump(x=x, t=t, s=s)) / (t - s).double().reshape(
+            -1, *[1] * (x.ndim - 1)
+        )
 
 
 class MixtureFlow(_Flow):
@@ -137,13 +163,22 @@ class MixtureFlow(_Flow):
     (M,), positive, equal by default.
     """
 
-    def __init__(self, path, points: Tensor, std: float = 0.0, weights: Tensor | None = None, cov: Tensor | None = None):
+    def __init__(
+        self,
+        path,
+        points: Tensor,
+        std: float = 0.0,
+        weights: Tensor | None = None,
+        cov: Tensor | None = None,
+    ):
         super().__init__(path, points.shape[1:])
         if len(points) < 1 or not math.isfinite(std) or std < 0:
             raise ValueError(f"need at least one point and std >= 0, got {len(points)} and {std!r}")
         weights = torch.ones(len(points)) if weights is None else weights
         if weights.shape != points.shape[:1] or not bool((weights > 0).all()):
-            raise ValueError(f"weights must be {len(points)} positive numbers, got shape {tuple(weights.shape)}")
+            raise ValueError(
+                f"weights must be {len(points)} positive numbers, got shape {tuple(weights.shape)}"
+            )
         self.points = points.double().flatten(1)
         n = self.points.shape[1]
         self.log_weights = (weights.double() / weights.double().sum()).log()
@@ -152,30 +187,54 @@ class MixtureFlow(_Flow):
         if not self.smooth:
             self.earliest = 1e-9  # at 0 the velocity (x - y) / tau is 0 / 0; the points move by tau |z - y| from here
         self.aug_dim = getattr(path, "aug_dim", None)
-        if self.aug_dim is not None and self.smooth:  # ln(chi2 / aug_dim): wide, and finer than its own spread
-            u = torch.arange(-40.0, 5.0, min(0.25, 0.5 / math.sqrt(n + self.aug_dim)), dtype=torch.float64)
+        if (
+            self.aug_dim is not None and self.smooth
+        ):  # ln(chi2 / aug_dim): wide, and finer than its own spread
+            u = torch.arange(
+                -40.0, 5.0, min(0.25, 0.5 / math.sqrt(n + self.aug_dim)), dtype=torch.float64
+            )
             self.scales = (-u).exp()  # aug_dim / chi2
-            self.log_scale_weights = self.aug_dim / 2 * (u - u.exp())  # the density of u, up to a constant
+            self.log_scale_weights = (
+                self.aug_dim / 2 * (u - u.exp())
+            )  # the density of u, up to a constant
 
     def _ends(self, x, alpha, sigma):
         n = x.shape[1]
-        gap = (x[:, None] - alpha[..., None] * self.points) @ self.axes  # (B, M, N), along the axes of cov
+        gap = (
+            x[:, None] - alpha[..., None] * self.points
+        ) @ self.axes  # (B, M, N), along the axes of cov
         if self.aug_dim is not None and self.smooth:
-            variance = alpha[..., None] ** 2 * self.variances[:, None] + sigma[..., None] ** 2 * self.scales
+            variance = (
+                alpha[..., None] ** 2 * self.variances[:, None]
+                + sigma[..., None] ** 2 * self.scales
+            )
             precision = 1 / variance  # (B, N, K)
-            log_p = self.log_scale_weights + precision.log().sum(1, keepdim=True) / 2 - gap.square() @ precision / 2
+            log_p = (
+                self.log_scale_weights
+                + precision.log().sum(1, keepdim=True) / 2
+                - gap.square() @ precision / 2
+            )
             log_p = log_p + self.log_weights[:, None]
             p = torch.softmax(log_p.flatten(1), dim=1).reshape(log_p.shape)  # (B, M, K)
             w = p.sum(-1)
             drift = (gap * (p @ precision.mT)).sum(1)
             noise = (gap * (p @ (self.scales * precision).mT)).sum(1)
         elif self.aug_dim is not None:
-            w = torch.softmax(self.log_weights - (n + self.aug_dim) / 2
-                              * torch.log(gap.square().sum(-1) + self.aug_dim * sigma**2), dim=1)
+            w = torch.softmax(
+                self.log_weights
+                - (n + self.aug_dim)
+                / 2
+                * torch.log(gap.square().sum(-1) + self.aug_dim * sigma**2),
+                dim=1,
+            )
             drift = torch.zeros_like(x)
             noise = (w[..., None] * gap).sum(1) / sigma**2
         else:
             variance = alpha**2 * self.variances + sigma**2  # (B, N)
-            w = torch.softmax(self.log_weights - (gap.square() / (2 * variance[:, None])).sum(-1), dim=1)
+            w = torch.softmax(
+                self.log_weights - (gap.square() / (2 * variance[:, None])).sum(-1), dim=1
+            )
             drift = noise = (w[..., None] * gap).sum(1) / variance
-        return w @ self.points + (alpha * self.variances * drift) @ self.axes.T, (sigma * noise) @ self.axes.T
+        return w @ self.points + (alpha * self.variances * drift) @ self.axes.T, (
+            sigma * noise
+        ) @ self.axes.T

@@ -5,6 +5,7 @@ networks built with ``anchor=True``; ``labels``: classes (B,) in [0, classes), -
 ``classes``. Any module with this call works in a ``FlowMap``. All layers are smooth and
 support forward-mode differentiation, which the integral identity needs.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,13 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def time_features(t: Tensor, s: Tensor, frequencies: int, gap_frequencies: int | None = None) -> Tensor:
+def time_features(
+    t: Tensor, s: Tensor, frequencies: int, gap_frequencies: int | None = None
+) -> Tensor:
     """(B,), (B,) -> (B, 2 + 2 (frequencies + gap_frequencies)): t, t - s, their sines and cosines, at pi/2, pi, 2 pi, ...
 
     frequencies: of t; gap_frequencies: of t - s, at most as many (None). They are kept low, above all those of t - s: the
     identity differentiates the network in both, and a high frequency w multiplies that derivative, and its noise, by w.
     """
-    times = torch.stack([t, t - s], dim=1)  # a view of t itself could not be differentiated forward where it is compiled
+    times = torch.stack(
+        [t, t - s], dim=1
+    )  # a view of t itself could not be differentiated forward where it is compiled
     w = math.pi / 2 * 2 ** torch.arange(frequencies, dtype=t.dtype, device=t.device)
     angles = (times[:, :, None] * w).flatten(1)
     if gap_frequencies is not None:
@@ -31,7 +36,9 @@ def time_features(t: Tensor, s: Tensor, frequencies: int, gap_frequencies: int |
 def _check_anchor(net: nn.Module, x: Tensor, anchor: Tensor | None) -> None:
     if net.anchor and (anchor is None or anchor.shape != x.shape):
         got = None if anchor is None else tuple(anchor.shape)
-        raise ValueError(f"this network was built with anchor=True: give an anchor of shape {tuple(x.shape)}, got {got}")
+        raise ValueError(
+            f"this network was built with anchor=True: give an anchor of shape {tuple(x.shape)}, got {got}"
+        )
     if not net.anchor and anchor is not None:
         raise ValueError("this network takes no anchor: build it with anchor=True to use one")
 
@@ -57,7 +64,9 @@ def _class_vectors(table: nn.Embedding | None, labels: Tensor | None, x: Tensor)
     if labels is None:
         return table.weight[last]
     if labels.shape != x.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"labels must be whole numbers of shape ({len(x)},), got {labels.dtype} {tuple(labels.shape)}")
+        raise ValueError(
+            f"labels must be whole numbers of shape ({len(x)},), got {labels.dtype} {tuple(labels.shape)}"
+        )
     return table(torch.where(labels < 0, last, labels))
 
 
@@ -71,14 +80,30 @@ class MLP(nn.Module):
 
     frequencies = 4
 
-    def __init__(self, dim: int, hidden: int = 256, layers: int = 4, anchor: bool = False, classes: int = 0,
-                 features: int = 0):
+    def __init__(
+        self,
+        dim: int,
+        hidden: int = 256,
+        layers: int = 4,
+        anchor: bool = False,
+        classes: int = 0,
+        features: int = 0,
+    ):
         super().__init__()
         if min(dim, hidden, layers, features + 1) < 1:
-            raise ValueError(f"dim, hidden and layers must be positive, features not negative; got {dim}, {hidden}, "
-                             f"{layers}, {features}")
-        self.anchor, self.classes, self.features, self.data_shape = anchor, classes, features, (dim,)
-        self._config = dict(dim=dim, hidden=hidden, layers=layers, anchor=anchor, classes=classes, features=features)
+            raise ValueError(
+                f"dim, hidden and layers must be positive, features not negative; got {dim}, {hidden}, "
+                f"{layers}, {features}"
+            )
+        self.anchor, self.classes, self.features, self.data_shape = (
+            anchor,
+            classes,
+            features,
+            (dim,),
+        )
+        self._config = dict(
+            dim=dim, hidden=hidden, layers=layers, anchor=anchor, classes=classes, features=features
+        )
         sizes = [dim * (1 + 2 * features + anchor) + 4 * self.frequencies + 2] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.table = _class_table(classes, hidden)
@@ -86,12 +111,20 @@ class MLP(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
-                labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        anchor: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         _check_anchor(self, x, anchor)
         inputs = [x, time_features(t, s, self.frequencies)] + ([anchor] if self.anchor else [])
         if self.features:
-            angles = (x[:, :, None] * 2 ** torch.arange(self.features, dtype=x.dtype, device=x.device)).flatten(1)
+            angles = (
+                x[:, :, None] * 2 ** torch.arange(self.features, dtype=x.dtype, device=x.device)
+            ).flatten(1)
             inputs += [angles.sin(), angles.cos()]
         h = F.silu(self.hidden[0](torch.cat(inputs, dim=1)) + _class_vectors(self.table, labels, x))
         for layer in self.hidden[1:]:
@@ -147,19 +180,38 @@ class UNet(nn.Module):
 
     frequencies = 6
 
-    def __init__(self, channels: int = 1, size: int = 28, width: int = 48, blocks: int = 2, anchor: bool = False,
-                 classes: int = 0, gap_frequencies: int = 2):
+    def __init__(
+        self,
+        channels: int = 1,
+        size: int = 28,
+        width: int = 48,
+        blocks: int = 2,
+        anchor: bool = False,
+        classes: int = 0,
+        gap_frequencies: int = 2,
+    ):
         super().__init__()
         fold = 2 if size >= 16 else 1
         if not 8 <= size <= 64 or size % (2 * fold):
             raise ValueError(f"size must be from 8 to 64 and divisible by {2 * fold}, got {size}")
         if not 0 <= gap_frequencies <= self.frequencies:
-            raise ValueError(f"gap_frequencies must be from 0 to {self.frequencies}, got {gap_frequencies}")
+            raise ValueError(
+                f"gap_frequencies must be from 0 to {self.frequencies}, got {gap_frequencies}"
+            )
         if channels < 1 or blocks < 1 or width < 8 or width % 8:
-            raise ValueError(f"need channels, blocks >= 1, width a multiple of 8; got {channels}, {blocks}, {width}")
+            raise ValueError(
+                f"need channels, blocks >= 1, width a multiple of 8; got {channels}, {blocks}, {width}"
+            )
         self.anchor, self.classes, self.data_shape = anchor, classes, (channels, size, size)
-        self._config = dict(channels=channels, size=size, width=width, blocks=blocks, anchor=anchor, classes=classes,
-                            gap_frequencies=gap_frequencies)
+        self._config = dict(
+            channels=channels,
+            size=size,
+            width=width,
+            blocks=blocks,
+            anchor=anchor,
+            classes=classes,
+            gap_frequencies=gap_frequencies,
+        )
         self.gap_frequencies, e, folded = gap_frequencies, 4 * width, channels * fold**2
         times = 2 + 2 * (self.frequencies + gap_frequencies)
         self.embed = nn.Sequential(nn.Linear(times, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
@@ -170,15 +222,21 @@ class UNet(nn.Module):
         self.shrink = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.middle = nn.ModuleList(_Block(2 * width, 2 * width, e) for _ in range(blocks + 1))
         self.grow = nn.Sequential(nn.Conv2d(2 * width, 4 * width, 1), nn.PixelShuffle(2))
-        self.up = nn.ModuleList(_Block(2 * width if i == 0 else width, width, e) for i in range(blocks))
+        self.up = nn.ModuleList(
+            _Block(2 * width if i == 0 else width, width, e) for i in range(blocks)
+        )
         self.norm, self.out = _GroupNorm(8, width), nn.Conv2d(width, folded, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def _down(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None, labels: Tensor | None) -> list[Tensor]:
+    def _down(
+        self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None, labels: Tensor | None
+    ) -> list[Tensor]:
         """What times and classes tell, and the features of both stages."""
         _check_anchor(self, x, anchor)
-        e = self.embed(time_features(t, s, self.frequencies, self.gap_frequencies)) + _class_vectors(self.table, labels, x)
+        e = self.embed(
+            time_features(t, s, self.frequencies, self.gap_frequencies)
+        ) + _class_vectors(self.table, labels, x)
         h = self.stem(self.fold(torch.cat([x, anchor], dim=1) if self.anchor else x))
         for block in self.down:
             h = block(h, e)
@@ -187,12 +245,25 @@ class UNet(nn.Module):
             h = block(h, e)
         return [e, skip, h]
 
-    def hidden(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        anchor: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """Features of the lower resolution (B, 2 width, height, width); arguments as of a call."""
         return self._down(x, t, s, anchor, labels)[2]
 
-    def forward(self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None,
-                labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        anchor: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         e, skip, h = self._down(x, t, s, anchor, labels)
         h = torch.cat([self.grow(h), skip], dim=1)
         for block in self.up:
@@ -213,42 +284,88 @@ class Transformer(nn.Module):
 
     frequencies = 4
 
-    def __init__(self, length: int, channels: int = 1, width: int = 64, layers: int = 3, heads: int = 4,
-                 anchor: bool = False, classes: int = 0):
+    def __init__(
+        self,
+        length: int,
+        channels: int = 1,
+        width: int = 64,
+        layers: int = 3,
+        heads: int = 4,
+        anchor: bool = False,
+        classes: int = 0,
+    ):
         super().__init__()
         if min(length, channels, width, layers, heads) < 1 or width % heads:
-            raise ValueError(f"need positive sizes and width a multiple of heads; got length {length}, "
-                             f"channels {channels}, width {width}, layers {layers}, heads {heads}")
-        self.anchor, self.classes, self.data_shape, self.heads = anchor, classes, (length, channels), heads
-        self._config = dict(length=length, channels=channels, width=width, layers=layers, heads=heads, anchor=anchor,
-                            classes=classes)
+            raise ValueError(
+                f"need positive sizes and width a multiple of heads; got length {length}, "
+                f"channels {channels}, width {width}, layers {layers}, heads {heads}"
+            )
+        self.anchor, self.classes, self.data_shape, self.heads = (
+            anchor,
+            classes,
+            (length, channels),
+            heads,
+        )
+        self._config = dict(
+            length=length,
+            channels=channels,
+            width=width,
+            layers=layers,
+            heads=heads,
+            anchor=anchor,
+            classes=classes,
+        )
         self.stem = nn.Linear(channels * (2 if anchor else 1), width)
         self.place = nn.Parameter(0.02 * torch.randn(length, width))
         self.embed = nn.Sequential(
-            nn.Linear(4 * self.frequencies + 2, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+            nn.Linear(4 * self.frequencies + 2, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+        )
         self.table = _class_table(classes, width)
-        self.layers = nn.ModuleList(nn.ModuleDict({
-            "norm1": nn.LayerNorm(width, elementwise_affine=False), "qkv": nn.Linear(width, 3 * width),
-            "merge": nn.Linear(width, width), "norm2": nn.LayerNorm(width, elementwise_affine=False),
-            "wide": nn.Linear(width, 4 * width), "narrow": nn.Linear(4 * width, width),
-            "times": nn.Linear(width, 4 * width)}) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    "norm1": nn.LayerNorm(width, elementwise_affine=False),
+                    "qkv": nn.Linear(width, 3 * width),
+                    "merge": nn.Linear(width, width),
+                    "norm2": nn.LayerNorm(width, elementwise_affine=False),
+                    "wide": nn.Linear(width, 4 * width),
+                    "narrow": nn.Linear(4 * width, width),
+                    "times": nn.Linear(width, 4 * width),
+                }
+            )
+            for _ in range(layers)
+        )
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, channels)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(
-        self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        anchor: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         _check_anchor(self, x, anchor)
-        e = self.embed(time_features(t, s, self.frequencies)) + _class_vectors(self.table, labels, x)
+        e = self.embed(time_features(t, s, self.frequencies)) + _class_vectors(
+            self.table, labels, x
+        )
         h = self.stem(torch.cat([x, anchor], dim=2) if self.anchor else x) + self.place
         for layer in self.layers:
             scale1, shift1, scale2, shift2 = layer["times"](e)[:, None].chunk(4, dim=2)
-            q, k, v = (a.unflatten(2, (self.heads, -1)).transpose(1, 2)
-                       for a in layer["qkv"](layer["norm1"](h) * (1 + scale1) + shift1).chunk(3, dim=2))
+            q, k, v = (
+                a.unflatten(2, (self.heads, -1)).transpose(1, 2)
+                for a in layer["qkv"](layer["norm1"](h) * (1 + scale1) + shift1).chunk(3, dim=2)
+            )
             weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[3]), dim=3)
             h = h + layer["merge"]((weights @ v).transpose(1, 2).flatten(2))
-            h = h + layer["narrow"](F.silu(layer["wide"](layer["norm2"](h) * (1 + scale2) + shift2)))
+            h = h + layer["narrow"](
+                F.silu(layer["wide"](layer["norm2"](h) * (1 + scale2) + shift2))
+            )
         return self.out(self.norm(h))
 
     def config(self) -> dict:

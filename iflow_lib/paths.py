@@ -11,6 +11,7 @@ probability-flow ODE onto each other, the flow map on the line is the flow map o
 
 This module imports nothing of ours.
 """
+
 from __future__ import annotations
 
 import math
@@ -87,7 +88,9 @@ class Path:
                     f"got values from {float(value.min()):g} to {float(value.max()):g}"
                 )
         if s is not None and not bool((s <= t).all()):
-            raise ValueError("s must not be later than t: a jump goes from t back to s <= t (data is at time 0)")
+            raise ValueError(
+                "s must not be later than t: a jump goes from t back to s <= t (data is at time 0)"
+            )
 
     # ------------------------------------------------------------------ the line
     def to_line(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,18 +103,29 @@ class Path:
         return x_line * expand(self.scale(t), x_line), t
 
     # ------------------------------------------------------------------ the noise law
-    def noise(self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None) -> Tensor:
+    def noise(
+        self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None
+    ) -> Tensor:
         """Noise ``z`` of the given shape (B, ...). Drawn where the generator lives (CPU by default), then moved."""
         source = generator.device if generator is not None else "cpu"
-        return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device or source)
+        return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(
+            device or source
+        )
 
-    def prior(self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None) -> Tensor:
+    def prior(
+        self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None
+    ) -> Tensor:
         """Start of sampling at ``t_max``: ``sigma(t_max) z``, shape (B, ...)."""
         sigma_max = float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
         return sigma_max * self.noise(shape, generator=generator, device=device, dtype=dtype)
 
     def perturb(
-        self, *, x_0: Tensor, t: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        *,
+        x_0: Tensor,
+        t: Tensor,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
     ) -> PathSample:
         """Draw ``x_t = alpha(t) x_0 + sigma(t) z``.
 
@@ -119,19 +133,27 @@ class Path:
         Raises ValueError for times of another shape or outside the path, or noise of another shape.
         """
         if t.shape != x_0.shape[:1]:
-            raise ValueError(f"t must have shape ({len(x_0)},), one time for each example; got {tuple(t.shape)}")
+            raise ValueError(
+                f"t must have shape ({len(x_0)},), one time for each example; got {tuple(t.shape)}"
+            )
         self.check_times(t)
         if noise is None:
             noise = self.noise(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
         elif noise.shape != x_0.shape:
-            raise ValueError(f"noise must have the shape of x_0, {tuple(x_0.shape)}; got {tuple(noise.shape)}")
+            raise ValueError(
+                f"noise must have the shape of x_0, {tuple(x_0.shape)}; got {tuple(noise.shape)}"
+            )
         x_t = expand(self.alpha(t), x_0) * x_0 + expand(self.sigma(t), x_0) * noise
         velocity = expand(self.alpha_dot(t), x_0) * x_0 + expand(self.sigma_dot(t), x_0) * noise
         return PathSample(x_t=x_t, x_0=x_0, noise=noise, t=t, velocity=velocity)
 
     # ------------------------------------------------------------------ times
     def sample_times(
-        self, n: int, *, density: tuple[float, float] | str | None = None, generator: torch.Generator | None = None,
+        self,
+        n: int,
+        *,
+        density: tuple[float, float] | str | None = None,
+        generator: torch.Generator | None = None,
         device=None,
     ) -> Tensor:
         """``n`` training times (n,) of this path's clock.
@@ -144,10 +166,16 @@ class Path:
         density = self.time_density if density is None else density
         source = generator.device if generator is not None else "cpu"
         if density == "uniform":
-            return (self.t_max * torch.rand(n, generator=generator, device=source)).to(device or source)
+            return (self.t_max * torch.rand(n, generator=generator, device=source)).to(
+                device or source
+            )
         if isinstance(density, str) or len(density) != 2 or not density[1] >= 0:
-            raise ValueError(f'density must be "uniform" or a mean and a standard deviation, got {density!r}')
-        tau = torch.sigmoid(density[0] + density[1] * torch.randn(n, generator=generator, device=source))
+            raise ValueError(
+                f'density must be "uniform" or a mean and a standard deviation, got {density!r}'
+            )
+        tau = torch.sigmoid(
+            density[0] + density[1] * torch.randn(n, generator=generator, device=source)
+        )
         return self.time(tau.clamp(max=self.tau_max)).clamp(max=self.t_max).to(device or source)
 
     def grid(self, steps: int, kind: str | None = None) -> Tensor:
@@ -163,7 +191,9 @@ class Path:
             return torch.linspace(self.t_max, 0.0, steps + 1, dtype=torch.float64)
         last = min(self.tau_max, 80 / 81)
         high, low = (last / (1 - last)) ** (1 / 7), 0.002 ** (1 / 7)
-        ratio = (high + torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps] * (low - high)) ** 7
+        ratio = (
+            high + torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps] * (low - high)
+        ) ** 7
         grid = torch.cat([self.time(ratio / (1 + ratio)), torch.zeros(1, dtype=torch.float64)])
         grid[0] = self.t_max  # exactly, also where that is pure noise
         return grid
@@ -241,9 +271,13 @@ class VariancePreserving(Path):
         return 0.5 * (self.beta_min + self.beta_d * t) * self.alpha(t) ** 2 / self.sigma(t)
 
     def time(self, tau: Tensor) -> Tensor:
-        wanted = 2 * torch.log1p((tau / (1 - tau)) ** 2)  # beta_d t^2 + 2 beta_min t, since alpha^2 = 1 / (1 + ratio^2)
+        wanted = 2 * torch.log1p(
+            (tau / (1 - tau)) ** 2
+        )  # beta_d t^2 + 2 beta_min t, since alpha^2 = 1 / (1 + ratio^2)
         t = wanted / (self.beta_min + (self.beta_min**2 + self.beta_d * wanted).sqrt())
-        return torch.where(tau <= self.tau_max, t.clamp(max=self.t_max), t)  # rounding must not leave the path
+        return torch.where(
+            tau <= self.tau_max, t.clamp(max=self.t_max), t
+        )  # rounding must not leave the path
 
     def config(self) -> dict:
         return {"beta_min": self.beta_min, "beta_d": self.beta_d}
@@ -272,7 +306,9 @@ class VarianceExploding(Path):
         return torch.ones_like(t)
 
     def time(self, tau: Tensor) -> Tensor:
-        t = tau / (1 - tau)  # in float32 the last time comes back as 80.0004: rounding must not leave the path
+        t = tau / (
+            1 - tau
+        )  # in float32 the last time comes back as 80.0004: rounding must not leave the path
         return torch.where(tau <= self.tau_max, t.clamp(max=self.t_max), t)
 
 
@@ -293,14 +329,20 @@ class PoissonFlow(VarianceExploding):
 
     def __init__(self, aug_dim: float = 128):
         if not (math.isfinite(aug_dim) and aug_dim > 0):
-            raise ValueError(f"aug_dim must be a positive number, got {aug_dim!r} (VarianceExploding is the limit)")
+            raise ValueError(
+                f"aug_dim must be a positive number, got {aug_dim!r} (VarianceExploding is the limit)"
+            )
         self.aug_dim = aug_dim
 
-    def noise(self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None) -> Tensor:
+    def noise(
+        self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None
+    ) -> Tensor:
         gauss = super().noise(shape, generator=generator, device=device, dtype=dtype)
         source = generator.device if generator is not None else "cpu"
         half = torch.full((len(gauss),), self.aug_dim / 2, dtype=torch.float64, device=source)
-        chi2 = 2 * torch._standard_gamma(half, generator=generator)  # the public Gamma takes no generator
+        chi2 = 2 * torch._standard_gamma(
+            half, generator=generator
+        )  # the public Gamma takes no generator
         # float32 first, then the device: mps has no float64
         return gauss * expand((self.aug_dim / chi2).sqrt().to(gauss.dtype).to(gauss.device), gauss)
 
@@ -308,4 +350,6 @@ class PoissonFlow(VarianceExploding):
         return {"aug_dim": self.aug_dim}
 
 
-PATHS: dict[str, type[Path]] = {p.__name__: p for p in (RectifiedFlow, VarianceExploding, VariancePreserving, PoissonFlow)}
+PATHS: dict[str, type[Path]] = {
+    p.__name__: p for p in (RectifiedFlow, VarianceExploding, VariancePreserving, PoissonFlow)
+}

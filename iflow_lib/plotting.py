@@ -1,4 +1,5 @@
 """One look for every figure: the same colour and marker for the same method in every notebook. And for errors."""
+
 from __future__ import annotations
 
 import linecache
@@ -8,15 +9,28 @@ import traceback
 
 #: Colour-blind-safe (after Okabe and Ito): cold for Integration Flow, warm for the solvers it is compared with.
 METHOD_COLORS = {
-    "Integration Flow, rectified": "#0072B2", "Integration Flow, VE": "#56B4E9", "Integration Flow, PFGM++": "#009E73",
-    "Rectified Flow, Euler": "#D55E00", "Rectified Flow, Heun": "#E69F00", "VE, Euler": "#B5508B", "VE, Heun": "#DDA3C6",
-    "PFGM++, Euler": "#6B4C9A", "PFGM++, Heun": "#B3A0D0", "floor": "#8A8F98", "data": "#3C4048",
+    "Integration Flow, rectified": "#0072B2",
+    "Integration Flow, VE": "#56B4E9",
+    "Integration Flow, PFGM++": "#009E73",
+    "Rectified Flow, Euler": "#D55E00",
+    "Rectified Flow, Heun": "#E69F00",
+    "VE, Euler": "#B5508B",
+    "VE, Heun": "#DDA3C6",
+    "PFGM++, Euler": "#6B4C9A",
+    "PFGM++, Heun": "#B3A0D0",
+    "floor": "#8A8F98",
+    "data": "#3C4048",
 }
 _MARKERS = {"Integration Flow": "o", "Euler": "s", "Heun": "^"}
 #: Names of paths and of the sets in the plane, as figures and tables show them.
 PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
-SETS = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard", "two_moons": "two moons", "spiral": "spiral",
-        "pinwheel": "pinwheel"}
+SETS = {
+    "eight_gaussians": "eight Gaussians",
+    "checkerboard": "checkerboard",
+    "two_moons": "two moons",
+    "spiral": "spiral",
+    "pinwheel": "pinwheel",
+}
 
 
 def use_style() -> None:
@@ -24,14 +38,38 @@ def use_style() -> None:
     import seaborn as sns
 
     short_errors()
-    sns.set_theme(context="notebook", style="ticks", palette=list(METHOD_COLORS.values()), rc={
-        "figure.dpi": 110, "figure.constrained_layout.use": True, "font.size": 11, "axes.titlesize": 12,
-        "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 11, "xtick.labelsize": 10,
-        "ytick.labelsize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#9AA0A8",
-        "xtick.color": "#555B64", "ytick.color": "#555B64", "axes.labelcolor": "#3C4048", "text.color": "#24292F",
-        "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#E6E8EB", "grid.linewidth": 0.8, "lines.linewidth": 2.0,
-        "xtick.major.size": 3, "ytick.major.size": 0, "legend.frameon": False, "legend.fontsize": 10,
-    })
+    sns.set_theme(
+        context="notebook",
+        style="ticks",
+        palette=list(METHOD_COLORS.values()),
+        rc={
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "font.size": 11,
+            "axes.titlesize": 12,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.labelsize": 11,
+            "xtick.labelsize": 10,
+            "ytick.labelsize": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#9AA0A8",
+            "xtick.color": "#555B64",
+            "ytick.color": "#555B64",
+            "axes.labelcolor": "#3C4048",
+            "text.color": "#24292F",
+            "axes.grid": True,
+            "axes.grid.axis": "y",
+            "grid.color": "#E6E8EB",
+            "grid.linewidth": 0.8,
+            "lines.linewidth": 2.0,
+            "xtick.major.size": 3,
+            "ytick.major.size": 0,
+            "legend.frameon": False,
+            "legend.fontsize": 10,
+        },
+    )
 
 
 def short_errors() -> None:
@@ -44,13 +82,20 @@ def short_errors() -> None:
 
 def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
     frames = list(traceback.walk_tb(trace))
-    cells = [(frame.f_code.co_filename, line) for frame, line in frames if frame.f_globals is shell.user_global_ns]
+    cells = [
+        (frame.f_code.co_filename, line)
+        for frame, line in frames
+        if frame.f_globals is shell.user_global_ns
+    ]
     raised_in = frames[-1][0].f_globals if frames else {}
     if cells and (raised_in is shell.user_global_ns or raised_in.get("__package__") == __package__):
         file, line = cells[-1]
         code = linecache.getline(file, line).strip()
         where = f"    line {line} of this cell{'' if code.startswith('raise') else ': ' + code}"
-        error._render_traceback_ = lambda: [f"{kind.__name__}: {error}", where]  # IPython asks the error itself
+        error._render_traceback_ = lambda: [
+            f"{kind.__name__}: {error}",
+            where,
+        ]  # IPython asks the error itself
     try:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
     finally:
@@ -67,8 +112,16 @@ def method_name(path: str, method: str) -> str:
     return f"{'Rectified Flow' if path == 'rectified' else shown}, {method.capitalize()}"
 
 
-def quality_against_nfe(df, ax=None, *, metric: str | None = None, ylabel: str = "", title: str = "", band: str = "range",
-                        label: bool = True):
+def quality_against_nfe(
+    df,
+    ax=None,
+    *,
+    metric: str | None = None,
+    ylabel: str = "",
+    title: str = "",
+    band: str = "range",
+    label: bool = True,
+):
     """A metric against the network calls per sample, both axes logarithmic: mean over the rows of each method and NFE.
 
     df: rows of results of one data set, with columns path, method, nfe, metric, value; one row a seed; rows with method
@@ -81,8 +134,10 @@ def quality_against_nfe(df, ax=None, *, metric: str | None = None, ylabel: str =
 
     df = df if metric is None else df[df["metric"] == metric]
     if df["metric"].nunique() != 1 or df["dataset"].nunique() > 1:
-        raise ValueError(f"need rows of one metric and one data set, got metrics {sorted(set(df['metric']))} and data sets "
-                         f"{sorted(set(df['dataset']))}")
+        raise ValueError(
+            f"need rows of one metric and one data set, got metrics {sorted(set(df['metric']))} and data sets "
+            f"{sorted(set(df['dataset']))}"
+        )
     if band not in ("range", "interval"):
         raise ValueError(f"unknown band {band!r}: expected range or interval")
     ax = plt.gca() if ax is None else ax
@@ -94,9 +149,18 @@ def quality_against_nfe(df, ax=None, *, metric: str | None = None, ylabel: str =
         mean, (low, high) = values.mean(), _band(values, band)
         color, marker = METHOD_COLORS.get(name, "#8A8F98"), _marker(name)
         ax.fill_between(mean.index.astype(float), low, high, color=color, alpha=0.18, linewidth=0)
-        ax.plot(mean.index.astype(float), mean, color=color, marker=marker, markersize=5.5, markeredgecolor="white",
-                markeredgewidth=0.8, linestyle="--" if name.endswith("Heun") else "-", label=name,
-                zorder=3 if name.startswith("Integration Flow") else 2)
+        ax.plot(
+            mean.index.astype(float),
+            mean,
+            color=color,
+            marker=marker,
+            markersize=5.5,
+            markeredgecolor="white",
+            markeredgewidth=0.8,
+            linestyle="--" if name.endswith("Heun") else "-",
+            label=name,
+            zorder=3 if name.startswith("Integration Flow") else 2,
+        )
         ends[name] = mean.iloc[-1]
     floor = df["value"][[n == "floor" for n in names]]
     if len(floor):
@@ -105,8 +169,15 @@ def quality_against_nfe(df, ax=None, *, metric: str | None = None, ylabel: str =
         ax.axhline(floor.mean(), color=METHOD_COLORS["floor"], linewidth=1, zorder=0)
         ends["floor"] = floor.mean()
     ticks = sorted(int(n) for n in df["nfe"].dropna().unique())
-    ax.set(xscale="log", yscale="log", xlabel="network calls per sample (NFE)", title=title, xticks=ticks,
-           xticklabels=ticks, ylabel=ylabel or df["metric"].iloc[0])
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="network calls per sample (NFE)",
+        title=title,
+        xticks=ticks,
+        xticklabels=ticks,
+        ylabel=ylabel or df["metric"].iloc[0],
+    )
     ax.xaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_minor_locator(NullLocator())
@@ -142,13 +213,29 @@ def _label_ends(ax, ends: dict) -> None:
         for i in range(len(heights) - 1):
             push = max(0, gap - (heights[i + 1] - heights[i])) / 2
             heights[i], heights[i + 1] = heights[i] - push, heights[i + 1] + push
-    lift = max(0, min(0.02 - heights[0], 0.98 - heights[-1]))  # none below the axes, if there is room above
+    lift = max(
+        0, min(0.02 - heights[0], 0.98 - heights[-1])
+    )  # none below the axes, if there is room above
     for name, y in zip(names, [h + lift for h in heights]):
         color = METHOD_COLORS.get(name, "#8A8F98")
-        ax.plot(1.035, y, marker=_marker(name) if name != "floor" else "_", color=color, markersize=6, clip_on=False,
-                transform=ax.transAxes)
-        ax.text(1.065, y, "data against data" if name == "floor" else name, color="#24292F", fontsize=size, va="center",
-                transform=ax.transAxes)
+        ax.plot(
+            1.035,
+            y,
+            marker=_marker(name) if name != "floor" else "_",
+            color=color,
+            markersize=6,
+            clip_on=False,
+            transform=ax.transAxes,
+        )
+        ax.text(
+            1.065,
+            y,
+            "data against data" if name == "floor" else name,
+            color="#24292F",
+            fontsize=size,
+            va="center",
+            transform=ax.transAxes,
+        )
 
 
 def _array(x):
@@ -173,13 +260,21 @@ def image_grid(x, ax=None, *, columns: int | None = None, title: str = ""):
     for i, image in enumerate(np.clip(x.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)):
         top, left = i // columns * (height + pad), i % columns * (width + pad)
         sheet[top : top + height, left : left + width] = image
-    ax.imshow(sheet.squeeze(-1) if channels == 1 else sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    ax.imshow(
+        sheet.squeeze(-1) if channels == 1 else sheet,
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
     ax.set_axis_off()
     ax.set_title(title)
     return ax
 
 
-def scatter_2d(x, ax=None, *, color: str = METHOD_COLORS["data"], title: str = "", limit: float | None = None):
+def scatter_2d(
+    x, ax=None, *, color: str = METHOD_COLORS["data"], title: str = "", limit: float | None = None
+):
     """Points (n, 2) on one axes, square, without ticks. limit: shows [-limit, limit] on both; else what holds them all."""
     import matplotlib.pyplot as plt
 

@@ -4,6 +4,7 @@ The runner names a folder in the environment variable ``IFLOW_RUN``. ``fit`` the
 given no folder of its own, goes on from them when a run was killed and is continued, and shows its bar there and not in the
 notebook. Without the variable, all of this does nothing.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -25,13 +26,18 @@ def shelf(model, *identity) -> str:
     digest = hashlib.sha256(repr(identity).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return os.path.join(run, "training", digest.hexdigest()[:20])
 
 
 def bar(total: int, initial: int, name: str, shown: bool):
     """A tqdm bar of gradient steps: in the notebook or on the terminal, or in the runner's table."""
-    run, about = os.environ.get(MARK), {"total": total, "initial": initial, "desc": name, "mininterval": 0.5}
+    run, about = (
+        os.environ.get(MARK),
+        {"total": total, "initial": initial, "desc": name, "mininterval": 0.5},
+    )
     if run:
         from tqdm.std import tqdm
 

@@ -1,4 +1,5 @@
 """A headless Chromium for tests, driven by playwright: the system's own browser, none is downloaded."""
+
 import os
 import shutil
 import time
@@ -12,7 +13,9 @@ INSTALL = "on Debian or Ubuntu: apt install chromium; elsewhere put chromium or 
 
 def find() -> str | None:
     """Path of the browser: what the variable CHROMIUM names, else the first of NAMES that is installed."""
-    return next(filter(None, map(shutil.which, filter(None, (os.environ.get("CHROMIUM"), *NAMES)))), None)
+    return next(
+        filter(None, map(shutil.which, filter(None, (os.environ.get("CHROMIUM"), *NAMES)))), None
+    )
 
 
 def wait(condition, seconds: float, what: str, every: float = 0.25):
@@ -33,10 +36,17 @@ def window(width: int = 1280, height: int = 900):
     It has no sandbox, which root and many containers do not allow: it is for pages of this machine only.
     """
     with sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=find(), args=["--no-proxy-server"], timeout=120_000)
+        chromium = play.chromium.launch(
+            executable_path=find(), args=["--no-proxy-server"], timeout=120_000
+        )
         page, complaints = chromium.new_page(viewport={"width": width, "height": height}), []
         page.set_default_timeout(120_000)
-        page.on("console", lambda said: said.type in ("warning", "error", "assert") and complaints.append(said.text))
+        page.on(
+            "console",
+            lambda said: (
+                said.type in ("warning", "error", "assert") and complaints.append(said.text)
+            ),
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
         yield page, complaints
         chromium.close()

@@ -1,4 +1,5 @@
 """Small projects (notebooks and profiles) for the tests of the main job."""
+
 import json
 import os
 
@@ -6,16 +7,27 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-PARAMETERS = ("steps: int = 3  # of nothing\nrate: float = 0.5\nlabel: str = 'x'\nnfes: list = [1, 2]\nflag: bool = True\n"
-              'device: str = "auto"\nout_dir: str = ""')
+PARAMETERS = (
+    "steps: int = 3  # of nothing\nrate: float = 0.5\nlabel: str = 'x'\nnfes: list = [1, 2]\nflag: bool = True\n"
+    'device: str = "auto"\nout_dir: str = ""'
+)
 
 
-def write_notebook(file, *cells, parameters=PARAMETERS, title="# A title", language="python", **about):
+def write_notebook(
+    file, *cells, parameters=PARAMETERS, title="# A title", language="python", **about
+):
     """A notebook with a title, a parameters cell and code cells, the first of which uses the usual parameters; about: more
     metadata."""
+
     def cell(i, kind, source, tags=()):
         code = {"outputs": [], "execution_count": None} if kind == "code" else {}
-        return {"cell_type": kind, "id": f"c{i}", "metadata": {"tags": list(tags)}, "source": source, **code}
+        return {
+            "cell_type": kind,
+            "id": f"c{i}",
+            "metadata": {"tags": list(tags)},
+            "source": source,
+            **code,
+        }
 
     if parameters is PARAMETERS and cells:
         cells = (f"_ = steps, rate, label, nfes, flag\n{cells[0]}", *cells[1:])
@@ -23,9 +35,20 @@ def write_notebook(file, *cells, parameters=PARAMETERS, title="# A title", langu
     if parameters is not None:
         code.insert(0, cell(1, "code", parameters, ["parameters"]))
     # the kernel that the file asks for does not exist: whoever runs it must use this Python
-    metadata = {"kernelspec": {"name": "missing", "display_name": "Missing", "language": language}, **about}
-    file.write_text(json.dumps({"cells": [cell(0, "markdown", title), *code], "metadata": metadata, "nbformat": 4,
-                                "nbformat_minor": 5}))
+    metadata = {
+        "kernelspec": {"name": "missing", "display_name": "Missing", "language": language},
+        **about,
+    }
+    file.write_text(
+        json.dumps(
+            {
+                "cells": [cell(0, "markdown", title), *code],
+                "metadata": metadata,
+                "nbformat": 4,
+                "nbformat_minor": 5,
+            }
+        )
+    )
 
 
 @pytest.fixture
@@ -35,5 +58,9 @@ def project(tmp_path):
     folder.mkdir(parents=True)
     (folder / "profiles.toml").write_text('[quick."01_first"]\nsteps = 2\nrate = 1\n\n[other]\n')
     write_notebook(folder / "01_first.ipynb", "print(steps, rate, label, nfes, flag, device)")
-    write_notebook(folder / "02_second.ipynb", "seen = label, extra", parameters='label: str = "x"\nextra: int = 1')
+    write_notebook(
+        folder / "02_second.ipynb",
+        "seen = label, extra",
+        parameters='label: str = "x"\nextra: int = 1',
+    )
     return folder

@@ -5,6 +5,7 @@ N(alpha mean, S^2) with S^2 = alpha^2 std^2 + sigma^2, and the flow map carries 
 
     x_s = alpha_s mean + S_s / S_t (x_t - alpha_t mean).
 """
+
 import torch
 from torch import nn
 
@@ -50,7 +51,11 @@ class GaussianNet(nn.Module):
         spread_t, spread_s = spread(1 - t, t), spread(1 - s, s)
         slope = (STD**2 * (t + s - 2) + t + s) / (spread_t + spread_s)
         centred = x - (1 - t) * MEAN
-        return self.gain * (centred / spread_t * slope - MEAN) + self.shift + self.tilt * (t - s) * centred
+        return (
+            self.gain * (centred / spread_t * slope - MEAN)
+            + self.shift
+            + self.tilt * (t - s) * centred
+        )
 
 
 def randomise(net, seed=0, scale=0.3):

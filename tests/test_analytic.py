@@ -1,4 +1,5 @@
 """analytic: each closed form against another that shares nothing with it: quadrature, derivatives, brute force."""
+
 import math
 
 import pytest
@@ -19,7 +20,10 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=st
 def times(path, n=7, seed=0):
     """s < t in the middle of the path."""
     g = torch.Generator().manual_seed(seed)
-    tau = 0.05 + 0.9 * torch.rand(2, n, generator=g, dtype=torch.float64).sort(0, descending=True).values
+    tau = (
+        0.05
+        + 0.9 * torch.rand(2, n, generator=g, dtype=torch.float64).sort(0, descending=True).values
+    )
     return path.time(tau * path.tau_max)
 
 
@@ -48,7 +52,9 @@ def test_gaussian_jump_carries_quantiles(path, shape):
     t, s = times(path)
     x = near(path, flow, t)
     weights = [(path.alpha(r), path.sigma(r)) for r in (t, s)]
-    torch.testing.assert_close(flow.jump(x=x, t=t, s=s), gaussian_jump(x, *weights), rtol=1e-7, atol=1e-7)  # MEAN: float32
+    torch.testing.assert_close(
+        flow.jump(x=x, t=t, s=s), gaussian_jump(x, *weights), rtol=1e-7, atol=1e-7
+    )  # MEAN: float32
 
 
 @gaussian_paths
@@ -58,7 +64,9 @@ def test_gaussian_velocity_is_the_derivative_of_the_jump(path, shape, dtype):
     flow = correlated(path, shape)
     t, _ = times(path)
     x = near(path, flow, t).to(dtype)  # any float in, float64 out
-    _, slope = torch.func.jvp(lambda s: flow.jump(x=x, t=t, s=s), (t.clone(),), (torch.ones_like(t),))
+    _, slope = torch.func.jvp(
+        lambda s: flow.jump(x=x, t=t, s=s), (t.clone(),), (torch.ones_like(t),)
+    )
     torch.testing.assert_close(slope, flow.velocity(x=x, t=t), rtol=1e-10, atol=1e-10)
 
 
@@ -78,9 +86,15 @@ def test_mean_flow_identity(path, shape, dtype):
 
 def flow_forward(flow, x, t, r):
     """The exact flow also runs towards later times: the formula does not ask for s <= t."""
-    a, y = [(flow.path.alpha(q)[:, None], flow.path.sigma(q)[:, None]) for q in (t, r)], x.double().flatten(1)
+    a, y = (
+        [(flow.path.alpha(q)[:, None], flow.path.sigma(q)[:, None]) for q in (t, r)],
+        x.double().flatten(1),
+    )
     spread = [(alpha**2 * flow.variances + sigma**2).sqrt() for alpha, sigma in a]
-    y = a[1][0] * flow.mean + ((y - a[0][0] * flow.mean) @ flow.axes * spread[1] / spread[0]) @ flow.axes.T
+    y = (
+        a[1][0] * flow.mean
+        + ((y - a[0][0] * flow.mean) @ flow.axes * spread[1] / spread[0]) @ flow.axes.T
+    )
     return y.reshape(x.shape)
 
 
@@ -90,7 +104,9 @@ def test_reference_solver_meets_the_closed_form(path):
     x = near(path, flow, torch.full((7,), path.t_max).double())
     for s in (path.t_max / 3, 0.0):
         exact = flow.jump(x=x, t=torch.full((7,), path.t_max), s=torch.full((7,), s))
-        torch.testing.assert_close(flow.flow_map(x=x, t=path.t_max, s=s), exact, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(
+            flow.flow_map(x=x, t=path.t_max, s=s), exact, rtol=1e-7, atol=1e-7
+        )
 
 
 @paths
@@ -118,11 +134,16 @@ def test_exact_integrals_add_up(path, shape, dtype):
 @gaussian_paths
 def test_one_gaussian_is_a_mixture_of_one(path):
     mean = torch.tensor([0.3, -1.0]).double()
-    one, other = GaussianFlow(path, mean, 0.25 * torch.eye(2).double()), MixtureFlow(path, mean[None], std=0.5)
+    one, other = (
+        GaussianFlow(path, mean, 0.25 * torch.eye(2).double()),
+        MixtureFlow(path, mean[None], std=0.5),
+    )
     t, _ = times(path)
     x = near(path, one, t)
     for name in ("posterior_mean", "velocity"):
-        torch.testing.assert_close(getattr(one, name)(x=x, t=t), getattr(other, name)(x=x, t=t), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            getattr(one, name)(x=x, t=t), getattr(other, name)(x=x, t=t), rtol=1e-10, atol=1e-10
+        )
 
 
 @paths
@@ -151,9 +172,13 @@ def test_poisson_tends_to_ve(std):
     y, t = points(), torch.tensor([0.2, 1.0, 30.0]).double()
     x = near(VarianceExploding(), MixtureFlow(VarianceExploding(), y), t, n=3)
     ve = MixtureFlow(VarianceExploding(), y, std=std).velocity(x=x, t=t)
-    gaps = [float((MixtureFlow(PoissonFlow(d), y, std=std).velocity(x=x, t=t) - ve).abs().max())
-            for d in (10, 100, 1000, 10_000)]
-    assert gaps[0] > 1e-3 and all(later < 0.15 * earlier for earlier, later in zip(gaps, gaps[1:])), gaps
+    gaps = [
+        float((MixtureFlow(PoissonFlow(d), y, std=std).velocity(x=x, t=t) - ve).abs().max())
+        for d in (10, 100, 1000, 10_000)
+    ]
+    assert gaps[0] > 1e-3 and all(
+        later < 0.15 * earlier for earlier, later in zip(gaps, gaps[1:])
+    ), gaps
 
 
 def test_poisson_quadrature_meets_the_closed_form():
@@ -183,11 +208,23 @@ def test_bad_input():
         (lambda: GaussianFlow(RectifiedFlow(), mean, -eye), "positive semi-definite"),
         (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(0, 2)), "at least one point"),
         (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2), std=-1), "std >= 0"),
-        (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2), weights=torch.zeros(3)), "positive numbers"),
-        (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2)).velocity(x=torch.zeros(1, 3), t=torch.ones(1)),
-         "x must have"),
-        (lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2)).velocity(x=torch.zeros(1, 2), t=torch.full((1,), 2.0)),
-         "outside this path")]:
+        (
+            lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2), weights=torch.zeros(3)),
+            "positive numbers",
+        ),
+        (
+            lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2)).velocity(
+                x=torch.zeros(1, 3), t=torch.ones(1)
+            ),
+            "x must have",
+        ),
+        (
+            lambda: MixtureFlow(RectifiedFlow(), torch.zeros(3, 2)).velocity(
+                x=torch.zeros(1, 2), t=torch.full((1,), 2.0)
+            ),
+            "outside this path",
+        ),
+    ]:
         with pytest.raises(ValueError) as error:
             make()
         assert words in one_line(error)

@@ -1,4 +1,5 @@
 """The benchmarks run from their command line and write tables that README.md can be made from."""
+
 import hashlib
 import importlib
 import io
@@ -24,10 +25,12 @@ REFERENCE = ROOT / "results" / "reference" / "bench"
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    """``benchmark(name, *options)`` does what ``python benchmarks/name.py *options`` does, in this process, and gives the
+    """``benchmark(name, *options)`` does what ``python experiments/name.py *options`` does, in this process, and gives the
     module."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")  # speed.py sets it; so it is taken back
+    monkeypatch.setenv(
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1"
+    )  # speed.py sets it; so it is taken back
 
     def run(name: str, *options):
         module = importlib.import_module(name)
@@ -42,20 +45,44 @@ def benchmark(monkeypatch):
 
 
 def test_a_benchmark_is_a_script():
-    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "precision.py", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "precision.py", "--help"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and "--seeds" in done.stdout
 
 
-@pytest.mark.parametrize("name, options, runs", [
-    ("quality_vs_peers", ["--steps", "4", "--draws", "2", "--seeds", "1", "--sets", "eight_gaussians"], 15 + 8),
-    ("self_anchor", ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"], 6),
-    ("precision", ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"], 3)])
+@pytest.mark.parametrize(
+    "name, options, runs",
+    [
+        (
+            "quality_vs_peers",
+            ["--steps", "4", "--draws", "2", "--seeds", "1", "--sets", "eight_gaussians"],
+            15 + 8,
+        ),
+        (
+            "self_anchor",
+            ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"],
+            6,
+        ),
+        (
+            "precision",
+            ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"],
+            3,
+        ),
+    ],
+)
 def test_benchmark(name, options, runs, tmp_path, benchmark):
     options = ["--out", tmp_path, "--runs", tmp_path / "runs", *options]
     benchmark(name, *options)
     table, kept = pd.read_csv(tmp_path / f"{name}.csv"), list((tmp_path / "runs" / name).iterdir())
     reference = pd.read_csv(REFERENCE / f"{name}.csv")
-    assert set(table) == set(reference) and len(table) < len(reference) and runs / 2 < len(kept) <= runs
+    assert (
+        set(table) == set(reference)
+        and len(table) < len(reference)
+        and runs / 2 < len(kept) <= runs
+    )
     manifest = json.loads((tmp_path / f"{name}.manifest.json").read_text())
     assert manifest["environment"]["versions"]["torch"] and len(manifest) == len(kept) + 4
     times = {file: file.stat().st_mtime_ns for file in kept}
@@ -68,13 +95,37 @@ def test_speed(tmp_path, benchmark):
     """Each part, in small; a part that is measured again replaces its own rows alone."""
     reference = pd.read_csv(REFERENCE / "speed.csv")
     assert set(reference.part) == {"training", "memory", "sampling", "threads"}
-    small = ["--networks", "MLP", "--objectives", "FlowMatching", "X0Regression, per_example", "--compile", "--repetitions",
-             "3", "--out", tmp_path]
-    benchmark("speed", "--parts", "training", "memory", "sampling", *small, "--peers", "torchcfm", "flow_matching",
-                  "rectified-flow-pytorch", "rectified-flow-pytorch MeanFlow")
+    small = [
+        "--networks",
+        "MLP",
+        "--objectives",
+        "FlowMatching",
+        "X0Regression, per_example",
+        "--compile",
+        "--repetitions",
+        "3",
+        "--out",
+        tmp_path,
+    ]
+    benchmark(
+        "speed",
+        "--parts",
+        "training",
+        "memory",
+        "sampling",
+        *small,
+        "--peers",
+        "torchcfm",
+        "flow_matching",
+        "rectified-flow-pytorch",
+        "rectified-flow-pytorch MeanFlow",
+    )
     table = pd.read_csv(tmp_path / "speed.csv")
     training = table[table.part == "training"].set_index("contender")
-    assert set(training.index) < set(reference[reference.part == "training"].contender) and len(training) == 3 + 8
+    assert (
+        set(training.index) < set(reference[reference.part == "training"].contender)
+        and len(training) == 3 + 8
+    )
     assert training.ratio["FlowMatching"] == 1 and (training.low <= training.ratio).all()
     assert (training.ratio <= training.high).all() and (training.seconds > 0).all()
     sampling = table[table.part == "sampling"].pivot(index="nfe", columns="batch", values="seconds")
@@ -97,21 +148,36 @@ def test_what_is_said_of_speed():
         found = ratio[network]
         assert found["FlowMatching, no clipping"] <= found[loops].min()
         assert 1 <= found[[f"{name} + clipping and EMA" for name in loops]].min()
-        assert found["IntegralIdentity"] <= found["rectified-flow-pytorch MeanFlow"] and found["IntegralIdentity"] <= 2
+        assert (
+            found["IntegralIdentity"] <= found["rectified-flow-pytorch MeanFlow"]
+            and found["IntegralIdentity"] <= 2
+        )
         assert found["IntegralIdentity, compiled"] <= 1.5
-    jumps = table[(table.part == "sampling") & (table.contender == "eager")].set_index(["network", "batch", "nfe"]).ratio
+    jumps = (
+        table[(table.part == "sampling") & (table.contender == "eager")]
+        .set_index(["network", "batch", "nfe"])
+        .ratio
+    )
     assert (jumps.xs((256, 50), level=("batch", "nfe")) > 40).all()
     memory = table[table.part == "memory"].set_index(["network", "contender"]).megabytes
-    assert {contender for _, contender in memory.index} >= {"FlowMatching", "IntegralIdentity", "IntegralAdditivity"}
+    assert {contender for _, contender in memory.index} >= {
+        "FlowMatching",
+        "IntegralIdentity",
+        "IntegralAdditivity",
+    }
 
 
 def test_what_is_said_of_precision():
     """Neither the difference nor bfloat16 is worse than the exact derivative by more than the seeds differ."""
-    wide = pd.read_csv(REFERENCE / "precision.csv").pivot(index=["dataset", "seed"], columns="variant", values="w2")
+    wide = pd.read_csv(REFERENCE / "precision.csv").pivot(
+        index=["dataset", "seed"], columns="variant", values="w2"
+    )
     assert len(wide) >= 2 * 3
     for name in ("difference", "jvp, bfloat16"):
         apart = wide[name] - wide["jvp"]
-        assert apart.mean() - student.ppf(0.975, len(apart) - 1) * apart.std() / len(apart) ** 0.5 < 0
+        assert (
+            apart.mean() - student.ppf(0.975, len(apart) - 1) * apart.std() / len(apart) ** 0.5 < 0
+        )
         assert abs(apart.mean()) < 0.05 * wide["jvp"].mean()
 
 
@@ -125,11 +191,23 @@ def test_calls_per_step_are_the_network_calls(benchmark):
             count += len(x) * (3 if torch.is_grad_enabled() else 1)
             return super().forward(x, *rest, **known)
 
-    objectives = [make() for make in ifl.studies.KINDS.values()]
-    objectives += [ifl.IntegralIdentity(equal_share=0.25), ifl.IntegralIdentity(tangent="conditional")]
-    objectives += [ifl.IntegralIdentity(equal_share=0.25, teacher=ifl.FlowMap(Counting(dim=2), ifl.RectifiedFlow()))]
+    objectives = [make() for make in ifl.zoo.KINDS.values()]
+    objectives += [
+        ifl.IntegralIdentity(equal_share=0.25),
+        ifl.IntegralIdentity(tangent="conditional"),
+    ]
+    objectives += [
+        ifl.IntegralIdentity(
+            equal_share=0.25, teacher=ifl.FlowMap(Counting(dim=2), ifl.RectifiedFlow())
+        )
+    ]
     for objective in objectives:
-        net = Counting(dim=2, hidden=8, layers=1, anchor=getattr(objective, "anchor", None) not in (None, "none"))
+        net = Counting(
+            dim=2,
+            hidden=8,
+            layers=1,
+            anchor=getattr(objective, "anchor", None) not in (None, "none"),
+        )
         model, data = ifl.FlowMap(net, ifl.RectifiedFlow()), ifl.data.TensorData(torch.randn(64, 2))
         objective.prepare(model, data)
         count = 0.0
@@ -141,35 +219,74 @@ def test_calls_per_step_are_the_network_calls(benchmark):
 def test_calls_per_step_of_a_perceptual_loss(benchmark, matching):
     """Its hidden features are not whole calls: counted in operations, of images of both sizes."""
     for channels, size in ((1, 28), (3, 32)):
-        models = [ifl.FlowMap(ifl.UNet(channels, size, width=32, blocks=1), ifl.RectifiedFlow()) for _ in range(2)]
-        objective = ifl.IntegralIdentity(teacher=models[0], equal_share=0.25, perceptual=1.0, matching=matching,
-                                         derivative="difference")
+        models = [
+            ifl.FlowMap(ifl.UNet(channels, size, width=32, blocks=1), ifl.RectifiedFlow())
+            for _ in range(2)
+        ]
+        objective = ifl.IntegralIdentity(
+            teacher=models[0],
+            equal_share=0.25,
+            perceptual=1.0,
+            matching=matching,
+            derivative="difference",
+        )
         objective.prepare(models[1], None)
         x, t = torch.randn(64, channels, size, size), torch.ones(64)
         with FlopCounterMode(display=False) as whole:
             objective(models[1], x, torch.Generator()).backward()
         with FlopCounterMode(display=False) as call:
             models[1](x, t, t)
-        assert whole.get_total_flops() / call.get_total_flops() == pytest.approx(benchmark("common").calls_per_step(
-            objective), rel=0.02)
+        assert whole.get_total_flops() / call.get_total_flops() == pytest.approx(
+            benchmark("common").calls_per_step(objective), rel=0.02
+        )
 
 
 def test_plane(tmp_path, benchmark):
     """Every kind on one path, in small; what is in the table is not run again."""
-    systems = [name for name in ifl.studies.PLANE_SYSTEMS if name.startswith("ve_")]
-    options = ["--sets", "spiral", "--steps", 4, "--draws", 1, "--floor-pairs", 2, "--nfes", 2, "--out", tmp_path]
+    systems = [name for name in ifl.zoo.PLANE_SYSTEMS if name.startswith("ve_")]
+    options = [
+        "--sets",
+        "spiral",
+        "--steps",
+        4,
+        "--draws",
+        1,
+        "--floor-pairs",
+        2,
+        "--nfes",
+        2,
+        "--out",
+        tmp_path,
+    ]
     benchmark("plane", *options, "--seeds", 1, "--systems", *systems[:-1])
     first = pd.read_csv(tmp_path / "plane.csv")
     assert list(first) == list(ifl.results.COLUMNS)
     benchmark("plane", *options, "--seeds", 1, "--systems", *systems)
-    table, runs = pd.read_csv(tmp_path / "plane.csv"), json.loads((tmp_path / "plane.manifest.json").read_text())["runs"]
+    table, runs = (
+        pd.read_csv(tmp_path / "plane.csv"),
+        json.loads((tmp_path / "plane.manifest.json").read_text())["runs"],
+    )
     assert len(systems) == 10 and len(runs) == 1 + 10
     assert table[table.run_id.isin(first.run_id)].reset_index(drop=True).equals(first)
     seen = set(zip(table.objective, table.anchor, table.method))
-    assert {(name, "none", "map") for name in ("IntegralIdentity", "IntegralAdditivity", "ConsistencyTraining")} <= seen
-    assert {("X0Regression", rule, "anchor") for rule in ("shared", "per_example", "ground_truth", "self")} <= seen
-    assert {("X0Regression", "none", "map"), ("IntegralIdentity", "self", "map"), ("FlowMatching", "none", "heun")} <= seen
-    assert set(table.path.dropna()) == {"ve"} and (table.value > 0).all() and sum(table.method == "floor") == 2
+    assert {
+        (name, "none", "map")
+        for name in ("IntegralIdentity", "IntegralAdditivity", "ConsistencyTraining")
+    } <= seen
+    assert {
+        ("X0Regression", rule, "anchor")
+        for rule in ("shared", "per_example", "ground_truth", "self")
+    } <= seen
+    assert {
+        ("X0Regression", "none", "map"),
+        ("IntegralIdentity", "self", "map"),
+        ("FlowMatching", "none", "heun"),
+    } <= seen
+    assert (
+        set(table.path.dropna()) == {"ve"}
+        and (table.value > 0).all()
+        and sum(table.method == "floor") == 2
+    )
 
 
 def test_tuning(tmp_path, benchmark, monkeypatch):
@@ -184,7 +301,10 @@ def test_tuning(tmp_path, benchmark, monkeypatch):
     assert set(first.variant) == {"base", "warm", "velocity model, Euler", "shipped model: teacher"}
     assert first.frechet_to_train.between(1, 500).all()
     cost = first.groupby("variant").evaluations.first()
-    assert cost["velocity model, Euler"] == 12_000 * 3 and cost["shipped model: teacher"] == 24_000 * 7 + 800 * 12
+    assert (
+        cost["velocity model, Euler"] == 12_000 * 3
+        and cost["shipped model: teacher"] == 24_000 * 7 + 800 * 12
+    )
     benchmark("tuning", *options, "teacher, lr 1e-3")
     table = pd.read_csv(tmp_path / "tuning.csv")
     assert table[table.variant.isin(first.variant)].equals(first) and len(table) == len(first) + 1
@@ -195,16 +315,44 @@ def test_recipe(tmp_path, benchmark, monkeypatch):
     module = benchmark("recipe")
     for name, value in (("NFES", (1, 2)), ("DRAWN", 1000), ("TRAJECTORIES", 40), ("PAIRS", 500)):
         monkeypatch.setattr(module, name, value)
-    options = ["--steps", 40, "--draws", 1, "--seeds", 1, "--out", tmp_path, "--runs", tmp_path / "runs", "--rules",
-               "per_example", "ground_truth", "--settings", "as described", "DDDM: pseudo-Huber, blend"]
+    options = [
+        "--steps",
+        40,
+        "--draws",
+        1,
+        "--seeds",
+        1,
+        "--out",
+        tmp_path,
+        "--runs",
+        tmp_path / "runs",
+        "--rules",
+        "per_example",
+        "ground_truth",
+        "--settings",
+        "as described",
+        "DDDM: pseudo-Huber, blend",
+    ]
     benchmark("recipe", *options)
     table = pd.read_csv(tmp_path / "recipe.csv")
     search = table[table.part == "search"]
-    assert len(search) == 2 * 2 * 2 + 1 and search.w2_over_floor.gt(1).all() and set(search.rule) >= {"identity"}
-    assert search[search.rule != "identity"].copy_share.between(0, 1).all() and search.spread.gt(0).all()
-    theorem = table[table.part == "theorem"].pivot(index=["rule", "t"], columns="quantity", values="value")
+    assert (
+        len(search) == 2 * 2 * 2 + 1
+        and search.w2_over_floor.gt(1).all()
+        and set(search.rule) >= {"identity"}
+    )
+    assert (
+        search[search.rule != "identity"].copy_share.between(0, 1).all()
+        and search.spread.gt(0).all()
+    )
+    theorem = table[table.part == "theorem"].pivot(
+        index=["rule", "t"], columns="quantity", values="value"
+    )
     told = theorem.loc["ground_truth"]  # of examples seen twice it tells everything
-    assert len(theorem) == 2 * 5 and (told["best, anchor of training"] < told["best, no anchor"] + 0.05).all()
+    assert (
+        len(theorem) == 2 * 5
+        and (told["best, anchor of training"] < told["best, no anchor"] + 0.05).all()
+    )
     apart = theorem["best, anchor of sampling"] - theorem["best, no anchor"]
     assert apart.abs().max() < 0.3 * theorem["best, no anchor"].max()
     straight = table[table.part == "straight"].set_index("quantity").value
@@ -213,59 +361,121 @@ def test_recipe(tmp_path, benchmark, monkeypatch):
 
 def test_images(tmp_path, benchmark, monkeypatch):
     """A model that is missing is trained first, one that is there is measured; and only once."""
-    monkeypatch.setattr(ifl.studies, "evaluate_images", lambda *given, **named: [])  # for the card: slow
-    options = ["--systems", "rectified_integral", "--steps", 2, "--samples", 200, "--nfes", 2, "--checkpoints",
-               tmp_path / "models", "--out", tmp_path, "--runs", tmp_path / "runs"]
+    monkeypatch.setattr(
+        ifl.zoo, "evaluate_images", lambda *given, **named: []
+    )  # for the card: slow
+    options = [
+        "--systems",
+        "rectified_integral",
+        "--steps",
+        2,
+        "--samples",
+        200,
+        "--nfes",
+        2,
+        "--checkpoints",
+        tmp_path / "models",
+        "--out",
+        tmp_path,
+        "--runs",
+        tmp_path / "runs",
+    ]
     benchmark("images", *options)
     table = pd.read_csv(tmp_path / "images.csv")
     assert set(table) == set(ifl.results.COLUMNS) and len(table) == 6 * (1 + 1)
     assert set(table.metric) == {"frechet", "kernel", "precision", "recall", "density", "coverage"}
     distance = table[table.metric == "frechet"].groupby("method").value.min()
     assert distance["floor"] < 3 < 10 < distance["map"]  # two steps make no model
-    how = json.loads((tmp_path / "images.manifest.json").read_text())["systems"]["rectified_integral"]
+    how = json.loads((tmp_path / "images.manifest.json").read_text())["systems"][
+        "rectified_integral"
+    ]
     assert (how["before"]["steps_done"], how["steps_done"]) == (2, 3)  # and finished with one more
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.json") if "manifest" not in file.name}
+    before = {
+        file: file.stat().st_mtime_ns
+        for file in tmp_path.rglob("*.json")
+        if "manifest" not in file.name
+    }
     benchmark("images", *options)
     assert {file: file.stat().st_mtime_ns for file in before} == before
     benchmark("images", *options[2:], "--systems", "rectified_velocity")  # the other's rows stay
     both = pd.read_csv(tmp_path / "images.csv")
-    assert both[both.run_id.isin(table.run_id)].sort_values("run_id", kind="stable", ignore_index=True).equals(
-        table.sort_values("run_id", kind="stable", ignore_index=True))
+    assert (
+        both[both.run_id.isin(table.run_id)]
+        .sort_values("run_id", kind="stable", ignore_index=True)
+        .equals(table.sort_values("run_id", kind="stable", ignore_index=True))
+    )
     assert set(both.objective) == {"data", "IntegralIdentity", "FlowMatching"}
 
 
 def test_image_methods(tmp_path, benchmark, monkeypatch):
     """A method, a reading of the anchor and the floor, in small, on grey images; the distances of colour images."""
-    options = ["--seeds", 1, "--steps", 2, "--samples", 100, "--width", 8, "--nfes", 2, "--out", tmp_path]
+    options = [
+        "--seeds",
+        1,
+        "--steps",
+        2,
+        "--samples",
+        100,
+        "--width",
+        8,
+        "--nfes",
+        2,
+        "--out",
+        tmp_path,
+    ]
     module = benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity")
     first = pd.read_csv(tmp_path / "image_methods.csv")
-    benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity", "pfgmpp_x0_ground_truth")
+    benchmark(
+        "image_methods",
+        *options,
+        "--systems",
+        "ve_additivity",
+        "ve_velocity",
+        "pfgmpp_x0_ground_truth",
+    )
     table = pd.read_csv(tmp_path / "image_methods.csv")
     assert list(table) == list(ifl.results.COLUMNS)
-    assert table[table.run_id.isin(first.run_id)].reset_index(drop=True).equals(first) and len(table) == len(first) + 4
+    assert (
+        table[table.run_id.isin(first.run_id)].reset_index(drop=True).equals(first)
+        and len(table) == len(first) + 4
+    )
     assert set(zip(table.method, table.metric)) == {
         *itertools.product(("floor", "map", "euler"), ("frechet", "kernel")),
-        *itertools.product(["anchor"], ("frechet", "kernel", "spread", "copy"))}
+        *itertools.product(["anchor"], ("frechet", "kernel", "spread", "copy")),
+    }
     distance = table[table.metric == "frechet"].groupby("method").value.min()
     assert distance["floor"] < 3 < 10 < distance.drop("floor").min()
-    diverged = ifl.samplers.SampleResult(torch.full((100, 1, 28, 28), torch.nan), 2, None, None)
-    monkeypatch.setattr(ifl.studies, "timed_sample", lambda *given, **named: (diverged, 1.0))
+    diverged = ifl.sampling.SampleResult(torch.full((100, 1, 28, 28), torch.nan), 2, None, None)
+    monkeypatch.setattr(ifl.zoo, "timed_sample", lambda *given, **named: (diverged, 1.0))
     rows, _ = module.one("fashion_mnist", "ve_velocity", 0, 1, 8, 100, (2,), "cpu")
-    assert [row["metric"] for row in rows] == ["frechet", "kernel"] and all(row["value"] != row["value"] for row in rows)
+    assert [row["metric"] for row in rows] == ["frechet", "kernel"] and all(
+        row["value"] != row["value"] for row in rows
+    )
 
 
 def test_plane_tuning(tmp_path, benchmark):
     """What is changed is what its manifest says, and a run in the table is not run again."""
     options = ["--seeds", 1, "--steps", 2, "--out", tmp_path]
-    names = ("octaves 6", "width 32", "EMA 0.9", "anchor: its own estimate", "warm: half the steps FlowMatching")
+    names = (
+        "octaves 6",
+        "width 32",
+        "EMA 0.9",
+        "anchor: its own estimate",
+        "warm: half the steps FlowMatching",
+    )
     benchmark("plane_tuning", *options, "--variants", *names)
     table = pd.read_csv(tmp_path / "plane_tuning.csv")
     runs = json.loads((tmp_path / "plane_tuning.manifest.json").read_text())["runs"]
     assert len(table) == 50 + 5 * 3 * 2 * 3 and set(runs) == set(table.run_id)  # jumps, draws
     assert runs["EMA 0.9/ve/steps2/seed0"]["config"]["ema"] == 0.9
     sizes = table.groupby(table.run_id.str.split("/").str[0]).params.first()
-    assert sizes["octaves 6"] == sizes["EMA 0.9"] + 8 * 128 and sizes["width 32"] < 0.1 * sizes["EMA 0.9"]
-    assert set(table[table.anchor == "self"].run_id.str.split("/").str[0]) == {"anchor: its own estimate"}
+    assert (
+        sizes["octaves 6"] == sizes["EMA 0.9"] + 8 * 128
+        and sizes["width 32"] < 0.1 * sizes["EMA 0.9"]
+    )
+    assert set(table[table.anchor == "self"].run_id.str.split("/").str[0]) == {
+        "anchor: its own estimate"
+    }
     assert runs["warm: half the steps FlowMatching/ve/steps2/seed0"]["config"]["steps"] == 1
     before = (tmp_path / "plane_tuning.csv").stat().st_mtime_ns
     benchmark("plane_tuning", *options, "--variants", *names)
@@ -274,15 +484,34 @@ def test_plane_tuning(tmp_path, benchmark):
 
 def test_emoji(tmp_path, benchmark, monkeypatch):
     """The distances of colour images; a model of emoji is measured beside the rows of Fashion-MNIST."""
-    own, small = ifl.studies.evaluate_images, {"nfes": (1,), "n": 80}
-    monkeypatch.setattr(ifl.studies, "evaluate_images", lambda *given, **named: own(*given, **named | small))
+    own, small = ifl.zoo.evaluate_images, {"nfes": (1,), "n": 80}
+    monkeypatch.setattr(
+        ifl.zoo, "evaluate_images", lambda *given, **named: own(*given, **named | small)
+    )
     train, test = (ifl.data.load("emoji", split=split).x for split in ("train", "test"))
     some, mean = train[torch.randperm(len(train))[:1000]], train.mean(0).expand(1000, -1, -1, -1)
-    near, far, none = (ifl.studies.image_distances("emoji", x) for x in (some, torch.randn_like(test), mean))
-    assert set(near) == {"frechet_pca", "sliced_w2"} and all(near[k] < 0.5 * min(far[k], none[k]) for k in near)
+    near, far, none = (
+        ifl.zoo.image_distances("emoji", x) for x in (some, torch.randn_like(test), mean)
+    )
+    assert set(near) == {"frechet_pca", "sliced_w2"} and all(
+        near[k] < 0.5 * min(far[k], none[k]) for k in near
+    )
     assert none["frechet_pca"] == pytest.approx(1, abs=0.1)
-    options = ["--steps", 2, "--samples", 100, "--nfes", 2, "--checkpoints", tmp_path / "models", "--out", tmp_path,
-               "--runs", tmp_path / "runs", "--systems"]
+    options = [
+        "--steps",
+        2,
+        "--samples",
+        100,
+        "--nfes",
+        2,
+        "--checkpoints",
+        tmp_path / "models",
+        "--out",
+        tmp_path,
+        "--runs",
+        tmp_path / "runs",
+        "--systems",
+    ]
     benchmark("images", *options, "rectified_velocity")
     first = pd.read_csv(tmp_path / "images.csv")
     benchmark("images", *options, "emoji_rectified_velocity")
@@ -325,17 +554,36 @@ def test_cifar_archive(published, tmp_path):
 
 
 @pytest.mark.parametrize("setting", ["cifar10", "imagenet64"])
-def test_a_published_setting_trains_and_continues(published, benchmark, setting, tmp_path, monkeypatch):
+def test_a_published_setting_trains_and_continues(
+    published, benchmark, setting, tmp_path, monkeypatch
+):
     """Two steps of a narrow network on a few random images."""
     if setting == "cifar10":
         file, _ = archive_of(tmp_path)
-        monkeypatch.setattr(published.cifar10, "__defaults__", (hashlib.md5(file.read_bytes()).hexdigest(),))
+        monkeypatch.setattr(
+            published.cifar10, "__defaults__", (hashlib.md5(file.read_bytes()).hexdigest(),)
+        )
     else:
         file = tmp_path / "images.npy"
         np.save(file, np.random.default_rng(0).uniform(-1, 1, (6, 3, 64, 64)).astype("float32"))
     for _ in range(2):
-        benchmark("published", "train", setting, "--data", file, "--folder", tmp_path / "run", "--device", "cpu",
-                  "--steps", 2, "--batch", 4, "--width", 8)
+        benchmark(
+            "published",
+            "train",
+            setting,
+            "--data",
+            file,
+            "--folder",
+            tmp_path / "run",
+            "--device",
+            "cpu",
+            "--steps",
+            2,
+            "--batch",
+            4,
+            "--width",
+            8,
+        )
     model = ifl.FlowMap.from_pretrained(tmp_path / "run" / "model")
     assert ifl.sample(model, 2).x.shape == (2, *model.data_shape)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["steps_done"] == 2
@@ -343,6 +591,7 @@ def test_a_published_setting_trains_and_continues(published, benchmark, setting,
 
 def test_cost_is_counted(published, benchmark, tmp_path):
     """Of layers that can be counted by hand; and the committed table is what the script gives now."""
+
     class Two(torch.nn.Module):
         data_shape, anchor, classes = (5,), False, 0
 
@@ -354,25 +603,35 @@ def test_cost_is_counted(published, benchmark, tmp_path):
             return self.b(torch.exp(self.a(x)))
 
     flops, kept = published.counted(Two().to("meta"))
-    assert flops == 2 * (5 * 7 + 7 * 5) and kept == 4 * (5 + 7)  # the input and, shared by exp and b, the middle
+    assert flops == 2 * (5 * 7 + 7 * 5) and kept == 4 * (
+        5 + 7
+    )  # the input and, shared by exp and b, the middle
     benchmark("published", "cost", "--out", tmp_path)
     assert (tmp_path / "cost.csv").read_text() == (REFERENCE / "cost.csv").read_text()
 
 
 def test_what_the_readme_says_of_anchors_and_neighbours():
-    anchor = pd.read_csv(REFERENCE / "self_anchor.csv").pivot(index=["dataset", "path", "nfe", "seed"], columns="anchor",
-                                                              values="w2")
+    anchor = pd.read_csv(REFERENCE / "self_anchor.csv").pivot(
+        index=["dataset", "path", "nfe", "seed"], columns="anchor", values="w2"
+    )
     cells = (anchor["self"] - anchor["none"]).groupby(["dataset", "path", "nfe"])
     half = cells.std() * student.ppf(0.975, cells.count() - 1) / cells.count() ** 0.5
     assert not (cells.mean() + half < 0).any() and (cells.mean() - half > 0).sum() >= 3
     peers = pd.read_csv(REFERENCE / "quality_vs_peers.csv")
     peers = peers[peers.role.isin(["defaults", "best found"])]
     mean = peers.groupby(["dataset", "method", "role"]).w2.mean().unstack("dataset")
-    ours, theirs = mean.loc[["IntegralIdentity", "IntegralAdditivity"]], mean.loc[["MeanFlow", "SplitMeanFlow"]]
+    ours, theirs = (
+        mean.loc[["IntegralIdentity", "IntegralAdditivity"]],
+        mean.loc[["MeanFlow", "SplitMeanFlow"]],
+    )
     assert ours.eight_gaussians.max() < theirs.eight_gaussians.min()
     others = theirs.checkerboard.drop(("MeanFlow", "best found"))
     assert ours.checkerboard.max() < others.min()
-    best = peers[(peers.dataset == "checkerboard") & (peers.method == "MeanFlow") & (peers.role == "best found")].w2
+    best = peers[
+        (peers.dataset == "checkerboard")
+        & (peers.method == "MeanFlow")
+        & (peers.role == "best found")
+    ].w2
     assert ours.checkerboard.max() - best.mean() < best.max() - best.min()
 
 
@@ -382,7 +641,9 @@ def test_each_claim_of_the_exactness_table_holds():
     cells = table.dropna(subset="bound").groupby(["path", "objective", "dim", "quantity"])
     bounded = cells[["relative_rms", "bound"]].mean()
     assert len(bounded) == 4 * 5 * 2
-    assert (bounded.relative_rms <= bounded.bound).all(), bounded[bounded.relative_rms > bounded.bound]
+    assert (bounded.relative_rms <= bounded.bound).all(), bounded[
+        bounded.relative_rms > bounded.bound
+    ]
     ends = table[table.objective == "X0Regression"].groupby("quantity").relative_rms
     assert ends.max()["jump_is_data_mean"] < 0.15 and ends.min()["jump_is_flow_map"] > 0.9
     assert (table.groupby(["path", "objective", "dim"]).seed.nunique() >= 3).all()

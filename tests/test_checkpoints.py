@@ -1,4 +1,5 @@
 """Models on disk: what is loaded is what was saved, and anything damaged or half-written is refused in one line."""
+
 import json
 import os
 
@@ -6,15 +7,21 @@ import pytest
 import torch
 from exact import one_line, randomise
 
-from iflow_lib import checkpoints, report, results, studies
-from iflow_lib.checkpoints import write_atomic
-from iflow_lib.flow_map import FlowMap
+from iflow_lib import io as checkpoints
+from iflow_lib import zoo as studies
+from iflow_lib.io import write_atomic
+from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
-from iflow_lib.samplers import sample
+from iflow_lib.sampling import sample
+from iflow_runner import recorder as results
+from iflow_runner import report
 
-NETS = [lambda: MLP(dim=3, hidden=16, layers=2), lambda: MLP(dim=3, hidden=8, layers=1, anchor=True),
-        lambda: UNet(channels=3, size=16, width=8, blocks=1)]
+NETS = [
+    lambda: MLP(dim=3, hidden=16, layers=2),
+    lambda: MLP(dim=3, hidden=8, layers=1, anchor=True),
+    lambda: UNet(channels=3, size=16, width=8, blocks=1),
+]
 
 
 def model(seed=0):
@@ -33,14 +40,18 @@ def saved(tmp_path):
 
 
 @pytest.mark.parametrize("build", NETS, ids=["MLP", "MLP-anchor", "UNet"])
-@pytest.mark.parametrize("path", [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)], ids=repr)
+@pytest.mark.parametrize(
+    "path", [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)], ids=repr
+)
 def test_round_trip(build, path, tmp_path):
     first = FlowMap(randomise(build()), path)
     first.save_pretrained(tmp_path / "a" / "b")
     twin = FlowMap.from_pretrained(tmp_path / "a" / "b")
     assert twin.path == path and type(twin.net) is type(first.net) and not twin.training
     assert list(first.state_dict()) == list(twin.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), twin.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), twin.state_dict().values())
+    )
     if not first.net.anchor:
         assert torch.equal(sample(first, 9, 2).x, sample(twin, 9, 2).x)
 
@@ -48,9 +59,19 @@ def test_round_trip(build, path, tmp_path):
 def test_files(saved):
     assert set(files(saved)) == {"model.safetensors", "config.json", "README.md"}
     config = json.loads((saved / "config.json").read_text())
-    assert config["info"] == {"steps": 5} and config["path"] == {"name": "PoissonFlow", "aug_dim": 8}
-    assert config["network"] == {"name": "MLP", "dim": 3, "hidden": 16, "layers": 2, "anchor": False, "classes": 0,
-                                 "features": 0}
+    assert config["info"] == {"steps": 5} and config["path"] == {
+        "name": "PoissonFlow",
+        "aug_dim": 8,
+    }
+    assert config["network"] == {
+        "name": "MLP",
+        "dim": 3,
+        "hidden": 16,
+        "layers": 2,
+        "anchor": False,
+        "classes": 0,
+        "features": 0,
+    }
     assert config["sha256"] == checkpoints.sha256((saved / "model.safetensors").read_bytes())
     assert (saved / "README.md").read_text() == "# A card\n"
 
@@ -72,7 +93,9 @@ def test_saving_does_not_change_the_model(tmp_path):
     first = model().train()
     before = [p.clone() for p in first.parameters()]
     first.save_pretrained(tmp_path, dtype=torch.float16)
-    assert first.training and all(torch.equal(a, b) and b.dtype == a.dtype for a, b in zip(before, first.parameters()))
+    assert first.training and all(
+        torch.equal(a, b) and b.dtype == a.dtype for a, b in zip(before, first.parameters())
+    )
 
 
 # ---------------------------------------------------------------- damage
@@ -114,6 +137,7 @@ def test_missing_folder(tmp_path):
 
 def test_a_missing_model_of_ours_offers_to_train(tmp_path, monkeypatch):
     """And says how long that took, as the committed manifest has it."""
+
     def manifest(name):
         return json.loads(results.reference(f"{name}.manifest.json").read_text(encoding="utf-8"))
 
@@ -121,23 +145,49 @@ def test_a_missing_model_of_ours_offers_to_train(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as error:
         studies.pretrained("ve_integral", tmp_path)
     folder = (tmp_path / "ve_integral").as_posix()
-    assert f'train it: iflow_lib.studies.train_images("ve_integral", "{folder}"), which took {took}' in one_line(error)
+    assert (
+        f'train it: iflow_lib.zoo.train_images("ve_integral", "{folder}"), which took {took}'
+        in one_line(error)
+    )
     for name in "images", "plane":  # a checkout from which the shipped models are gone
-        write_atomic(tmp_path / "results" / "reference" / f"{name}.manifest.json", json.dumps(manifest(name)))
+        write_atomic(
+            tmp_path / "results" / "reference" / f"{name}.manifest.json", json.dumps(manifest(name))
+        )
     (tmp_path / "results" / "reference" / "checkpoints").mkdir()
     monkeypatch.setattr(results, "checkout", lambda: tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         studies.pretrained("ve_integral")
-    assert f"restore it with git, or train it: python tools/make_reference.py train ve_integral, which took {took} on cpu" \
+    assert (
+        f"restore it with git, or train it: python experiments/make_reference.py train ve_integral, which took {took} on cpu"
         in one_line(error)
-    took = manifest("plane")["runs"]["eight_gaussians/rectified_velocity/steps10000/seed0"]["seconds"]
+    )
+    took = manifest("plane")["runs"]["eight_gaussians/rectified_velocity/steps10000/seed0"][
+        "seconds"
+    ]
     with pytest.raises(FileNotFoundError) as error:
-        FlowMap.from_pretrained(results.reference("checkpoints") / "eight_gaussians_rectified_velocity")
-    assert f"tools/make_reference.py models, which took {report.duration(took)} on" in one_line(error)
+        FlowMap.from_pretrained(
+            results.reference("checkpoints") / "eight_gaussians_rectified_velocity"
+        )
+    assert (
+        f"experiments/make_reference.py models, which took {report.duration(took)} on"
+        in one_line(error)
+    )
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"format": 1}', '{"format": 1, "network": "MLP"}',
-                                  '{"format": 2, "network": {"name": "MLP"}, "path": {"name": "R"}, "sha256": ""}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        "{}",
+        '{"format": 1}',
+        '{"format": 1, "network": "MLP"}',
+        '{"format": 2, "network": {"name": "MLP"}, "path": {"name": "R"}, "sha256": ""}',
+    ],
+)
 def test_damaged_config(saved, text):
     (saved / "config.json").write_text(text)
     with pytest.raises(ValueError) as error:
@@ -152,13 +202,22 @@ def test_config_of_random_bytes(saved):
     assert "config.json" in one_line(error) and len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize("part, change, words", [
-    ("network", {"name": "Diffuser"}, "unknown network 'Diffuser'"), ("path", {"name": "Loop"}, "unknown path"),
-    ("network", {"depth": 3}, "MLP does not take"), ("path", {"beta": 3}, "PoissonFlow does not take"),
-    ("network", {"hidden": 8}, "do not fit the network"), ("network", {"layers": 3}, "do not fit the network"),
-    ("network", {"hidden": -1}, "positive"), ("path", {"aug_dim": -1}, "aug_dim"),
-    ("path", {"aug_dim": "x"}, "PoissonFlow"),
-    ("network", {"hidden": "x"}, "MLP"), ("network", {"hidden": 1.5}, "MLP")])
+@pytest.mark.parametrize(
+    "part, change, words",
+    [
+        ("network", {"name": "Diffuser"}, "unknown network 'Diffuser'"),
+        ("path", {"name": "Loop"}, "unknown path"),
+        ("network", {"depth": 3}, "MLP does not take"),
+        ("path", {"beta": 3}, "PoissonFlow does not take"),
+        ("network", {"hidden": 8}, "do not fit the network"),
+        ("network", {"layers": 3}, "do not fit the network"),
+        ("network", {"hidden": -1}, "positive"),
+        ("path", {"aug_dim": -1}, "aug_dim"),
+        ("path", {"aug_dim": "x"}, "PoissonFlow"),
+        ("network", {"hidden": "x"}, "MLP"),
+        ("network", {"hidden": 1.5}, "MLP"),
+    ],
+)
 def test_config_that_names_something_else(saved, part, change, words):
     """Written so by another version: its own digest fits."""
     file = saved / "config.json"
@@ -171,7 +230,9 @@ def test_config_that_names_something_else(saved, part, change, words):
     assert words in one_line(error)
 
 
-@pytest.mark.parametrize("old, new", [('"aug_dim": 8', '"aug_dim": 9'), ('"steps": 5', '"steps": 50')])
+@pytest.mark.parametrize(
+    "old, new", [('"aug_dim": 8', '"aug_dim": 9'), ('"steps": 5', '"steps": 50')]
+)
 def test_config_changed_by_hand(saved, old, new):
     file = saved / "config.json"
     assert old in file.read_text()
@@ -205,7 +266,9 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=repr
+)
 def test_interrupted_write_leaves_the_old_model(saved, call, failure, monkeypatch):
     """Whichever of the files it strikes, before any is put in place: the old model loads as before."""
     before, calls, original = files(saved), [0], os.fsync
@@ -224,7 +287,9 @@ def test_interrupted_write_leaves_the_old_model(saved, call, failure, monkeypatc
     assert files(saved) == before
 
 
-@pytest.mark.parametrize("failure", [OSError(13, "Permission denied"), KeyboardInterrupt()], ids=repr)
+@pytest.mark.parametrize(
+    "failure", [OSError(13, "Permission denied"), KeyboardInterrupt()], ids=repr
+)
 def test_rename_that_fails_leaves_the_old_model(saved, failure, monkeypatch):
     before = files(saved)
 
@@ -266,4 +331,6 @@ def test_write_atomic(tmp_path):
     umask = os.umask(0)
     os.umask(umask)
     if os.name == "posix":
-        assert file.stat().st_mode & 0o777 == 0o666 & ~umask  # readable by others, as any file would be
+        assert (
+            file.stat().st_mode & 0o777 == 0o666 & ~umask
+        )  # readable by others, as any file would be

@@ -1,4 +1,5 @@
 """The command line: quick to answer, one line for wrong use, exit codes."""
+
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ import time
 import pytest
 from conftest import write_notebook
 
-from iflow_lib import __version__, cli, jobs
+from iflow_lib import __version__
+from iflow_runner import cli
+from iflow_runner import plan as jobs
 
 
 def python(*arguments):
@@ -35,13 +38,15 @@ def seconds_of(*arguments):
     answer = python(*arguments)
     assert answer.returncode == 0, answer.stderr
     after, clock = os.times(), time.perf_counter() - start
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
+    spent = (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
     return spent or clock
 
 
 def test_help_within_a_second():
-    assert "reproduce" in python("-m", "iflow_lib.cli", "--help").stdout
-    assert any(seconds_of("-m", "iflow_lib.cli", "--help") < 1 for _ in range(3))
+    assert "reproduce" in python("-m", "iflow_runner.cli", "--help").stdout
+    assert any(seconds_of("-m", "iflow_runner.cli", "--help") < 1 for _ in range(3))
 
 
 def test_import_adds_at_most_half_a_second():
@@ -51,8 +56,10 @@ def test_import_adds_at_most_half_a_second():
 
 
 def test_light_import():
-    code = ("import sys, iflow_lib.cli, iflow_lib.reproduce\n"
-            "print({'torch', 'pandas', 'papermill', 'matplotlib'} & {*sys.modules})")
+    code = (
+        "import sys, iflow_runner.cli, iflow_runner.execute\n"
+        "print({'torch', 'pandas', 'papermill', 'matplotlib'} & {*sys.modules})"
+    )
     assert python("-c", code).stdout.strip() == "set()"
 
 
@@ -63,22 +70,30 @@ def test_version_and_help(capfd):
         assert code == 0 and "Usage:" in out and not err
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["repro"], ["repro"]),
-    (["reproduce", "--profil", "quick"], ["--profil"]),
-    (["reproduce", "--profile"], ["--profile"]),
-    (["reproduce", "--profile", "quik"], ["unknown profile 'quik'", "quick, other"]),
-    (["reproduce", "--device", "tpu"], ["unknown device 'tpu'", "auto, cpu, cuda or mps"]),
-    (["reproduce", "42"], ["unknown notebook '42'", "01_first, 02_second"]),
-    (["reproduce", "-p", "size", "3"], ["unknown parameter 'size'", "extra, flag, label"]),
-    (["reproduce", "-p", "steps", "three"], ["steps of 01_first must be a whole number, got 'three'"]),
-    (["reproduce", "-p", "steps"], ["NAME VALUE"]),
-    (["reproduce", "-p"], ["NAME VALUE"]),
-    (["reproduce", "--out", "notebooks"], ["holds other files"]),
-    (["reproduce", "--out", "notebooks/profiles.toml"], ["cannot write to"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["repro"], ["repro"]),
+        (["reproduce", "--profil", "quick"], ["--profil"]),
+        (["reproduce", "--profile"], ["--profile"]),
+        (["reproduce", "--profile", "quik"], ["unknown profile 'quik'", "quick, other"]),
+        (["reproduce", "--device", "tpu"], ["unknown device 'tpu'", "auto, cpu, cuda or mps"]),
+        (["reproduce", "42"], ["unknown notebook '42'", "01_first, 02_second"]),
+        (["reproduce", "-p", "size", "3"], ["unknown parameter 'size'", "extra, flag, label"]),
+        (
+            ["reproduce", "-p", "steps", "three"],
+            ["steps of 01_first must be a whole number, got 'three'"],
+        ),
+        (["reproduce", "-p", "steps"], ["NAME VALUE"]),
+        (["reproduce", "-p"], ["NAME VALUE"]),
+        (["reproduce", "--out", "notebooks"], ["holds other files"]),
+        (["reproduce", "--out", "notebooks/profiles.toml"], ["cannot write to"]),
+    ],
+)
 def test_wrong_use(here, capfd, arguments, words):
-    code, out, err = iflow(capfd, *arguments, *(["--device", "cpu"] if "--out" in arguments else []))  # spares torch
+    code, out, err = iflow(
+        capfd, *arguments, *(["--device", "cpu"] if "--out" in arguments else [])
+    )  # spares torch
     assert code == 2 and not out
     assert err.startswith("iflow: ") and err.count("\n") == 1
     assert all(w in err for w in words), err
@@ -86,16 +101,33 @@ def test_wrong_use(here, capfd, arguments, words):
 
 
 def test_real_process_and_real_notebooks():
-    answer = python("-m", "iflow_lib.cli", "reproduce", "--profile", "nonsense")
+    answer = python("-m", "iflow_runner.cli", "reproduce", "--profile", "nonsense")
     assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr == "iflow: unknown profile 'nonsense': expected one of smoke, quick, full\n"
+    assert (
+        answer.stderr == "iflow: unknown profile 'nonsense': expected one of smoke, quick, full\n"
+    )
 
 
 def test_run(here, capfd, tmp_path):
     out_folder = tmp_path / "elsewhere"
-    write_notebook(here / "01_first.ipynb", "assert steps != 13, f'{steps} is\\nunlucky'",
-                   "assert (label, flag) == ('a b', False)")
-    arguments = ["reproduce", "01", "--device", "cpu", "-p", "label", "a b", "-p", "flag=false", "--out", str(out_folder)]
+    write_notebook(
+        here / "01_first.ipynb",
+        "assert steps != 13, f'{steps} is\\nunlucky'",
+        "assert (label, flag) == ('a b', False)",
+    )
+    arguments = [
+        "reproduce",
+        "01",
+        "--device",
+        "cpu",
+        "-p",
+        "label",
+        "a b",
+        "-p",
+        "flag=false",
+        "--out",
+        str(out_folder),
+    ]
     code, out, err = iflow(capfd, *arguments)
     assert (code, err) == (0, "") and (out_folder / "index.html").is_file()
     assert out.splitlines()[0] == "profile quick, device cpu, 1 notebook"

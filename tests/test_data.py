@@ -1,4 +1,5 @@
 """Data sets follow their stated laws, and damaged or wrong data are refused with one line."""
+
 import gzip
 import shutil
 import sys
@@ -68,17 +69,24 @@ def test_draw_leaves_the_global_generators_alone():
     assert (torch.rand(1), np.random.rand()) == expected
 
 
-@pytest.mark.parametrize("name, train, test, side",
-                         [("digits", 1437, 360, 8), ("fashion_mnist", 10_000, 2000, 28), ("emoji", 3400, 386, 32)])
+@pytest.mark.parametrize(
+    "name, train, test, side",
+    [("digits", 1437, 360, 8), ("fashion_mnist", 10_000, 2000, 28), ("emoji", 3400, 386, 32)],
+)
 def test_images(name, train, test, side):
     sets = [load(name), load(name, split="test")]
     for d, size in zip(sets, (train, test), strict=True):
-        assert d.x.shape == (size, 3 if name == "emoji" else 1, side, side) and d.x.dtype == torch.float32
+        assert (
+            d.x.shape == (size, 3 if name == "emoji" else 1, side, side)
+            and d.x.dtype == torch.float32
+        )
         assert d.x.min() == -1 and d.x.max() == 1 and d.labels.unique().tolist() == list(range(10))
         image, label = d[7]
         assert len(d) == size and torch.equal(image, d.x[7]) and label == d.labels[7]
     rows = [{row.tobytes() for row in d.x.numpy()} for d in sets]
-    assert len(rows[0] & rows[1]) <= 1  # the splits are disjoint (the official files share a picture or two)
+    assert (
+        len(rows[0] & rows[1]) <= 1
+    )  # the splits are disjoint (the official files share a picture or two)
 
 
 def test_fashion_mnist_is_balanced_and_chosen_by_seed():
@@ -90,12 +98,19 @@ def test_fashion_mnist_is_balanced_and_chosen_by_seed():
     assert len({row.tobytes() for row in few.x.numpy()}) == 50  # without replacement
 
 
-@pytest.mark.parametrize("arguments, word", [
-    ({"name": "mnist"}, "fashion_mnist"), ({"name": "spiral", "split": "valid"}, "train or test"),
-    ({"name": "spiral", "n": 0}, "at least 1"), ({"name": "spiral", "n": 2.5}, "whole number"),
-    ({"name": "spiral", "seed": -1}, "at least 0"), ({"name": "spiral", "root": "x"}, "fashion_mnist_full"),
-    ({"name": "digits", "n": 1438}, "1437"), ({"name": "fashion_mnist", "split": "test", "n": 2001}, "2000"),
-])
+@pytest.mark.parametrize(
+    "arguments, word",
+    [
+        ({"name": "mnist"}, "fashion_mnist"),
+        ({"name": "spiral", "split": "valid"}, "train or test"),
+        ({"name": "spiral", "n": 0}, "at least 1"),
+        ({"name": "spiral", "n": 2.5}, "whole number"),
+        ({"name": "spiral", "seed": -1}, "at least 0"),
+        ({"name": "spiral", "root": "x"}, "fashion_mnist_full"),
+        ({"name": "digits", "n": 1438}, "1437"),
+        ({"name": "fashion_mnist", "split": "test", "n": 2001}, "2000"),
+    ],
+)
 def test_load_refuses(arguments, word):
     with pytest.raises(ValueError) as error:
         load(**arguments)
@@ -125,9 +140,13 @@ def write_full(folder, monkeypatch, packed: bool):
     digests = {}
     for prefix, n in (("train", 6), ("t10k", 4)):
         images = np.arange(n * 784, dtype=np.uint8).tobytes()
-        for name, content in ((f"{prefix}-images-idx3-ubyte", bytes(16) + images),
-                              (f"{prefix}-labels-idx1-ubyte", bytes(8) + bytes(range(n)))):
-            (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(content) if packed else content)
+        for name, content in (
+            (f"{prefix}-images-idx3-ubyte", bytes(16) + images),
+            (f"{prefix}-labels-idx1-ubyte", bytes(8) + bytes(range(n))),
+        ):
+            (folder / (name + ".gz" * packed)).write_bytes(
+                gzip.compress(content) if packed else content
+            )
             digests[name] = data.hashlib.sha256(content).hexdigest()
     monkeypatch.setattr(data, "FASHION_FULL", digests)
 
@@ -154,12 +173,16 @@ def test_full_set_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # not installed
     with pytest.raises(FileNotFoundError) as error:
         load("fashion_mnist_full")
-    assert all(word in one_line(error) for word in ("root=", "dataset-fashion-mnist", "torchvision"))
+    assert all(
+        word in one_line(error) for word in ("root=", "dataset-fashion-mnist", "torchvision")
+    )
 
     def offline(root, download):
         raise RuntimeError("Error downloading train-images\nlong story")
 
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(FashionMNIST=offline))
+    monkeypatch.setitem(
+        sys.modules, "torchvision.datasets", types.SimpleNamespace(FashionMNIST=offline)
+    )
     with pytest.raises(OSError) as error:
         load("fashion_mnist_full")
     assert "Error downloading" in one_line(error)
@@ -168,25 +191,43 @@ def test_full_set_without_a_folder(tmp_path, monkeypatch):
         (root / "FashionMNIST" / "raw").mkdir(parents=True)
         write_full(root / "FashionMNIST" / "raw", monkeypatch, packed=False)
 
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", types.SimpleNamespace(FashionMNIST=online))
+    monkeypatch.setitem(
+        sys.modules, "torchvision.datasets", types.SimpleNamespace(FashionMNIST=online)
+    )
     assert len(load("fashion_mnist_full")) == 6
 
 
-@pytest.mark.skipif(not data.DEBIAN_FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+@pytest.mark.skipif(
+    not data.DEBIAN_FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+)
 def test_subset_is_part_of_the_official_test_set():
     full, part = load("fashion_mnist_full", split="test"), load("fashion_mnist", split="test")
     assert len(full) == 10_000
-    label_of = {row.tobytes(): int(label) for row, label in zip(full.x.numpy(), full.labels, strict=True)}
+    label_of = {
+        row.tobytes(): int(label) for row, label in zip(full.x.numpy(), full.labels, strict=True)
+    }
     assert [label_of[row.tobytes()] for row in part.x.numpy()] == part.labels.tolist()
 
 
 def test_as_tensor_takes_tensors_arrays_and_datasets():
     x = torch.randn(5, 2, dtype=torch.float64)
     labels = torch.arange(5)
-    for given in (x, x.numpy(), x.clone().requires_grad_(), TensorData(x.float()),
-                  TensorData(x.float(), labels), TensorDataset(x), TensorDataset(x, labels), Plain(x)):
+    for given in (
+        x,
+        x.numpy(),
+        x.clone().requires_grad_(),
+        TensorData(x.float()),
+        TensorData(x.float(), labels),
+        TensorDataset(x),
+        TensorDataset(x, labels),
+        Plain(x),
+    ):
         found = as_tensor(given)
-        assert found.dtype == torch.float32 and not found.requires_grad and torch.equal(found, x.float())
+        assert (
+            found.dtype == torch.float32
+            and not found.requires_grad
+            and torch.equal(found, x.float())
+        )
 
 
 class Plain(Dataset):
@@ -200,15 +241,23 @@ class Plain(Dataset):
         return self.items[index]
 
 
-@pytest.mark.parametrize("given, word", [
-    (torch.zeros(3, 2, dtype=torch.uint8), "uint8"), (torch.zeros(3, 2, dtype=torch.complex64), "complex64"),
-    (torch.tensor([[0.0, float("nan")], [float("inf"), 0.0]]), "2 NaN or infinite"),
-    (torch.zeros(3), "shape (3,)"), (torch.zeros(()), "shape ()"),
-    (torch.zeros(0, 2), "empty"), (Plain([]), "empty"), ([[1.0, 2.0]], "list"),
-    ("spiral", "str"), (Plain([torch.zeros(2), torch.zeros(3)]), "one tensor"),
-    (Plain(["a", "b"]), "one tensor"),
-    (TensorDataset(torch.zeros(3, 2, dtype=torch.int64)), "int64"),
-])
+@pytest.mark.parametrize(
+    "given, word",
+    [
+        (torch.zeros(3, 2, dtype=torch.uint8), "uint8"),
+        (torch.zeros(3, 2, dtype=torch.complex64), "complex64"),
+        (torch.tensor([[0.0, float("nan")], [float("inf"), 0.0]]), "2 NaN or infinite"),
+        (torch.zeros(3), "shape (3,)"),
+        (torch.zeros(()), "shape ()"),
+        (torch.zeros(0, 2), "empty"),
+        (Plain([]), "empty"),
+        ([[1.0, 2.0]], "list"),
+        ("spiral", "str"),
+        (Plain([torch.zeros(2), torch.zeros(3)]), "one tensor"),
+        (Plain(["a", "b"]), "one tensor"),
+        (TensorDataset(torch.zeros(3, 2, dtype=torch.int64)), "int64"),
+    ],
+)
 def test_as_tensor_refuses(given, word):
     with pytest.raises(ValueError) as error:
         as_tensor(given)

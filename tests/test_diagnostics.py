@@ -1,4 +1,5 @@
 """diagnostics: against values known in closed form, and zero (or chance) between draws of one law."""
+
 import hashlib
 import math
 import pickle
@@ -8,10 +9,10 @@ import pytest
 import torch
 from exact import MEAN, STD, GaussianNet, one_line
 
-from iflow_lib import diagnostics as d
+from iflow_lib import metrics as d
 from iflow_lib.analytic import GaussianFlow, MixtureFlow
-from iflow_lib.flow_map import FlowMap
 from iflow_lib.metrics import real_floor, real_pairs
+from iflow_lib.model import FlowMap
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
 
 
@@ -22,11 +23,16 @@ def normal(n, shift=0.0, scale=1.0, dim=2, seed=0):
 
 def test_energy_distance_in_closed_form():
     """N(0, 1) and N(m, 1) on a line: E|a - b| = folded normal means."""
+
     def folded(m, s):
-        return s * math.sqrt(2 / math.pi) * math.exp(-m * m / (2 * s * s)) + m * math.erf(m / (s * math.sqrt(2)))
+        return s * math.sqrt(2 / math.pi) * math.exp(-m * m / (2 * s * s)) + m * math.erf(
+            m / (s * math.sqrt(2))
+        )
 
     expected = 2 * folded(1.0, math.sqrt(2)) - 2 * folded(0.0, math.sqrt(2))
-    assert d.energy_distance(normal(4000, 1.0, dim=1), normal(4000, dim=1, seed=1)) == pytest.approx(expected, abs=0.06)
+    assert d.energy_distance(
+        normal(4000, 1.0, dim=1), normal(4000, dim=1, seed=1)
+    ) == pytest.approx(expected, abs=0.06)
     assert abs(d.energy_distance(normal(4000, dim=1), normal(4000, dim=1, seed=1))) < 0.01
 
 
@@ -34,16 +40,22 @@ def test_mmd_in_closed_form():
     """Gaussian kernel, N(0, 1) and N(m, 1): E k = h / sqrt(h^2 + 2) exp(-m^2 / (2 (h^2 + 2)))."""
     h, m = 1.5, 1.0
     expected = 2 * h / math.sqrt(h * h + 2) * (1 - math.exp(-m * m / (2 * (h * h + 2))))
-    assert d.mmd(normal(4000, m, dim=1), normal(4000, dim=1, seed=1), bandwidth=h) == pytest.approx(expected, rel=0.15)
+    assert d.mmd(normal(4000, m, dim=1), normal(4000, dim=1, seed=1), bandwidth=h) == pytest.approx(
+        expected, rel=0.15
+    )
     assert abs(d.mmd(normal(2000), normal(2000, seed=1))) < 3e-3
 
 
 def test_c2st():
     assert d.c2st(normal(600), normal(600, seed=1)) == pytest.approx(0.5, abs=0.06)
     best = 0.5 * (1 + math.erf(1 / math.sqrt(2) / 1))  # two unit normals 2 apart: Phi(1)
-    assert d.c2st(normal(600, torch.tensor([2.0, 0])), normal(600, seed=1)) == pytest.approx(best, abs=0.04)
+    assert d.c2st(normal(600, torch.tensor([2.0, 0])), normal(600, seed=1)) == pytest.approx(
+        best, abs=0.04
+    )
     assert d.c2st(normal(300, 10.0), normal(500, seed=1)) > 0.97
-    assert d.c2st(normal(100), normal(100, seed=1), seed=3) == d.c2st(normal(100), normal(100, seed=1), seed=3)
+    assert d.c2st(normal(100), normal(100, seed=1), seed=3) == d.c2st(
+        normal(100), normal(100, seed=1), seed=3
+    )
 
 
 def test_precision_recall_density_coverage():
@@ -57,7 +69,9 @@ def test_precision_recall_density_coverage():
     assert d.precision_recall(normal(50, 100.0), normal(50)) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("metric", [d.energy_distance, d.mmd, d.c2st, lambda x, y: d.precision_recall(x, y).coverage])
+@pytest.mark.parametrize(
+    "metric", [d.energy_distance, d.mmd, d.c2st, lambda x, y: d.precision_recall(x, y).coverage]
+)
 def test_every_distance_has_a_floor(metric):
     floor = real_floor(metric, real_pairs("eight_gaussians", 300), pairs=3)
     assert math.isfinite(floor.mean) and floor.pairs == 3
@@ -82,7 +96,9 @@ def test_straightness():
         d.straightness(model, 10, 1)
 
 
-@pytest.mark.parametrize("path", [RectifiedFlow(), VarianceExploding(), VariancePreserving()], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", [RectifiedFlow(), VarianceExploding(), VariancePreserving()], ids=lambda p: p.name
+)
 def test_jump_error(path):
     """Zero for the exact network, and the known size of a displacement for a wrong one."""
     flow = GaussianFlow(path, torch.full((2,), MEAN).double(), STD**2 * torch.eye(2).double())
@@ -100,7 +116,9 @@ def test_jump_error_by_the_reference_solver():
     path = PoissonFlow(8)
     flow = MixtureFlow(path, torch.zeros(1, 2), std=0.5)
     net = GaussianNet()
-    assert 0.05 < d.jump_error(FlowMap(net, path), flow, 100) < 10  # the Gaussian's map is not PFGM++'s
+    assert (
+        0.05 < d.jump_error(FlowMap(net, path), flow, 100) < 10
+    )  # the Gaussian's map is not PFGM++'s
 
 
 def test_anchor_variance_in_closed_form():
@@ -159,13 +177,17 @@ def test_inception_features(tmp_path, monkeypatch):
         d._inception(file)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: d.energy_distance(normal(5), normal(5, dim=3)), "dimensions"),
-    (lambda: d.mmd(normal(1), normal(5)), "at least 2"),
-    (lambda: d.mmd(normal(5), normal(5), bandwidth=0), "bandwidth must be positive"),
-    (lambda: d.c2st(normal(9), normal(50)), "at least 10"),
-    (lambda: d.precision_recall(normal(5), normal(5)), "smaller than both"),
-    (lambda: d.energy_distance(normal(5) * math.nan, normal(5)), "NaN")])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: d.energy_distance(normal(5), normal(5, dim=3)), "dimensions"),
+        (lambda: d.mmd(normal(1), normal(5)), "at least 2"),
+        (lambda: d.mmd(normal(5), normal(5), bandwidth=0), "bandwidth must be positive"),
+        (lambda: d.c2st(normal(9), normal(50)), "at least 10"),
+        (lambda: d.precision_recall(normal(5), normal(5)), "smaller than both"),
+        (lambda: d.energy_distance(normal(5) * math.nan, normal(5)), "NaN"),
+    ],
+)
 def test_bad_input(call, words):
     with pytest.raises(ValueError) as error:
         call()

@@ -1,4 +1,5 @@
-"""tools/make_figures.py draws what the tables say, and leaves out what has none."""
+"""experiments/make_figures.py draws what the tables say, and leaves out what has none."""
+
 import importlib.util
 import json
 import sys
@@ -6,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from iflow_lib import results, studies
+from iflow_lib import zoo as studies
+from iflow_runner import recorder as results
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("make_figures", ROOT / "tools" / "make_figures.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_figures", ROOT / "tools" / "make_figures.py"
+    )
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "make_figures", module)
     spec.loader.exec_module(module)
@@ -25,19 +29,66 @@ def tool(monkeypatch, tmp_path):
 
 def rows() -> list[dict]:
     """Two seeds, two sets; the identity at 1.5 and Euler at 1 + 8 / nfe times the floor."""
-    base = {"dataset": "spiral", "path": "rectified", "anchor": "none", "network": "MLP", "params": 1, "n_samples": 2000,
-            "device": "cpu", "seconds": 1.0, "metric": "w2"}
-    found = [base | {"run_id": f"{dataset}/floor", "dataset": dataset, "path": None, "objective": "data", "method": "floor",
-                     "seed": 0, "value": 0.1} for dataset in ("spiral", "eight_gaussians")]
+    base = {
+        "dataset": "spiral",
+        "path": "rectified",
+        "anchor": "none",
+        "network": "MLP",
+        "params": 1,
+        "n_samples": 2000,
+        "device": "cpu",
+        "seconds": 1.0,
+        "metric": "w2",
+    }
+    found = [
+        base
+        | {
+            "run_id": f"{dataset}/floor",
+            "dataset": dataset,
+            "path": None,
+            "objective": "data",
+            "method": "floor",
+            "seed": 0,
+            "value": 0.1,
+        }
+        for dataset in ("spiral", "eight_gaussians")
+    ]
     for dataset in ("spiral", "eight_gaussians"):
         for seed in range(2):
             for objective, anchor, method, step, nfes, value in (
-                    ("IntegralIdentity", "none", "map", studies.PLANE_STEPS, (1, 2, 8), lambda n: 0.15),
-                    ("FlowMatching", "none", "euler", studies.PLANE_STEPS, (1, 2, 100), lambda n: 0.1 + 0.8 / n),
-                    ("X0Regression", "per_example", "anchor", studies.ANCHOR_STEPS, (1, 100), lambda n: 0.6 * n)):
-                found += [base | {"run_id": f"{dataset}/{objective}{seed}", "dataset": dataset, "objective": objective,
-                                  "anchor": anchor, "method": method, "step": step, "nfe": n, "seed": seed,
-                                  "value": value(n)} for n in nfes]
+                ("IntegralIdentity", "none", "map", studies.PLANE_STEPS, (1, 2, 8), lambda n: 0.15),
+                (
+                    "FlowMatching",
+                    "none",
+                    "euler",
+                    studies.PLANE_STEPS,
+                    (1, 2, 100),
+                    lambda n: 0.1 + 0.8 / n,
+                ),
+                (
+                    "X0Regression",
+                    "per_example",
+                    "anchor",
+                    studies.ANCHOR_STEPS,
+                    (1, 100),
+                    lambda n: 0.6 * n,
+                ),
+            ):
+                found += [
+                    base
+                    | {
+                        "run_id": f"{dataset}/{objective}{seed}",
+                        "dataset": dataset,
+                        "objective": objective,
+                        "anchor": anchor,
+                        "method": method,
+                        "step": step,
+                        "nfe": n,
+                        "seed": seed,
+                        "value": value(n),
+                    }
+                    for n in nfes
+                ]
     return found
 
 
@@ -52,6 +103,7 @@ def test_figures_show_the_table(tool, tmp_path, capsys):
     assert lines["recipe, per example"].get_ydata().tolist() == pytest.approx([6, 600])
     assert tool.main(["plane_quality", "anchor_stability", "cost", "image_quality"]) == 0
     assert {file.stem for file in (tmp_path / "figures").iterdir()} == {
-        f"reference-{name}" for name in ("plane_quality", "anchor_stability", "cost")}
+        f"reference-{name}" for name in ("plane_quality", "anchor_stability", "cost")
+    }
     assert "image_quality: left out" in capsys.readouterr().out
     assert tool.main(["other"]) == 2 and "expected plane_quality" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """FlowMap: the boundary bit for bit, and jump, integral, velocity, denoiser against the exact Gaussian flow map in
 each path's own clock."""
+
 import math
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ import torch
 from exact import MEAN, SHAPES, STD, GaussianNet, column, gaussian_jump, one_line, randomise, spread
 from torch import nn
 
-from iflow_lib.flow_map import FlowMap
+from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
 
@@ -30,7 +31,11 @@ def weights(path, t):
 def draw(path, shape, n=40, seed=0, least=0.0):
     """x with the law of x_t, t and s <= t in the path's clock, in float64; both corners of the path included."""
     g = torch.Generator().manual_seed(seed)
-    s, t = (least + (path.t_max - least) * torch.rand(2, n, generator=g, dtype=torch.float64) ** 3).sort(0).values
+    s, t = (
+        (least + (path.t_max - least) * torch.rand(2, n, generator=g, dtype=torch.float64) ** 3)
+        .sort(0)
+        .values
+    )
     t[0], s[0] = path.t_max, least
     t[1], s[1] = path.t_max, path.t_max / 2
     alpha, sigma = weights(path, t)
@@ -54,9 +59,14 @@ def exact_velocity(path, x, t):
 
 @paths
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("build", [lambda a: MLP(dim=3, hidden=16, layers=2, anchor=a),
-                                   lambda a: UNet(channels=1, size=8, width=8, blocks=1, anchor=a)],
-                         ids=["MLP", "UNet"])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda a: MLP(dim=3, hidden=16, layers=2, anchor=a),
+        lambda a: UNet(channels=1, size=8, width=8, blocks=1, anchor=a),
+    ],
+    ids=["MLP", "UNet"],
+)
 @pytest.mark.parametrize("anchor", [False, True])
 def test_jump_to_the_same_time_is_exactly_x(path, dtype, build, anchor):
     for seed in range(3):
@@ -100,8 +110,9 @@ def test_velocity_and_denoiser(path, shape):
     torch.testing.assert_close(velocity, exact_velocity(path, x, t), rtol=1e-11, atol=1e-11)
     alpha, sigma = weights(path, t)
     gain = column(alpha * STD**2 / spread(alpha, sigma) ** 2, x)  # the posterior mean of a Gaussian
-    torch.testing.assert_close(model.denoise(x=x, t=t), MEAN + gain * (x - column(alpha, x) * MEAN),
-                               rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        model.denoise(x=x, t=t), MEAN + gain * (x - column(alpha, x) * MEAN), rtol=1e-11, atol=1e-11
+    )
     late = t > 1e-3 * path.t_max  # against the jump itself: x moves by h v in a small time h
     x, t, velocity = x[late], t[late], velocity[late]
     h = 1e-6 * path.t_max
@@ -115,7 +126,9 @@ def test_average_velocity_tends_to_the_velocity(path):
     model = FlowMap(GaussianNet((2,)), path)
     x, t, _ = draw(path, (2,), least=0.1)
     velocity = model.velocity(x=x, t=t)
-    gaps = [(model.average_velocity(x=x, t=t, s=t - h) - velocity).detach() for h in (1e-2, 1e-3, 1e-4)]
+    gaps = [
+        (model.average_velocity(x=x, t=t, s=t - h) - velocity).detach() for h in (1e-2, 1e-3, 1e-4)
+    ]
     errors = [float(gap.abs().max()) for gap in gaps]
     assert errors[0] > 1e-4 and all(8 < a / b < 12 for a, b in pairwise(errors)), errors
     assert torch.equal(model.average_velocity(x=x, t=t, s=t), velocity)
@@ -123,7 +136,9 @@ def test_average_velocity_tends_to_the_velocity(path):
     s[::2] -= 0.05  # a batch in which some pairs are equal and some are not
     mixed = model.average_velocity(x=x, t=t, s=s)
     assert torch.equal(mixed[1::2], velocity[1::2])
-    torch.testing.assert_close(mixed[::2], (x - gaussian_jump(x, weights(path, t), weights(path, s)))[::2] / 0.05)
+    torch.testing.assert_close(
+        mixed[::2], (x - gaussian_jump(x, weights(path, t), weights(path, s)))[::2] / 0.05
+    )
 
 
 @paths
@@ -132,7 +147,9 @@ def test_average_velocity_keeps_its_digits_in_float32(path):
     x, t, _ = draw(path, (2,), least=0.1)
     s = t - 1e-3 * t
     x, t, s = x.float(), t.float(), s.float()
-    exact = FlowMap(GaussianNet((2,)), path).average_velocity(x=x.double(), t=t.double(), s=s.double())
+    exact = FlowMap(GaussianNet((2,)), path).average_velocity(
+        x=x.double(), t=t.double(), s=s.double()
+    )
     error = (model.average_velocity(x=x, t=t, s=s) - exact).abs() / (1 + exact.abs())
     assert float(error.max().detach()) < 0.005
 
@@ -141,14 +158,26 @@ def test_average_velocity_keeps_its_digits_in_float32(path):
 def test_integral_is_the_integral_of_velocity(path):
     """G(t -> s) against quadrature of the velocity over the trajectory, which is solved from the velocity alone."""
     model = FlowMap(GaussianNet((2,)), path)
-    x, t, s = torch.tensor([[1.3, -0.4]], dtype=torch.float64), *torch.tensor([[0.9], [0.2]], dtype=torch.float64)
+    x, t, s = (
+        torch.tensor([[1.3, -0.4]], dtype=torch.float64),
+        *torch.tensor([[0.9], [0.2]], dtype=torch.float64),
+    )
 
     def v(r, y):
-        return model.velocity(x=torch.from_numpy(y)[None], t=torch.tensor([r], dtype=torch.float64))[0].detach().numpy()
+        return (
+            model.velocity(x=torch.from_numpy(y)[None], t=torch.tensor([r], dtype=torch.float64))[0]
+            .detach()
+            .numpy()
+        )
 
     run = scipy.integrate.solve_ivp(v, (0.9, 0.2), x[0].numpy(), rtol=1e-11, atol=1e-11)
     assert np.abs(run.y[:, -1] - model.jump(x=x, t=t, s=s)[0].detach().numpy()).max() < 1e-8
-    assert np.abs(x[0].numpy() - run.y[:, -1] - model.integral(x=x, t=t, s=s)[0].detach().numpy()).max() < 1e-8
+    assert (
+        np.abs(
+            x[0].numpy() - run.y[:, -1] - model.integral(x=x, t=t, s=s)[0].detach().numpy()
+        ).max()
+        < 1e-8
+    )
 
 
 @paths
@@ -190,9 +219,13 @@ def test_trajectories_agree_after_the_change_of_clock(exact):
 
         def v(t, y):
             y = torch.from_numpy(y).reshape(x.shape)
-            return model.velocity(x=y, t=torch.full((len(y),), t, dtype=torch.float64)).numpy().ravel()
+            return (
+                model.velocity(x=y, t=torch.full((len(y),), t, dtype=torch.float64)).numpy().ravel()
+            )
 
-        run = scipy.integrate.solve_ivp(v, (a, b), x.numpy().ravel(), method="DOP853", rtol=1e-12, atol=1e-12)
+        run = scipy.integrate.solve_ivp(
+            v, (a, b), x.numpy().ravel(), method="DOP853", rtol=1e-12, atol=1e-12
+        )
         return torch.from_numpy(run.y[:, -1]).reshape(x.shape)
 
     x, (y, tau) = start, ve.to_line(start, torch.full((6,), 80.0, dtype=torch.float64))
@@ -220,10 +253,16 @@ METHODS = ["jump", "integral", "average_velocity"]
 def test_bad_times(path, method):
     model = FlowMap(MLP(dim=2, hidden=4, layers=1), path)
     x, ok = torch.randn(3, 2), torch.tensor([0.1, 0.2, 0.3])
-    for t, s, words in ((ok, ok + 0.1, "s must not be later"), (ok + path.t_max, ok, "t is outside this path"),
-                        (ok, ok - 0.2, "s is outside this path"), (ok * math.nan, ok, "t is outside"),
-                        (ok, ok * math.nan, "s is outside"), (ok[:, None], ok, "times must have shape (3,)"),
-                        (ok[:2], ok[:2], "times must have shape (3,)"), (ok, ok[0], "times must have shape (3,)")):
+    for t, s, words in (
+        (ok, ok + 0.1, "s must not be later"),
+        (ok + path.t_max, ok, "t is outside this path"),
+        (ok, ok - 0.2, "s is outside this path"),
+        (ok * math.nan, ok, "t is outside"),
+        (ok, ok * math.nan, "s is outside"),
+        (ok[:, None], ok, "times must have shape (3,)"),
+        (ok[:2], ok[:2], "times must have shape (3,)"),
+        (ok, ok[0], "times must have shape (3,)"),
+    ):
         with pytest.raises(ValueError) as error:
             getattr(model, method)(x=x, t=t, s=s)
         assert words in one_line(error)
@@ -242,13 +281,19 @@ def test_bad_single_times(path, method):
 
 def test_wrong_shapes_and_arguments():
     t = torch.tensor([0.5, 0.5])
-    for net, bad in ((MLP(dim=2, hidden=4, layers=1), (2, 3)), (MLP(dim=2, hidden=4, layers=1), (2,)),
-                     (UNet(size=8, width=8), (2, 8, 8)), (UNet(size=8, width=8), (2, 3, 8, 8))):
+    for net, bad in (
+        (MLP(dim=2, hidden=4, layers=1), (2, 3)),
+        (MLP(dim=2, hidden=4, layers=1), (2,)),
+        (UNet(size=8, width=8), (2, 8, 8)),
+        (UNet(size=8, width=8), (2, 3, 8, 8)),
+    ):
         model = FlowMap(net, RectifiedFlow())
         for method, times in (("jump", {"t": t, "s": t}), ("velocity", {"t": t})):
             with pytest.raises(ValueError) as error:
                 getattr(model, method)(x=torch.zeros(bad), **times)
-            assert "x must have shape (B, " in one_line(error) and str(tuple(bad)) in str(error.value)
+            assert "x must have shape (B, " in one_line(error) and str(tuple(bad)) in str(
+                error.value
+            )
     with pytest.raises(TypeError):
         model.jump(torch.zeros(2, 2), t, t)  # keyword-only
     with pytest.raises(ValueError) as error:

@@ -3,6 +3,7 @@
 The server is on the loopback address with a token, and its folders are the test's own; it works on copies. Screenshots
 are kept in results/runs/lab-screenshots.
 """
+
 import json
 import os
 import secrets
@@ -31,8 +32,13 @@ ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 PICTURES = ROOT / "results" / "runs" / "lab-screenshots"
 SETTINGS = {
-    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},  # no network
-    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},  # the whole notebook is in the page
+    "@jupyterlab/apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },  # no network
+    "@jupyterlab/notebook-extension/tracker": {
+        "windowingMode": "none"
+    },  # the whole notebook is in the page
 }
 PANEL = "window.panel"  # the notebook that is open
 PICTURE = "img.widget-image"
@@ -52,8 +58,12 @@ def copy_notebook(name: str, folder: Path) -> int:
     for cell in code:
         cell.outputs, cell.execution_count = [], None
     notebook.metadata.pop("widgets", None)
-    at = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
-    profile = tomllib.loads((NOTEBOOKS / "profiles.toml").read_text(encoding="utf-8"))["smoke"][name]
+    at = next(
+        i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])
+    )
+    profile = tomllib.loads((NOTEBOOKS / "profiles.toml").read_text(encoding="utf-8"))["smoke"][
+        name
+    ]
     lines = "\n".join(f"{key} = {value!r}" for key, value in (profile | {"device": "cpu"}).items())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(lines))
     nbformat.write(notebook, folder / f"{name}.ipynb")
@@ -70,23 +80,46 @@ def server(folder: Path, root: Path):
         file.write_text(json.dumps(value))
     token, runtime = secrets.token_hex(24), folder / "runtime"
     environment = os.environ | {
-        "JUPYTER_RUNTIME_DIR": str(runtime), "JUPYTER_CONFIG_DIR": str(folder / "config"),
-        "JUPYTER_DATA_DIR": str(folder / "data"), "JUPYTERLAB_SETTINGS_DIR": str(settings),
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"), "IPYTHONDIR": str(folder / "ipython"),
-        "JUPYTER_TOKEN": token, "JUPYTER_PREFER_ENV_PATH": "1", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1",
+        "JUPYTER_RUNTIME_DIR": str(runtime),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "JUPYTER_TOKEN": token,
+        "JUPYTER_PREFER_ENV_PATH": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONFAULTHANDLER": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
     with open(folder / "lab.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
-             "--ServerApp.port=0", f"--ServerApp.root_dir={root}", "--LabApp.expose_app_in_browser=True",
-             "--LabApp.extension_manager=readonly", "--LanguageServerManager.autodetect=False"],
-            cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                "--ServerApp.ip=127.0.0.1",
+                "--ServerApp.port=0",
+                f"--ServerApp.root_dir={root}",
+                "--LabApp.expose_app_in_browser=True",
+                "--LabApp.extension_manager=readonly",
+                "--LanguageServerManager.autodetect=False",
+            ],
+            cwd=root,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
         try:
+
             def address() -> str:
                 assert process.poll() is None, (folder / "lab.log").read_text()[-3000:]
-                (info,) = [json.loads(f.read_text()) for f in runtime.glob("jpserver-*.json")] or [{}]
+                (info,) = [json.loads(f.read_text()) for f in runtime.glob("jpserver-*.json")] or [
+                    {}
+                ]
                 return info.get("url", "")
 
             url = browser.wait(address, PATIENCE, "JupyterLab's address")
@@ -112,13 +145,22 @@ def stack(log: Path) -> str:
 
 def run_all(page, name: str, log: Path) -> list[dict]:
     """Open a notebook, run all cells as its menu does, and what came out of each code cell."""
-    page.evaluate(f"jupyterapp.commands.execute('docmanager:open', {{path: '{name}.ipynb', factory: 'Notebook'}})"
-                  ".then(panel => { window.panel = panel; jupyterapp.shell.activateById(panel.id); })")
-    browser.wait(lambda: page.evaluate(f"jupyterapp.shell.currentWidget === {PANEL}"
-                                       f" && {PANEL}.sessionContext?.session?.kernel?.status == 'idle'"),
-                 PATIENCE, f"the kernel of {name}")
-    page.evaluate("window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells')"
-                  ".then(() => { window.ran = true; }, e => { window.ran = String(e); }); 1")
+    page.evaluate(
+        f"jupyterapp.commands.execute('docmanager:open', {{path: '{name}.ipynb', factory: 'Notebook'}})"
+        ".then(panel => { window.panel = panel; jupyterapp.shell.activateById(panel.id); })"
+    )
+    browser.wait(
+        lambda: page.evaluate(
+            f"jupyterapp.shell.currentWidget === {PANEL}"
+            f" && {PANEL}.sessionContext?.session?.kernel?.status == 'idle'"
+        ),
+        PATIENCE,
+        f"the kernel of {name}",
+    )
+    page.evaluate(
+        "window.ran = null; jupyterapp.commands.execute('notebook:run-all-cells')"
+        ".then(() => { window.ran = true; }, e => { window.ran = String(e); }); 1"
+    )
     ended, since = 0, time.monotonic()
     while not (ran := page.evaluate("window.ran")):
         now = page.evaluate(f"{PANEL}.content.widgets.filter(c => c.model.executionCount).length")
@@ -126,16 +168,22 @@ def run_all(page, name: str, log: Path) -> list[dict]:
             ended, since = now, time.monotonic()
         if time.monotonic() - since > STALL:
             status = page.evaluate(f"{PANEL}.sessionContext.session.kernel.status")
-            raise Stalled(f"{name}: {ended} cells have ended, the kernel is {status!r}, and stands in\n{stack(log)}")
+            raise Stalled(
+                f"{name}: {ended} cells have ended, the kernel is {status!r}, and stands in\n{stack(log)}"
+            )
         time.sleep(0.25)
     assert ran is True, ran
     cells = page.evaluate(f"""{PANEL}.content.widgets.filter(c => c.model.type == 'code').map(c => ({{
         id: c.model.id, count: c.model.executionCount, outputs: c.model.outputs.toJSON(),
         images: [...c.node.querySelectorAll('.jp-RenderedImage img')].map(i => i.complete && i.naturalWidth)}}))""")
     for cell in cells:
-        errors = [f"{o['ename']}: {o['evalue']}" for o in cell["outputs"] if o["output_type"] == "error"]
+        errors = [
+            f"{o['ename']}: {o['evalue']}" for o in cell["outputs"] if o["output_type"] == "error"
+        ]
         assert not errors, f"{name}, {cell['id']}: {errors}"
-    assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1)), f"{name}: not every cell ran"
+    assert [cell["count"] for cell in cells] == list(range(1, len(cells) + 1)), (
+        f"{name}: not every cell ran"
+    )
     return cells
 
 
@@ -156,12 +204,16 @@ def scroll_to(page, cell: str, css: str, share: float = 0.5) -> dict:
 
 def shown(page, cell: str, css: str) -> str:
     """The pixels of the one picture that is shown in a cell; empty while there is none or more than one."""
-    return inside(page, cell, f"""(images => {{
+    return inside(
+        page,
+        cell,
+        f"""(images => {{
         if (images.length != 1 || !images[0].complete || !images[0].naturalWidth) return "";
         const canvas = document.createElement("canvas");
         [canvas.width, canvas.height] = [images[0].naturalWidth, images[0].naturalHeight];
         canvas.getContext("2d").drawImage(images[0], 0, 0);
-        return canvas.toDataURL(); }})(seen('{css}'))""")
+        return canvas.toDataURL(); }})(seen('{css}'))""",
+    )
 
 
 def move(page, name: str, cell: str, picture: str, there, back) -> None:
@@ -170,31 +222,67 @@ def move(page, name: str, cell: str, picture: str, there, back) -> None:
     scroll_to(page, cell, picture)
     before = page.screenshot(path=PICTURES / f"{name}-slider-before.png")
     there()
-    browser.wait(lambda: shown(page, cell, picture) not in ("", first), 60, f"{name}: the slider to change its picture")
+    browser.wait(
+        lambda: shown(page, cell, picture) not in ("", first),
+        60,
+        f"{name}: the slider to change its picture",
+    )
     assert page.screenshot(path=PICTURES / f"{name}-slider-after.png") != before
     back()
-    browser.wait(lambda: shown(page, cell, picture) == first, 60, f"{name}: the slider to come back")
+    browser.wait(
+        lambda: shown(page, cell, picture) == first, 60, f"{name}: the slider to come back"
+    )
 
 
 def move_animation(page, name: str, cells: list[dict]) -> None:
     """matplotlib's animation as a page, with its own slider, by the mouse: Lab keeps the arrow keys for itself."""
-    (cell,) = [c["id"] for c in cells
-               if any("animation" in str(o.get("data", {}).get("text/html", "")) for o in c["outputs"])]
+    (cell,) = [
+        c["id"]
+        for c in cells
+        if any("animation" in str(o.get("data", {}).get("text/html", "")) for o in c["outputs"])
+    ]
     track = ".animation input[type=range]"
-    move(page, name, cell, ".animation img", lambda: page.mouse.click(**scroll_to(page, cell, track, 0.9)),
-         lambda: page.mouse.click(**scroll_to(page, cell, track, 0.02)))
+    move(
+        page,
+        name,
+        cell,
+        ".animation img",
+        lambda: page.mouse.click(**scroll_to(page, cell, track, 0.9)),
+        lambda: page.mouse.click(**scroll_to(page, cell, track, 0.02)),
+    )
 
 
 def move_widget(page, name: str, cells: list[dict]) -> None:
     """The slider of ipywidgets, by the arrow keys, and the switch beside it."""
-    (cell,) = [c["id"] for c in cells
-               if any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in c["outputs"])]
-    browser.wait(lambda: inside(page, cell, "seen('.noUi-handle').length == 1"), 60, f"the slider of {name}")
+    (cell,) = [
+        c["id"]
+        for c in cells
+        if any(
+            "application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in c["outputs"]
+        )
+    ]
+    browser.wait(
+        lambda: inside(page, cell, "seen('.noUi-handle').length == 1"), 60, f"the slider of {name}"
+    )
     inside(page, cell, "seen('.noUi-handle')[0].focus({preventScroll: true})")
-    move(page, name, cell, PICTURE, lambda: page.keyboard.press("ArrowRight"), lambda: page.keyboard.press("ArrowLeft"))
-    first, switch = shown(page, cell, PICTURE), scroll_to(page, cell, ".widget-toggle-button:nth-child(3)")
+    move(
+        page,
+        name,
+        cell,
+        PICTURE,
+        lambda: page.keyboard.press("ArrowRight"),
+        lambda: page.keyboard.press("ArrowLeft"),
+    )
+    first, switch = (
+        shown(page, cell, PICTURE),
+        scroll_to(page, cell, ".widget-toggle-button:nth-child(3)"),
+    )
     page.mouse.click(**switch)
-    browser.wait(lambda: shown(page, cell, PICTURE) not in ("", first), 60, f"{name}: the switch to change the picture")
+    browser.wait(
+        lambda: shown(page, cell, PICTURE) not in ("", first),
+        60,
+        f"{name}: the switch to change the picture",
+    )
     page.screenshot(path=PICTURES / f"{name}-switched.png")
 
 
@@ -208,18 +296,27 @@ def all_notebooks(folder: Path) -> None:
     assert min(figures.values()) > 0
     with server(folder, root) as url, browser.window() as (page, _):
         page.goto(url, timeout=1000 * PATIENCE)
-        browser.wait(lambda: page.evaluate("window.jupyterapp ? jupyterapp.restored.then(() => true) : false"), PATIENCE,
-                     "JupyterLab")
+        browser.wait(
+            lambda: page.evaluate(
+                "window.jupyterapp ? jupyterapp.restored.then(() => true) : false"
+            ),
+            PATIENCE,
+            "JupyterLab",
+        )
         for name, moves in MOVE.items():
             cells = run_all(page, name, folder / "lab.log")
             drawn = [size for cell in cells for size in cell["images"]]
             assert len(drawn) == figures[name] and min(drawn) > 100, f"{name}: figures are missing"
-            scroll_to(page, next(cell["id"] for cell in cells if cell["images"]), ".jp-RenderedImage img")
+            scroll_to(
+                page, next(cell["id"] for cell in cells if cell["images"]), ".jp-RenderedImage img"
+            )
             page.screenshot(path=PICTURES / f"{name}-figure.png")
             if moves:
                 moves(page, name, cells)
-            page.evaluate(f"{PANEL}.context.save().then(() => {PANEL}.sessionContext.shutdown())"
-                          ".then(() => jupyterapp.commands.execute('application:close')).then(() => 1)")
+            page.evaluate(
+                f"{PANEL}.context.save().then(() => {PANEL}.sessionContext.shutdown())"
+                ".then(() => jupyterapp.commands.execute('application:close')).then(() => 1)"
+            )
     assert sorted(p.stem for p in root.glob("*.ipynb")) == sorted(MOVE)
 
 

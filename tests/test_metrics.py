@@ -1,4 +1,5 @@
 """Distances against closed forms, and their behaviour on Fashion-MNIST."""
+
 import json
 import shutil
 
@@ -71,13 +72,16 @@ def test_sliced_w2_of_a_translation():
     assert sliced_w2(x, 2 * x, n_projections=10, seed=2) != first
 
 
-@pytest.mark.parametrize("x, y, word", [
-    (torch.zeros(3, 2), torch.zeros(3, 3), "2 dimensions and y has 3"),
-    (torch.zeros(3), torch.zeros(3), "shape (3,)"),
-    (torch.zeros(3, 2), torch.zeros(0, 2), "y of shape (0, 2) is empty"),
-    (torch.zeros(3, 2).long(), torch.zeros(3, 2), "int64"),
-    (torch.full((3, 2), float("nan")), torch.zeros(3, 2), "6 NaN"),
-])
+@pytest.mark.parametrize(
+    "x, y, word",
+    [
+        (torch.zeros(3, 2), torch.zeros(3, 3), "2 dimensions and y has 3"),
+        (torch.zeros(3), torch.zeros(3), "shape (3,)"),
+        (torch.zeros(3, 2), torch.zeros(0, 2), "y of shape (0, 2) is empty"),
+        (torch.zeros(3, 2).long(), torch.zeros(3, 2), "int64"),
+        (torch.full((3, 2), float("nan")), torch.zeros(3, 2), "6 NaN"),
+    ],
+)
 @pytest.mark.parametrize("metric", [w2, sliced_w2])
 def test_transport_refuses(metric, x, y, word):
     with pytest.raises(ValueError) as error:
@@ -95,7 +99,8 @@ def test_classifier_is_as_accurate_as_its_card_says():
     assert not model.training and sum(p.numel() for p in model.parameters()) == card["parameters"]
     accuracy = (model.logits(test.x).argmax(1) == test.labels).double().mean().item()
     assert card["accuracy_vendored_test_2000"] > 0.9 and accuracy == pytest.approx(
-        card["accuracy_vendored_test_2000"], abs=0.02)
+        card["accuracy_vendored_test_2000"], abs=0.02
+    )
 
 
 def test_features_are_standardised_and_of_full_rank():
@@ -163,7 +168,9 @@ def test_own_feature_module_is_used_and_left_in_its_mode():
     x = draw(300, 3, 4, 4)
     expected = x.float().mean((2, 3)).double()
     assert torch.allclose(embed(x, module), expected) and module.training
-    assert frechet_distance(x + 1, x, features=module) == pytest.approx(3, rel=1e-5)  # three means moved by 1
+    assert frechet_distance(x + 1, x, features=module) == pytest.approx(
+        3, rel=1e-5
+    )  # three means moved by 1
 
 
 # ---- Frechet and kernel distance
@@ -171,7 +178,9 @@ def test_own_feature_module_is_used_and_left_in_its_mode():
 
 def test_frechet_distance_of_gaussians():
     x = draw(100, 3)
-    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # mean 0, covariance 1
+    x = (x - x.mean(0)) @ torch.linalg.inv(
+        torch.linalg.cholesky(torch.cov(x.T))
+    ).T  # mean 0, covariance 1
     scale, shift = torch.tensor([1.0, 2.0, 5.0]), torch.tensor([1.0, -2.0, 0.0])
     # commuting covariances: |shift|^2 + sum (scale - 1)^2
     assert frechet_distance(x * scale + shift, x) == pytest.approx(5 + 17, rel=1e-6)
@@ -180,7 +189,10 @@ def test_frechet_distance_of_gaussians():
     y = draw(100, 3, seed=1) @ draw(3, 3, seed=2)
     a, b = torch.cov(x.T).numpy(), torch.cov(y.T).numpy()
     from scipy.linalg import sqrtm
-    expected = float((x.mean(0) - y.mean(0)).square().sum()) + np.trace(a + b - 2 * sqrtm(a @ b).real)
+
+    expected = float((x.mean(0) - y.mean(0)).square().sum()) + np.trace(
+        a + b - 2 * sqrtm(a @ b).real
+    )
     assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
 
 
@@ -192,7 +204,9 @@ def test_kernel_distance_is_the_unbiased_estimate():
 
     off = ~torch.eye(40, dtype=torch.bool)
     expected = kernel(x, x)[off].mean() + kernel(y, y)[off].mean() - 2 * kernel(x, y).mean()
-    assert kernel_distance(x, y, subset_size=40, subsets=2) == pytest.approx(float(expected), rel=1e-9)
+    assert kernel_distance(x, y, subset_size=40, subsets=2) == pytest.approx(
+        float(expected), rel=1e-9
+    )
 
 
 def test_kernel_distance_is_deterministic_and_leaves_the_generator_alone():
@@ -221,21 +235,47 @@ def test_image_distances_rise_with_noise_from_their_floor():
     assert abs(kernel[0]) < 0.01
 
 
-@pytest.mark.parametrize("call, word", [
-    (lambda: frechet_distance(torch.zeros(64, 64), torch.zeros(99, 64)), "more than 64 samples"),
-    (lambda: frechet_distance(torch.zeros(99, 3), torch.zeros(99, 4)), "3 features and y has 4"),
-    (lambda: frechet_distance(torch.zeros(9, 3, 32, 32), torch.zeros(9, 3, 32, 32)), "(n, 1, 28, 28)"),
-    (lambda: frechet_distance(torch.full((99, 3), float("inf")), torch.zeros(99, 3)), "297 NaN or infinite"),
-    (lambda: frechet_distance(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.zeros(9, 3)), "uint8"),
-    (lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(8, 3), subset_size=9), "samples, 8; got 9"),
-    (lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(1, 3)), "number of samples, 1"),
-    (lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(9, 3), subsets=0), "subsets must be"),
-    (lambda: sliced_w2(torch.zeros(9, 3), torch.zeros(9, 3), n_projections=0), "n_projections"),
-    (lambda: embed(torch.zeros(4, 1, 8, 8), nn.Flatten(0)), "expected (n, d)"),
-    (lambda: real_floor(w2, real_pairs("spiral"), pairs=1), "at least 2 pairs"),
-    (lambda: real_pairs("digits"), "fashion_mnist"),
-    (lambda: real_pairs("fashion_mnist", 10_001)(0), "10000 training images"),
-])
+@pytest.mark.parametrize(
+    "call, word",
+    [
+        (
+            lambda: frechet_distance(torch.zeros(64, 64), torch.zeros(99, 64)),
+            "more than 64 samples",
+        ),
+        (
+            lambda: frechet_distance(torch.zeros(99, 3), torch.zeros(99, 4)),
+            "3 features and y has 4",
+        ),
+        (
+            lambda: frechet_distance(torch.zeros(9, 3, 32, 32), torch.zeros(9, 3, 32, 32)),
+            "(n, 1, 28, 28)",
+        ),
+        (
+            lambda: frechet_distance(torch.full((99, 3), float("inf")), torch.zeros(99, 3)),
+            "297 NaN or infinite",
+        ),
+        (
+            lambda: frechet_distance(
+                torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.zeros(9, 3)
+            ),
+            "uint8",
+        ),
+        (
+            lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(8, 3), subset_size=9),
+            "samples, 8; got 9",
+        ),
+        (lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(1, 3)), "number of samples, 1"),
+        (
+            lambda: kernel_distance(torch.zeros(9, 3), torch.zeros(9, 3), subsets=0),
+            "subsets must be",
+        ),
+        (lambda: sliced_w2(torch.zeros(9, 3), torch.zeros(9, 3), n_projections=0), "n_projections"),
+        (lambda: embed(torch.zeros(4, 1, 8, 8), nn.Flatten(0)), "expected (n, d)"),
+        (lambda: real_floor(w2, real_pairs("spiral"), pairs=1), "at least 2 pairs"),
+        (lambda: real_pairs("digits"), "fashion_mnist"),
+        (lambda: real_pairs("fashion_mnist", 10_001)(0), "10000 training images"),
+    ],
+)
 def test_feature_distances_refuse(call, word):
     with pytest.raises(ValueError) as error:
         call()

@@ -1,17 +1,28 @@
 """Networks: shapes, two times, anchor, forward-mode derivatives against finite differences, refusals."""
+
 import pytest
 import torch
 from exact import one_line, randomise
 
 from iflow_lib.networks import MLP, NETWORKS, UNet, time_features
 
-CASES = [("MLP", dict(dim=1, hidden=8, layers=1)), ("MLP", dict(dim=2, hidden=16, layers=3)),
-         ("MLP", dict(dim=24, hidden=8, layers=2)),
-         *[("UNet", dict(channels=c, size=n, width=8, blocks=1)) for n in (8, 16, 28, 32) for c in (1, 3)],
-         ("Transformer", dict(length=24, channels=1, width=16, layers=2, heads=2)),
-         ("Transformer", dict(length=5, channels=3, width=8, layers=1, heads=4))]
-cases = pytest.mark.parametrize("name, options", CASES, ids=lambda v: v if isinstance(v, str) else
-                                "-".join(map(str, v.values())))
+CASES = [
+    ("MLP", dict(dim=1, hidden=8, layers=1)),
+    ("MLP", dict(dim=2, hidden=16, layers=3)),
+    ("MLP", dict(dim=24, hidden=8, layers=2)),
+    *[
+        ("UNet", dict(channels=c, size=n, width=8, blocks=1))
+        for n in (8, 16, 28, 32)
+        for c in (1, 3)
+    ],
+    ("Transformer", dict(length=24, channels=1, width=16, layers=2, heads=2)),
+    ("Transformer", dict(length=5, channels=3, width=8, layers=1, heads=4)),
+]
+cases = pytest.mark.parametrize(
+    "name, options",
+    CASES,
+    ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())),
+)
 
 
 def build(name, options, anchor=False, dtype=torch.float64, n=3):
@@ -41,14 +52,19 @@ def test_examples_do_not_mix(name, options):
     net, x, t, s, _ = build(name, options)
     out = net(x, t, s)
     for i in range(len(x)):
-        torch.testing.assert_close(net(x[i:i + 1], t[i:i + 1], s[i:i + 1])[0], out[i], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            net(x[i : i + 1], t[i : i + 1], s[i : i + 1])[0], out[i], rtol=1e-10, atol=1e-10
+        )
 
 
 @cases
 @pytest.mark.parametrize("anchor", [False, True])
 def test_jvp_is_the_finite_difference(name, options, anchor):
     net, x, t, s, a = build(name, options, anchor)
-    direction, h = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype), 1e-6
+    direction, h = (
+        torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype),
+        1e-6,
+    )
     extra = (a,) if anchor else ()
 
     def along(x, t):
@@ -82,24 +98,43 @@ def test_config_rebuilds_the_network(name, options, anchor):
 
 
 def test_time_features():
-    s, t = torch.rand(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).sort(0).values
+    s, t = (
+        torch.rand(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        .sort(0)
+        .values
+    )
     f = time_features(t, s, 3)
     assert f.shape == (5, 14) and f.dtype == torch.float64
     angles = torch.stack([v * torch.pi / 2 * 2**k for v in (t, t - s) for k in range(3)], dim=1)
-    torch.testing.assert_close(f, torch.cat([t[:, None], (t - s)[:, None], angles.sin(), angles.cos()], dim=1))
+    torch.testing.assert_close(
+        f, torch.cat([t[:, None], (t - s)[:, None], angles.sin(), angles.cos()], dim=1)
+    )
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(size=7), "size"), (dict(size=9), "size"), (dict(size=18), "size"), (dict(size=30), "size"),
-    (dict(size=68), "size"), (dict(size=4), "size"), (dict(channels=0), "channels"), (dict(width=12), "width"),
-    (dict(width=0), "width"), (dict(blocks=0), "blocks")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(size=7), "size"),
+        (dict(size=9), "size"),
+        (dict(size=18), "size"),
+        (dict(size=30), "size"),
+        (dict(size=68), "size"),
+        (dict(size=4), "size"),
+        (dict(channels=0), "channels"),
+        (dict(width=12), "width"),
+        (dict(width=0), "width"),
+        (dict(blocks=0), "blocks"),
+    ],
+)
 def test_unet_refuses_bad_sizes(options, words):
     with pytest.raises(ValueError) as error:
         UNet(**options)
     assert words in one_line(error) and str(next(iter(options.values()))) in str(error.value)
 
 
-@pytest.mark.parametrize("options", [dict(dim=0), dict(dim=2, hidden=0), dict(dim=2, layers=0), dict(dim=-1)])
+@pytest.mark.parametrize(
+    "options", [dict(dim=0), dict(dim=2, hidden=0), dict(dim=2, layers=0), dict(dim=-1)]
+)
 def test_mlp_refuses_bad_sizes(options):
     with pytest.raises(ValueError) as error:
         MLP(**options)
@@ -122,8 +157,11 @@ def test_anchor_must_match_the_network(name, options):
 # ---------------------------------------------------------------- classes
 
 
-LABELLED = [("MLP", dict(dim=2, hidden=8, layers=2)), ("UNet", dict(channels=1, size=8, width=8, blocks=1)),
-            ("Transformer", dict(length=6, width=8, layers=1, heads=2))]
+LABELLED = [
+    ("MLP", dict(dim=2, hidden=8, layers=2)),
+    ("UNet", dict(channels=1, size=8, width=8, blocks=1)),
+    ("Transformer", dict(length=6, width=8, layers=1, heads=2)),
+]
 
 
 @pytest.mark.parametrize("name, options", LABELLED, ids=[n for n, _ in LABELLED])

@@ -1,4 +1,5 @@
 """The committed notebooks: nbval runs each in a fresh kernel and compares its outputs; their stored outputs are clean."""
+
 import ast
 import os
 import re
@@ -11,7 +12,7 @@ import nbformat
 import pytest
 from conftest import write_notebook
 
-from iflow_lib import cli
+from iflow_runner import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -21,20 +22,45 @@ ALL = [*NOTEBOOKS, *SOLUTIONS, TEMPLATE]
 
 
 def test_the_series_is_there():
-    names = {"00_start_here", "01_path_integrals", "02_one_line_many_clocks", "03_from_scratch", "04_x0_anchoring",
-             "05_training", "06_nfe_vs_quality", "07_rectified_flow_and_reflow", "08_pfgmpp", "09_consistency_models",
-             "13_claims"}
+    names = {
+        "00_start_here",
+        "01_path_integrals",
+        "02_one_line_many_clocks",
+        "03_from_scratch",
+        "04_x0_anchoring",
+        "05_training",
+        "06_nfe_vs_quality",
+        "07_rectified_flow_and_reflow",
+        "08_pfgmpp",
+        "09_consistency_models",
+        "13_claims",
+    }
     assert {n.stem for n in NOTEBOOKS} >= names
     assert {n.name for n in SOLUTIONS} == {n.name for n in NOTEBOOKS}
 
 
 def nbval(*notebooks, library=ROOT) -> subprocess.CompletedProcess:
     """Run notebooks in fresh kernels and compare their outputs, with the library that lies in a folder."""
-    command = [sys.executable, "-m", "pytest", "--verbosity=0", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider",
-               "--nbval-sanitize-with", str(ROOT / "notebooks" / "nbval.cfg"), *map(str, notebooks)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--verbosity=0",
+        "--nbval",
+        "--nbval-current-env",
+        "-p",
+        "no:cacheprovider",
+        "--nbval-sanitize-with",
+        str(ROOT / "notebooks" / "nbval.cfg"),
+        *map(str, notebooks),
+    ]
     # two threads on small networks are slower than one; figures must appear in the notebook, wherever the tests run
-    environment = dict(os.environ, OMP_NUM_THREADS="1", MPLBACKEND="module://matplotlib_inline.backend_inline",
-                       PYTHONPATH=str(library))
+    environment = dict(
+        os.environ,
+        OMP_NUM_THREADS="1",
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
+        PYTHONPATH=str(library),
+    )
     return subprocess.run(command, cwd=library, capture_output=True, text=True, env=environment)
 
 
@@ -49,16 +75,21 @@ def test_nbval(notebook):
 def test_stored_outputs(notebook):
     """Executed top to bottom, no errors, warnings, progress bars, machine paths or figure reprs; not too big."""
     assert notebook.stat().st_size < 2_000_000
-    code = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    code = [
+        cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"
+    ]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     for output in (output for cell in code for output in cell.outputs):
         assert output.output_type != "error"
         assert output.get("name") != "stderr", output.text
         text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
-        assert not re.search(r"<Figure|<Axes|it/s\]|Warning|/(home|root|tmp|work|Users)/", text), text
+        assert not re.search(r"<Figure|<Axes|it/s\]|Warning|/(home|root|tmp|work|Users)/", text), (
+            text
+        )
 
 
 # ---- the parts of a notebook, as CONTRIBUTING.md names them
+
 
 def missing_parts(file: Path) -> list[str]:
     """What a notebook lacks of the parts that each must have, in words."""
@@ -75,16 +106,30 @@ def missing_parts(file: Path) -> list[str]:
     need(re.match(rf"# {number} · \S", head), f"a title '# {number} · ...'")
     for part in ("**Question.** ", "*For* ", "*Runtime:* "):
         need(re.search(rf"^{re.escape(part)}\S", head, re.M), f"{part.strip()} in the first cell")
-    need("**You will learn**" in head and len(re.findall(r"^\d\. \S", head, re.M)) >= 2, "two things you will learn")
+    need(
+        "**You will learn**" in head and len(re.findall(r"^\d\. \S", head, re.M)) >= 2,
+        "two things you will learn",
+    )
 
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", ())]
-    need(len(tagged) == 1 and tagged[0] is code[0], "one cell tagged parameters, the first with code")
+    need(
+        len(tagged) == 1 and tagged[0] is code[0], "one cell tagged parameters, the first with code"
+    )
     for line in tagged[0].source.splitlines() if tagged else ():
         found = re.fullmatch(r"\w+: (int|float|bool|str|list) = (.+?) +# \S.*", line)
-        need(found and type(ast.literal_eval(found[2])).__name__ == found[1], f"a simple type or a comment in '{line}'")
-    need(len(code) > 1 and "raise ValueError(" in code[1].source, "an error for parameters out of range, below the imports")
+        need(
+            found and type(ast.literal_eval(found[2])).__name__ == found[1],
+            f"a simple type or a comment in '{line}'",
+        )
+    need(
+        len(code) > 1 and "raise ValueError(" in code[1].source,
+        "an error for parameters out of range, below the imports",
+    )
 
-    need(isinstance(notebook.metadata.get("iflow", {}).get("reads"), list), "what it reads, in its metadata")
+    need(
+        isinstance(notebook.metadata.get("iflow", {}).get("reads"), list),
+        "what it reads, in its metadata",
+    )
     see = True
     for cell in cells:
         if cell.cell_type == "markdown":
@@ -96,11 +141,20 @@ def missing_parts(file: Path) -> list[str]:
 
     sections = re.split(r"^## +(.+)\n", text, flags=re.M)
     sections = dict(zip(sections[1::2], sections[2::2]))
-    need(list(sections)[-3:] == ["What we learned", "Exercises", "References"], "the last three sections")
+    need(
+        list(sections)[-3:] == ["What we learned", "Exercises", "References"],
+        "the last three sections",
+    )
     for name, count in ("What we learned", 3), ("Exercises", 2):
         points = re.findall(r"^(\d)\. \S", sections.get(name, ""), re.M)
-        need(points == [str(i + 1) for i in range(count)], f"{count} points under {name}, not {len(points)}")
-    need(file == TEMPLATE or f"(solutions/{file.name})" in sections.get("Exercises", ""), "the link to its solutions")
+        need(
+            points == [str(i + 1) for i in range(count)],
+            f"{count} points under {name}, not {len(points)}",
+        )
+    need(
+        file == TEMPLATE or f"(solutions/{file.name})" in sections.get("Exercises", ""),
+        "the link to its solutions",
+    )
     need(re.search(r"^- \S", sections.get("References", ""), re.M), "references")
     return missing
 
@@ -110,16 +164,29 @@ def test_parts(notebook):
     assert missing_parts(notebook) == []
 
 
-@pytest.mark.parametrize("old, new, missing", [
-    ("# 98 · ", "# Two · ", "a title '# 98"), ("*Runtime:* ", "*Time:* ", "*Runtime:* in the first cell"),
-    ("seed: int = 0 ", "seed: int = 0.5 ", "a simple type"), ("seed: int = 0 ", "seed = 0 ", "a simple type"),
-    ("raise ValueError(", "print(", "an error for parameters"), ("**See:**", "**Here:**", "what to see"),
-    ("## Exercises", "## Tasks", "last three sections"), ("2. One that", "One that", "2 points under Exercises"),
-    ("3. What disappoints", "What disappoints", "3 points under What we"), ("(solutions/98_x", "(98_x", "its solutions"),
-    ("- Authors", "Authors", "references"),
-    ('"reads"', '"uses"', "what it reads"), ('"parameters"', '"other"', "one cell tagged parameters")])
+@pytest.mark.parametrize(
+    "old, new, missing",
+    [
+        ("# 98 · ", "# Two · ", "a title '# 98"),
+        ("*Runtime:* ", "*Time:* ", "*Runtime:* in the first cell"),
+        ("seed: int = 0 ", "seed: int = 0.5 ", "a simple type"),
+        ("seed: int = 0 ", "seed = 0 ", "a simple type"),
+        ("raise ValueError(", "print(", "an error for parameters"),
+        ("**See:**", "**Here:**", "what to see"),
+        ("## Exercises", "## Tasks", "last three sections"),
+        ("2. One that", "One that", "2 points under Exercises"),
+        ("3. What disappoints", "What disappoints", "3 points under What we"),
+        ("(solutions/98_x", "(98_x", "its solutions"),
+        ("- Authors", "Authors", "references"),
+        ('"reads"', '"uses"', "what it reads"),
+        ('"parameters"', '"other"', "one cell tagged parameters"),
+    ],
+)
 def test_a_missing_part_is_found(old, new, missing, tmp_path):
-    file, text = tmp_path / "98_x.ipynb", TEMPLATE.read_text(encoding="utf-8").replace("# NN · ", "# 98 · ")
+    file, text = (
+        tmp_path / "98_x.ipynb",
+        TEMPLATE.read_text(encoding="utf-8").replace("# NN · ", "# 98 · "),
+    )
     text = text.replace("`solutions/NN_your_question.ipynb`", "[here](solutions/98_x.ipynb)")
     file.write_text(text, encoding="utf-8")
     assert missing_parts(file) == [] and old in text
@@ -129,8 +196,18 @@ def test_a_missing_part_is_found(old, new, missing, tmp_path):
 
 def test_notebooks_are_linted(tmp_path):
     """`ruff check .` of `make test` reads the notebooks' code too, and finds what is wrong there."""
-    ruff = [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(ROOT / "pyproject.toml")]
-    seen = subprocess.run([*ruff, "--show-files", "."], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    ruff = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--no-cache",
+        "--config",
+        str(ROOT / "pyproject.toml"),
+    ]
+    seen = subprocess.run(
+        [*ruff, "--show-files", "."], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split("\n")
     assert {str(notebook) for notebook in ALL} <= set(seen)
     broken = nbformat.read(TEMPLATE, as_version=4)
     broken.cells[2].source += "\nprint(nowhere)"
@@ -144,7 +221,7 @@ def test_notebooks_are_linted(tmp_path):
 MEASURES = """
 import iflow_lib as ifl
 from iflow_lib import metrics
-from iflow_lib.results import Recorder, reference
+from iflow_runner.recorder import Recorder, reference
 
 model = ifl.FlowMap.from_pretrained(reference("checkpoints") / "eight_gaussians_rectified_integral")
 real = metrics.real_pairs("eight_gaussians", 2000)(0)[1]
@@ -167,9 +244,23 @@ def test_a_changed_number_is_found(tmp_path, capfd):
     write_notebook(tmp_path / "notebooks" / "01_small.ipynb", MEASURES)
 
     def reproduce(name: str) -> Path:
-        command = [sys.executable, "-m", "iflow_lib.cli", "reproduce", "--device", "cpu", "--out", str(tmp_path / name)]
-        done = subprocess.run(command, cwd=tmp_path, env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(tmp_path)),
-                              capture_output=True, text=True)
+        command = [
+            sys.executable,
+            "-m",
+            "iflow_runner.cli",
+            "reproduce",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / name),
+        ]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(tmp_path)),
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         return tmp_path / name
 
@@ -187,12 +278,16 @@ def test_a_changed_number_is_found(tmp_path, capfd):
     output.text = f"{float(output.text) + 0.01:.2f}\n"
     nbformat.write(notebook, altered)
     done = nbval(stored, altered, library=tmp_path)
-    assert re.search(r" 1 failed, \d+ passed", done.stdout) and "mismatch 'stdout'" in done.stdout, done.stdout
+    assert (
+        re.search(r" 1 failed, \d+ passed", done.stdout) and "mismatch 'stdout'" in done.stdout
+    ), done.stdout
 
     table = (run / "results.csv").read_text().splitlines()
     value = table[0].split(",").index("value")
     row = table[1].split(",")
-    (run / "results.csv").write_text("\n".join([table[0], ",".join([*row[:value], "0.3", *row[value + 1:]])]) + "\n")
+    (run / "results.csv").write_text(
+        "\n".join([table[0], ",".join([*row[:value], "0.3", *row[value + 1 :]])]) + "\n"
+    )
     code, out = verify(run)
     assert code == 1 and "eight_gaussians" in out and "0 of 1 cells agree, 1 moved" in out
 

@@ -1,4 +1,5 @@
 """Objectives against the Gaussian whose average velocity is known: it is their fixed point, and nothing near it is."""
+
 import math
 
 import pytest
@@ -6,23 +7,26 @@ import torch
 from exact import MEAN, STD, GaussianNet, column, one_line, randomise, spread
 from torch import nn
 
-from iflow_lib.baselines import ConsistencyTraining, Distillation
 from iflow_lib.data import TensorData
-from iflow_lib.flow_map import FlowMap
+from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.objectives import (
     Batch,
+    ConsistencyTraining,
+    Distillation,
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
     energy,
 )
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
-from iflow_lib.speed import autocast
+from iflow_lib.training.compile import autocast
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8), VariancePreserving()]
 paths = pytest.mark.parametrize("path", ALL, ids=lambda p: p.name)
-gaussian_paths = pytest.mark.parametrize("path", [p for p in ALL if p.name != "PoissonFlow"], ids=lambda p: p.name)
+gaussian_paths = pytest.mark.parametrize(
+    "path", [p for p in ALL if p.name != "PoissonFlow"], ids=lambda p: p.name
+)
 
 
 def triples(n=400, seed=0):
@@ -38,7 +42,9 @@ def triples(n=400, seed=0):
 def test_the_exact_average_velocity_obeys_the_identity(derivative, tolerance):
     """u = v - (t - s) du/dt, with the objective's own du/dt; a wrong u does not obey it."""
     x, t, s = triples()
-    inside = (t + 0.01 < 1) & (t - s > 0.01) if derivative == "difference" else t >= s  # away from its one-sided ends
+    inside = (
+        (t + 0.01 < 1) & (t - s > 0.01) if derivative == "difference" else t >= s
+    )  # away from its one-sided ends
     objective = IntegralIdentity(derivative=derivative)
 
     def residual(net):
@@ -61,8 +67,10 @@ def test_difference_at_the_ends_of_the_line():
     model = FlowMap(GaussianNet(), RectifiedFlow())
     with torch.no_grad():
         v = model(x, t, t)
-        exact, rough = (IntegralIdentity(derivative=name).total_derivative(model, x, t, s, v)
-                        for name in ("jvp", "difference"))
+        exact, rough = (
+            IntegralIdentity(derivative=name).total_derivative(model, x, t, s, v)
+            for name in ("jvp", "difference")
+        )
     error = (t - s)[:, None] * (exact - rough)
     assert float(error.abs().max()) < 0.02
 
@@ -77,7 +85,10 @@ def test_a_difference_survives_bfloat16():
     with torch.no_grad():
         for found, precision in ((plain, "float32"), (mixed, "bfloat16")):
             with autocast(torch.device("cpu"), precision):
-                found += [IntegralIdentity(derivative=d).total_derivative(model, x, t, s, x) for d in ("jvp", "difference")]
+                found += [
+                    IntegralIdentity(derivative=d).total_derivative(model, x, t, s, x)
+                    for d in ("jvp", "difference")
+                ]
     scale = plain[0][inside].square().mean().sqrt()
     for rate in (plain[1], mixed[1]):
         assert float((rate - plain[0])[inside].abs().max() / scale) < 0.02
@@ -88,9 +99,13 @@ def test_the_derivative_is_chosen_by_the_device():
     model = FlowMap(GaussianNet(), RectifiedFlow())
     x, t, s = triples()
     with torch.no_grad():
-        found = {d: IntegralIdentity(derivative=d).total_derivative(model, x, t, s, x)
-                 for d in ("auto", "jvp", "difference")}
-    assert torch.equal(found["auto"], found["difference"]) and not torch.equal(found["auto"], found["jvp"])
+        found = {
+            d: IntegralIdentity(derivative=d).total_derivative(model, x, t, s, x)
+            for d in ("auto", "jvp", "difference")
+        }
+    assert torch.equal(found["auto"], found["difference"]) and not torch.equal(
+        found["auto"], found["jvp"]
+    )
 
 
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
@@ -102,11 +117,14 @@ def test_total_derivative_follows_the_given_velocity(derivative):
     x, t, s = x[keep].requires_grad_(), t[keep].requires_grad_(), s[keep]
     velocity = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
     rate = IntegralIdentity(derivative=derivative, step=1e-3).total_derivative(
-        FlowMap(net, RectifiedFlow()), x, t, s, velocity)
+        FlowMap(net, RectifiedFlow()), x, t, s, velocity
+    )
     for i in range(2):
         grad_x, grad_t = torch.autograd.grad(net(x, t, s)[:, i].sum(), (x, t))
         expected = grad_t + (grad_x * velocity).sum(1)
-        assert float((rate[:, i] - expected).abs().max().detach()) < (1e-9 if derivative == "jvp" else 1e-3)
+        assert float((rate[:, i] - expected).abs().max().detach()) < (
+            1e-9 if derivative == "jvp" else 1e-3
+        )
 
 
 # ---------------------------------------------------------------- fixed point of the whole loss
@@ -117,26 +135,46 @@ def gradient_scores(objective, path, net, batches=40, size=1500):
     model, g, rows = FlowMap(net, path), torch.Generator().manual_seed(0), []
     for _ in range(batches):
         x_0 = MEAN + STD * torch.randn(size, 2, generator=g, dtype=torch.float64)
-        grads = torch.autograd.grad(objective(model, x_0, g), list(net.parameters()), allow_unused=True)
-        rows.append(torch.stack([torch.zeros((), dtype=torch.float64) if d is None else d for d in grads]))
+        grads = torch.autograd.grad(
+            objective(model, x_0, g), list(net.parameters()), allow_unused=True
+        )
+        rows.append(
+            torch.stack([torch.zeros((), dtype=torch.float64) if d is None else d for d in grads])
+        )
     rows = torch.stack(rows)
-    return rows.mean(0) / (rows.std(0) / math.sqrt(batches)).clamp(min=1e-6)  # times are float32: rounding is not a push
+    return rows.mean(0) / (rows.std(0) / math.sqrt(batches)).clamp(
+        min=1e-6
+    )  # times are float32: rounding is not a push
 
 
-OBJECTIVES = [FlowMatching(), IntegralAdditivity(), IntegralAdditivity(equal_share=0.3, time_density="uniform"),
-              *[IntegralIdentity(tangent=tangent, derivative=derivative, power=0.0)
-                                for tangent in ("network", "conditional") for derivative in ("jvp", "difference")]]
+OBJECTIVES = [
+    FlowMatching(),
+    IntegralAdditivity(),
+    IntegralAdditivity(equal_share=0.3, time_density="uniform"),
+    *[
+        IntegralIdentity(tangent=tangent, derivative=derivative, power=0.0)
+        for tangent in ("network", "conditional")
+        for derivative in ("jvp", "difference")
+    ],
+]
 
 
 @gaussian_paths
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: "-".join([o.name, *(
-    [o.tangent, o.derivative] if o.name == "IntegralIdentity" else [])]))
+@pytest.mark.parametrize(
+    "objective",
+    OBJECTIVES,
+    ids=lambda o: "-".join(
+        [o.name, *([o.tangent, o.derivative] if o.name == "IntegralIdentity" else [])]
+    ),
+)
 def test_the_truth_is_the_fixed_point(objective, path):
     """At the exact average velocity the gradient has mean zero; each displaced parameter is pushed back."""
     scores = gradient_scores(objective, path, GaussianNet())
     assert float(scores.abs().max()) < 4, scores
     assert float(scores[:2].abs().min()) > 0
-    for i, name in enumerate(["gain", "shift", "tilt"][: 2 if objective.name == "FlowMatching" else 3]):
+    for i, name in enumerate(
+        ["gain", "shift", "tilt"][: 2 if objective.name == "FlowMatching" else 3]
+    ):
         for sign in (1, -1):
             net = GaussianNet()
             with torch.no_grad():
@@ -151,7 +189,9 @@ def test_the_truth_is_the_fixed_point_with_a_teacher(path, derivative):
     """Its targets are without noise: at the truth the loss itself is zero, and each displaced parameter is pushed back."""
     teacher = FlowMap(GaussianNet(), path).requires_grad_(False)
     objective = IntegralIdentity(teacher=teacher, derivative=derivative)
-    x_0 = MEAN + STD * torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x_0 = MEAN + STD * torch.randn(
+        500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     for name in ("", "gain", "shift", "tilt"):
         for sign in (1, -1):
             model = FlowMap(GaussianNet(), path)
@@ -168,9 +208,11 @@ def test_the_truth_is_the_fixed_point_with_a_teacher(path, derivative):
 
 def test_a_teacher_that_does_not_fit():
     teacher = FlowMap(GaussianNet(), RectifiedFlow())
-    for model, words in ((teacher, "the teacher must be another model"),
-                         (FlowMap(GaussianNet(), PoissonFlow(8)), "on the same path"),
-                         (FlowMap(GaussianNet((3,)), RectifiedFlow()), "on the same path and data")):
+    for model, words in (
+        (teacher, "the teacher must be another model"),
+        (FlowMap(GaussianNet(), PoissonFlow(8)), "on the same path"),
+        (FlowMap(GaussianNet((3,)), RectifiedFlow()), "on the same path and data"),
+    ):
         with pytest.raises(ValueError) as error:
             IntegralIdentity(teacher=teacher).prepare(model, None)
         assert words in one_line(error)
@@ -179,7 +221,9 @@ def test_a_teacher_that_does_not_fit():
     assert "teacher or anchor" in one_line(error)
     first, same, other = (FlowMap(MLP(dim=2, hidden=8), RectifiedFlow()) for _ in range(3))
     same.load_state_dict(first.state_dict())
-    first, same, other = (IntegralIdentity(teacher=t).config()["teacher"] for t in (first, same, other))
+    first, same, other = (
+        IntegralIdentity(teacher=t).config()["teacher"] for t in (first, same, other)
+    )
     assert first == same != other and first["network"] == "MLP"
 
 
@@ -213,7 +257,11 @@ def test_the_truth_is_the_fixed_point_with_an_anchor_too(path, derivative):
 
 def test_self_anchor_is_the_unanchored_jump_or_nothing():
     net, objective = Anchored(), IntegralIdentity(anchor="self", equal_share=0.0)
-    objective(FlowMap(net, RectifiedFlow()), torch.randn(400, 2).double(), torch.Generator().manual_seed(0))
+    objective(
+        FlowMap(net, RectifiedFlow()),
+        torch.randn(400, 2).double(),
+        torch.Generator().manual_seed(0),
+    )
     first, used = net.anchors[0], net.anchors[-1]
     assert float(first.abs().max()) == 0 and len(net.anchors) >= 3
     empty = (used == 0).all(1)
@@ -221,12 +269,15 @@ def test_self_anchor_is_the_unanchored_jump_or_nothing():
     for rule, anchored in (("self", False), (None, True)):
         net = Anchored() if anchored else GaussianNet()
         with pytest.raises(ValueError, match="needs a network built with anchor="):
-            IntegralIdentity(anchor=rule).prepare(FlowMap(net, RectifiedFlow()), TensorData(torch.zeros(5, 2)))
+            IntegralIdentity(anchor=rule).prepare(
+                FlowMap(net, RectifiedFlow()), TensorData(torch.zeros(5, 2))
+            )
 
 
 @gaussian_paths
 def test_consistency_training_is_near_its_fixed_point_at_the_truth(path):
     """The last stage's gap between t and r leaves a small bias: a twentieth of the push on a displaced parameter."""
+
     def mean_gradient(name=None, change=0.0):
         net, g = GaussianNet(), torch.Generator().manual_seed(0)
         if name:
@@ -234,14 +285,20 @@ def test_consistency_training_is_near_its_fixed_point_at_the_truth(path):
                 getattr(net, name).add_(change)
         x_0 = MEAN + STD * torch.randn(60_000, 2, generator=g, dtype=torch.float64)
         loss = ConsistencyTraining(c=1.0)(FlowMap(net, path), Batch(x_0, step=79, steps=80), g)
-        return torch.stack([d if d is not None else torch.zeros(()) for d in
-                            torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)])
+        return torch.stack(
+            [
+                d if d is not None else torch.zeros(())
+                for d in torch.autograd.grad(loss, list(net.parameters()), allow_unused=True)
+            ]
+        )
 
     at_truth = mean_gradient()
     for i, name in enumerate(["gain", "shift", "tilt"]):
         for change in (0.3, -0.3):
             pushed = mean_gradient(name, change)[i]
-            assert float(pushed) * change > 0 and abs(float(at_truth[i])) < abs(float(pushed)) / 5, (name, at_truth, pushed)
+            assert (
+                float(pushed) * change > 0 and abs(float(at_truth[i])) < abs(float(pushed)) / 5
+            ), (name, at_truth, pushed)
 
 
 @paths
@@ -252,7 +309,11 @@ def test_consistency_levels_follow_ect(path):
         expected = t * (1 - 2.0 ** -(stage + 1) * (1 + 8 * torch.sigmoid(-t))).clamp(min=0)
         torch.testing.assert_close(r, expected)
         assert bool(((r >= 0) & (r < t)).all())
-        highest = 80 if path.t_max == 80 else (1 - path.tau_max) and path.tau_max / (1 - path.tau_max) or 9999
+        highest = (
+            80
+            if path.t_max == 80
+            else (1 - path.tau_max) and path.tau_max / (1 - path.tau_max) or 9999
+        )
         assert abs(float((t > 0.99 * highest).float().mean()) - 0.25) < 0.04
         middle = t[t < 0.9 * float(t.max())].log()
         assert abs(float(middle.mean()) + 1.1) < 0.15 and abs(float(middle.std()) - 2) < 0.15
@@ -280,7 +341,9 @@ def test_coupled_noise_is_used():
             seen.append((x, t))
             return super().forward(x, t, s)
 
-    FlowMatching()(FlowMap(Spy(), RectifiedFlow()), Batch(x_0, noise=z), torch.Generator().manual_seed(0))
+    FlowMatching()(
+        FlowMap(Spy(), RectifiedFlow()), Batch(x_0, noise=z), torch.Generator().manual_seed(0)
+    )
     x, t = seen[0]
     torch.testing.assert_close(x, (1 - t)[:, None].expand(50, 2).double())
 
@@ -330,7 +393,9 @@ def test_no_gradient_through_the_target(derivative):
 
 
 @paths
-@pytest.mark.parametrize("equal, start, end", [(0.5, 0.1, 0.1), (0.0, 0.0, 0.0), (0.25, 0.5, 0.25), (1.0, 0.3, 0.3)])
+@pytest.mark.parametrize(
+    "equal, start, end", [(0.5, 0.1, 0.1), (0.0, 0.0, 0.0), (0.25, 0.5, 0.25), (1.0, 0.3, 0.3)]
+)
 def test_times_and_their_shares(path, equal, start, end):
     objective, n = IntegralIdentity(equal_share=equal, start_share=start, end_share=end), 4000
     model = FlowMap(MLP(dim=2), path)
@@ -343,18 +408,33 @@ def test_times_and_their_shares(path, equal, start, end):
         assert float((t[:k] == s[:k]).float().mean()) < 0.001
         # the rest of the density may reach tau_max or 0 by itself, but rarely
         margin = 4 * (0.25 / k) ** 0.5
-        assert abs(float((t[:k] >= path.tau_max * (1 - 1e-6)).float().mean()) - start) < margin + 0.02
+        assert (
+            abs(float((t[:k] >= path.tau_max * (1 - 1e-6)).float().mean()) - start) < margin + 0.02
+        )
         assert abs(float((s[:k] == 0).float().mean()) - end) < margin + 0.02
     again = objective.times(model, n, torch.Generator().manual_seed(0), "cpu")
     assert torch.equal(again[0], t) and torch.equal(again[1], s)
 
 
 @paths
-@pytest.mark.parametrize("objective", [FlowMatching(), IntegralIdentity(), IntegralIdentity(derivative="jvp"),
-                                       IntegralIdentity(equal_share=1.0), IntegralIdentity(equal_share=0.0),
-                                       IntegralAdditivity(), ConsistencyTraining()], ids=lambda o: repr(o)[:60])
-@pytest.mark.parametrize("build", [lambda: MLP(dim=3, hidden=8, layers=2),
-                                   lambda: UNet(channels=1, size=8, width=8, blocks=1)], ids=["MLP", "UNet"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        FlowMatching(),
+        IntegralIdentity(),
+        IntegralIdentity(derivative="jvp"),
+        IntegralIdentity(equal_share=1.0),
+        IntegralIdentity(equal_share=0.0),
+        IntegralAdditivity(),
+        ConsistencyTraining(),
+    ],
+    ids=lambda o: repr(o)[:60],
+)
+@pytest.mark.parametrize(
+    "build",
+    [lambda: MLP(dim=3, hidden=8, layers=2), lambda: UNet(channels=1, size=8, width=8, blocks=1)],
+    ids=["MLP", "UNet"],
+)
 def test_one_step_of_every_objective(objective, path, build):
     """A finite scalar with gradients for every weight; seeded by the generator alone; only times 0 <= s <= t <= 1, but for
     the difference's one step beyond."""
@@ -367,7 +447,10 @@ def test_one_step_of_every_objective(objective, path, build):
 
         def forward(self, x, t, s):
             if type(t) is torch.Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(t):
-                assert bool(((s >= 0) & (s <= t) & (t <= latest)).all()) and x.shape[1:] == self.data_shape
+                assert (
+                    bool(((s >= 0) & (s <= t) & (t <= latest)).all())
+                    and x.shape[1:] == self.data_shape
+                )
             return self.net(x, t, s)
 
     model = FlowMap(Watch(randomise(build(), scale=0.1)), path)
@@ -379,7 +462,9 @@ def test_one_step_of_every_objective(objective, path, build):
         losses.append(objective(model, x_0, g))
     assert losses[0].ndim == 0 and bool(torch.isfinite(losses[0])) and torch.equal(*losses)
     losses[0].backward()
-    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+    assert all(
+        p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters()
+    )
     assert all(float(p.grad.abs().max()) > 0 for p in model.parameters())
 
 
@@ -393,7 +478,9 @@ def test_power_weighs_large_errors_down():
             x_0 = scale * torch.randn(2000, 2, generator=g)
             losses[scale, power] = float(IntegralIdentity(power=power)(model, x_0, g).detach())
     for power in (0.0, 0.5, 1.0):
-        assert losses[100, power] / losses[1, power] == pytest.approx((100**2 / 2) ** (1 - power), rel=0.2)
+        assert losses[100, power] / losses[1, power] == pytest.approx(
+            (100**2 / 2) ** (1 - power), rel=0.2
+        )
     assert losses[1, 1.0] < 1
 
 
@@ -403,8 +490,12 @@ def test_detail_weighs_the_differences_of_neighbours():
     plain, fine = IntegralIdentity(), IntegralAdditivity(detail=0.25)
     assert float(fine.weighted(flat)) == float(plain.weighted(flat)) == 2 * 64 * 0.25
     for ramp in (3 * across, 3 * across.mT):
-        assert float(fine.weighted(ramp) - plain.weighted(ramp)) == pytest.approx(0.25 * 2 * 8 * 7 * 9, rel=1e-6)
-    tame = IntegralIdentity(detail=0.25, power=1.0).weighted(3 * across)  # the weight is of the whole error
+        assert float(fine.weighted(ramp) - plain.weighted(ramp)) == pytest.approx(
+            0.25 * 2 * 8 * 7 * 9, rel=1e-6
+        )
+    tame = IntegralIdentity(detail=0.25, power=1.0).weighted(
+        3 * across
+    )  # the weight is of the whole error
     assert float(tame) == pytest.approx(1, rel=1e-4)
     with pytest.raises(ValueError, match="detail is of images"):
         fine.weighted(torch.zeros(3, 2))
@@ -422,39 +513,60 @@ def test_a_perceptual_loss_sees_what_the_teacher_sees():
     objective = IntegralIdentity(**common, perceptual=0.7)
     objective.prepare(model, None)
     g, x_0 = torch.Generator().manual_seed(1), torch.randn(12, 1, 8, 8, dtype=torch.float64)
-    drawn = objective.draw(model, Batch(x_0), g) | {"z": torch.randn(x_0.shape, generator=g, dtype=torch.float64)}
+    drawn = objective.draw(model, Batch(x_0), g) | {
+        "z": torch.randn(x_0.shape, generator=g, dtype=torch.float64)
+    }
     drawn |= {name: drawn[name].double() for name in "ts"}
     t, s = drawn["t"], drawn["s"]
     k, caught = len(s), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(IntegralIdentity, "weighted", lambda self, *given: caught.append(given) or given[0].sum())
+        patch.setattr(
+            IntegralIdentity,
+            "weighted",
+            lambda self, *given: caught.append(given) or given[0].sum(),
+        )
         objective.loss(model, **drawn)
     (error, extra), gap = caught[0], (t[:k] - s).clamp(min=0.02)
     assert k == 9 and len(extra) == k and float(gap.min()) > 0.02 - 1e-12
     x_t = (1 - t[:k, None, None, None]) * x_0[:k] + t[:k, None, None, None] * drawn["z"][:k]
     own, span = model(x_t, t[:k], s), (t[:k] - s)[:, None, None, None]
     ends = [x_t - span * own, x_t - span * (own - error[:k])]
-    far = torch.stack([teacher.net.hidden(end, s, s) for end in ends]).diff(dim=0)[0].square().flatten(1).sum(1)
+    far = (
+        torch.stack([teacher.net.hidden(end, s, s) for end in ends])
+        .diff(dim=0)[0]
+        .square()
+        .flatten(1)
+        .sum(1)
+    )
     assert torch.allclose(extra, 0.7 * far / gap**2, rtol=1e-6) and float(extra.detach().min()) > 0
     assert not objective.seen(ends[0], torch.zeros_like(ends[0]), s, None).any()
     plain, loss = IntegralIdentity(**common), objective.loss(model, **drawn)[0]
-    square = error.square().flatten(1).sum(1) + 2 * sum(error.diff(dim=d).square().flatten(1).sum(1) for d in (2, 3))
+    square = error.square().flatten(1).sum(1) + 2 * sum(
+        error.diff(dim=d).square().flatten(1).sum(1) for d in (2, 3)
+    )
     square[:k] += extra
     assert float(loss) == pytest.approx(float((square / (square + 1e-3).sqrt()).mean()), rel=1e-9)
     assert float(plain.loss(model, **drawn)[0]) < float(loss)
     loss.backward()
-    assert all(p.grad is None for p in teacher.parameters()) and all(p.grad is not None for p in model.parameters())
+    assert all(p.grad is None for p in teacher.parameters()) and all(
+        p.grad is not None for p in model.parameters()
+    )
 
 
 def test_matching_compares_distributions():
     """By hand, from every pair of rows; what a batch has in other order is as near, what has another law is farther."""
     g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(5, 2, 3, generator=g, dtype=torch.float64), torch.randn(5, 2, 3, generator=g, dtype=torch.float64)
+    x, y = (
+        torch.randn(5, 2, 3, generator=g, dtype=torch.float64),
+        torch.randn(5, 2, 3, generator=g, dtype=torch.float64),
+    )
     pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
     far = lambda a, b: sum(float((a[i] - b[j]).norm()) for i, j in pairs) / len(pairs)  # noqa: E731
     assert float(energy(x, y)) == pytest.approx(2 * far(x, y) - far(x, x) - far(y, y), rel=1e-9)
     same = torch.stack([energy(*torch.randn(2, 64, 3, generator=g)) for _ in range(200)])
-    assert abs(float(same.mean())) < 4 * float(same.std()) / 200**0.5 and float(energy(x + 9, y)) > 5
+    assert (
+        abs(float(same.mean())) < 4 * float(same.std()) / 200**0.5 and float(energy(x + 9, y)) > 5
+    )
 
     torch.manual_seed(0)
     nets = [UNet(size=8, width=8, blocks=1).double() for _ in range(2)]
@@ -465,41 +577,70 @@ def test_matching_compares_distributions():
     objective = IntegralIdentity(**common, matching=3.0)
     objective.prepare(model, None)
     x_0 = torch.randn(12, 1, 8, 8, generator=g, dtype=torch.float64)
-    drawn = objective.draw(model, Batch(x_0), g) | {"z": torch.randn(x_0.shape, generator=g, dtype=torch.float64)}
+    drawn = objective.draw(model, Batch(x_0), g) | {
+        "z": torch.randn(x_0.shape, generator=g, dtype=torch.float64)
+    }
     drawn |= {name: drawn[name].double() for name in "ts"}
     loss, zero = objective.loss(model, **drawn)[0], torch.zeros(12, dtype=torch.float64)
     t = (zero + model.path.tau_max) / torch.tensor([1] * 8 + [2] * 4)  # 4, two fifths rounded down
     x_t = (1 - t)[:, None, None, None] * x_0 + t[:, None, None, None] * drawn["z"]
     y = x_t - t[:, None, None, None] * model(x_t, t, zero)
     ours, real = teacher.net.hidden(y, zero, zero), teacher.net.hidden(x_0, zero, zero)
-    apart = sum(share * (energy(ours[part], real[part]) + energy(ours[part].mean((2, 3)), real[part].mean((2, 3))))
-                for share, part in ((2 / 3, slice(0, 8)), (1 / 3, slice(8, 12))))
+    apart = sum(
+        share
+        * (
+            energy(ours[part], real[part])
+            + energy(ours[part].mean((2, 3)), real[part].mean((2, 3)))
+        )
+        for share, part in ((2 / 3, slice(0, 8)), (1 / 3, slice(8, 12)))
+    )
     more = (loss - IntegralIdentity(**common).loss(model, **drawn)[0]).item()
     assert more == pytest.approx(3 * apart.item(), rel=1e-9)
     with pytest.raises(ValueError, match="at least five examples, not 4"):
         objective.apart(model, x_0[:4], drawn["z"][:4], None)
     (3.0 * objective.apart(model, x_0, drawn["z"], None)).backward()
-    assert all(p.grad is None for p in teacher.parameters()) and any(p.grad.any() for p in model.parameters())
+    assert all(p.grad is None for p in teacher.parameters()) and any(
+        p.grad.any() for p in model.parameters()
+    )
 
 
 def test_hidden_features_are_those_of_a_call():
     net, seen = UNet(size=16, width=8, blocks=2, classes=3), []
     net.middle[-1].register_forward_hook(lambda _module, _given, out: seen.append(out))
-    x, t, s, labels = torch.randn(4, 1, 16, 16), torch.rand(4), torch.zeros(4), torch.tensor([0, 1, 2, -1])
+    x, t, s, labels = (
+        torch.randn(4, 1, 16, 16),
+        torch.rand(4),
+        torch.zeros(4),
+        torch.tensor([0, 1, 2, -1]),
+    )
     net(x, t, s, labels=labels)
-    assert torch.equal(net.hidden(x, t, s, labels=labels), seen[0]) and seen[0].shape == (4, 16, 4, 4)
+    assert torch.equal(net.hidden(x, t, s, labels=labels), seen[0]) and seen[0].shape == (
+        4,
+        16,
+        4,
+        4,
+    )
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"perceptual": 1.0}, "perceptual needs a teacher whose network has hidden features"),
-    ({"perceptual": -1.0}, "perceptual must be at least 0, got -1"), ({"perceptual": math.inf}, "perceptual"),
-    ({"matching": 1.0}, "matching needs a teacher whose network has hidden features"),
-    ({"matching": math.nan}, "matching must be at least 0, got nan"),
-    ({"anchor": "store"}, "anchor must be"), ({"derivative": "exact"}, "derivative must be"),
-    ({"tangent": "both"}, "tangent must be"), ({"equal_share": 1.1}, "equal_share must be in [0, 1], got 1.1"),
-    ({"start_share": -0.1}, "start_share"), ({"end_share": 2}, "end_share"),
-    ({"equal_share": math.nan}, "equal_share"), ({"detail": -1}, "detail must be at least 0, got -1"),
-    ({"detail": math.inf}, "detail")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"perceptual": 1.0}, "perceptual needs a teacher whose network has hidden features"),
+        ({"perceptual": -1.0}, "perceptual must be at least 0, got -1"),
+        ({"perceptual": math.inf}, "perceptual"),
+        ({"matching": 1.0}, "matching needs a teacher whose network has hidden features"),
+        ({"matching": math.nan}, "matching must be at least 0, got nan"),
+        ({"anchor": "store"}, "anchor must be"),
+        ({"derivative": "exact"}, "derivative must be"),
+        ({"tangent": "both"}, "tangent must be"),
+        ({"equal_share": 1.1}, "equal_share must be in [0, 1], got 1.1"),
+        ({"start_share": -0.1}, "start_share"),
+        ({"end_share": 2}, "end_share"),
+        ({"equal_share": math.nan}, "equal_share"),
+        ({"detail": -1}, "detail must be at least 0, got -1"),
+        ({"detail": math.inf}, "detail"),
+    ],
+)
 def test_bad_options(options, words):
     with pytest.raises(ValueError) as error:
         IntegralIdentity(**options)
@@ -508,5 +649,7 @@ def test_bad_options(options, words):
 
 def test_config_names_every_setting():
     objective = IntegralIdentity(power=0.5, derivative="difference")
-    assert IntegralIdentity(**objective.config()) == objective and objective.name == "IntegralIdentity"
+    assert (
+        IntegralIdentity(**objective.config()) == objective and objective.name == "IntegralIdentity"
+    )
     assert FlowMatching().config() == {} and FlowMatching().name == "FlowMatching"

@@ -1,4 +1,5 @@
 """Pages and notebooks as texts: links lead somewhere, terms are written in one way."""
+
 import re
 from pathlib import Path
 
@@ -6,8 +7,12 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")),
-         *sorted((ROOT / "notebooks").rglob("*.ipynb"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "notebooks").rglob("*.ipynb")),
+]
 #: what must not stand in a text -> what is written instead. Code, links' targets and formulas are not looked at.
 TERMS = {
     r"[Ii]ntegration flow|integration Flow|Integration-Flow|IntegrationFlow": "Integration Flow",
@@ -29,7 +34,9 @@ def pages(cells=("markdown",)):
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
         if page.suffix == ".ipynb":
-            text = "\n\n".join(c.source for c in nbformat.reads(text, as_version=4).cells if c.cell_type in cells)
+            text = "\n\n".join(
+                c.source for c in nbformat.reads(text, as_version=4).cells if c.cell_type in cells
+            )
         yield page, text
 
 
@@ -42,7 +49,11 @@ def prose(text: str) -> str:
 
 
 def wrong_terms(text: str) -> list[str]:
-    return [f"{found[0]!r}: write {right}" for wrong, right in TERMS.items() for found in re.finditer(wrong, prose(text))]
+    return [
+        f"{found[0]!r}: write {right}"
+        for wrong, right in TERMS.items()
+        for found in re.finditer(wrong, prose(text))
+    ]
 
 
 def anchors(page: Path) -> set[str]:
@@ -60,7 +71,9 @@ def anchors(page: Path) -> set[str]:
 
 def dead_links(page: Path, text: str) -> list[str]:
     text = re.sub(r"^( *)```.*?^\1```|`[^`\n]*`", "", text, flags=re.M | re.S)
-    links = re.findall(r"\]\(\s*<?([^)\s>]+)[^)]*\)", text) + re.findall(r"^\[[^]]+\]: +(\S+)", text, flags=re.M)
+    links = re.findall(r"\]\(\s*<?([^)\s>]+)[^)]*\)", text) + re.findall(
+        r"^\[[^]]+\]: +(\S+)", text, flags=re.M
+    )
     links += re.findall(r"\b(?:src|href)=[\"']([^\"']+)", text)
     dead = []
     for link in links:
@@ -79,9 +92,17 @@ def test_links_lead_somewhere():
 
 
 def test_a_dead_link_is_found():
-    text = ("[a](docs/no.md) [b](README.md#conventions) [c](README.md#nothing) ![d](results/no.png) [e](#use-it) "
-            "<img src='f.png'> [g](https://example.org/nothing) `[h](code.md)`\n\n[i]: j.md")
-    assert dead_links(ROOT / "README.md", text) == ["docs/no.md", "README.md#nothing", "results/no.png", "j.md", "f.png"]
+    text = (
+        "[a](docs/no.md) [b](README.md#conventions) [c](README.md#nothing) ![d](results/no.png) [e](#use-it) "
+        "<img src='f.png'> [g](https://example.org/nothing) `[h](code.md)`\n\n[i]: j.md"
+    )
+    assert dead_links(ROOT / "README.md", text) == [
+        "docs/no.md",
+        "README.md#nothing",
+        "results/no.png",
+        "j.md",
+        "f.png",
+    ]
 
 
 def test_terms():
@@ -89,14 +110,34 @@ def test_terms():
     assert {page: words for page, words in found.items() if words} == {}
 
 
-@pytest.mark.parametrize("text", [
-    "an Integration flow", "the Rectified-Flow baseline", "PFGM+ noise", "pfgm++", "FashionMNIST", "with Flow-Matching",
-    "at 4 NFEs", "regression on x0", "a Unet", "the Fréchet distance", "eight gaussians", "with euler steps", "in Pytorch"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "an Integration flow",
+        "the Rectified-Flow baseline",
+        "PFGM+ noise",
+        "pfgm++",
+        "FashionMNIST",
+        "with Flow-Matching",
+        "at 4 NFEs",
+        "regression on x0",
+        "a Unet",
+        "the Fréchet distance",
+        "eight gaussians",
+        "with euler steps",
+        "in Pytorch",
+    ],
+)
 def test_a_wrong_term_is_found(text):
     assert len(wrong_terms(text)) == 1
 
 
 def test_right_terms_and_code_pass():
-    assert wrong_terms("Integration Flow Models on rectified flow, 1-Rectified Flow, PFGM++; PFGM is older. "
-                       "`RectifiedFlow()` $x_{0}$ $$X_0\n$$\n```\nx0 = euler\n```\n[x_0](a/x0.md), "
-                       "rectified-flow-pytorch") == []
+    assert (
+        wrong_terms(
+            "Integration Flow Models on rectified flow, 1-Rectified Flow, PFGM++; PFGM is older. "
+            "`RectifiedFlow()` $x_{0}$ $$X_0\n$$\n```\nx0 = euler\n```\n[x_0](a/x0.md), "
+            "rectified-flow-pytorch"
+        )
+        == []
+    )

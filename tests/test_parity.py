@@ -1,5 +1,6 @@
 """Parity: the same perturbation, velocity and loss as the neighbouring projects', computed by those projects themselves
 (torchcfm, flow_matching), and by the formulas of EDM (arXiv 2206.00364, table 1), which is no package."""
+
 import math
 
 import pytest
@@ -40,7 +41,9 @@ def close(a, b):
 def test_rectified_flow_of_torchcfm(shape):
     """There time runs from noise to data: t is 1 - t, and the velocity has the other sign."""
     x_0, z, t = draw(shape)
-    _, x_t, velocity = ConditionalFlowMatcher(sigma=0.0).sample_location_and_conditional_flow(z, x_0, t=1 - t)
+    _, x_t, velocity = ConditionalFlowMatcher(sigma=0.0).sample_location_and_conditional_flow(
+        z, x_0, t=1 - t
+    )
     ours = RectifiedFlow().perturb(x_0=x_0, t=t, noise=z)
     close(ours.x_t, x_t)
     close(ours.velocity, -velocity)
@@ -52,7 +55,9 @@ def test_variance_preserving_of_torchcfm(shape):
     x_0, z, r = draw(shape)
     path = VariancePreserving()
     r = r.clamp(min=0.05)  # alpha(1) = 0.0066: their clock goes on where ours ends
-    _, x_t, velocity = VariancePreservingConditionalFlowMatcher(sigma=0.0).sample_location_and_conditional_flow(z, x_0, t=r)
+    _, x_t, velocity = VariancePreservingConditionalFlowMatcher(
+        sigma=0.0
+    ).sample_location_and_conditional_flow(z, x_0, t=r)
 
     def our_time(r):
         alpha, sigma = torch.sin(math.pi / 2 * r), torch.cos(math.pi / 2 * r)
@@ -65,10 +70,17 @@ def test_variance_preserving_of_torchcfm(shape):
 
 
 @shapes
-@pytest.mark.parametrize("ours, theirs", [
-    (RectifiedFlow(), CondOTProbPath()),
-    (VariancePreserving(0.1, 19.9), AffineProbPath(scheduler=VPScheduler(beta_min=0.1, beta_max=20.0)))],
-    ids=["rectified", "vp"])
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        (RectifiedFlow(), CondOTProbPath()),
+        (
+            VariancePreserving(0.1, 19.9),
+            AffineProbPath(scheduler=VPScheduler(beta_min=0.1, beta_max=20.0)),
+        ),
+    ],
+    ids=["rectified", "vp"],
+)
 def test_paths_of_flow_matching(ours, theirs, shape):
     x_0, z, t = draw(shape)
     sample = theirs.sample(t=1 - t, x_0=z, x_1=x_0)  # there x_1 is data
@@ -105,8 +117,15 @@ def test_loss_of_edm():
     weight = (sigma**2 + data_std**2) / (sigma * data_std) ** 2
     edm = column(weight, x_0) * (denoiser(x_0 + column(sigma, x_0) * z, sigma) - x_0).square()
     model = FlowMap(OnTheLine(), path)
-    close(model.denoise(x=x_0 + column(sigma, x_0) * z, t=sigma), denoiser(x_0 + column(sigma, x_0) * z, sigma))
+    close(
+        model.denoise(x=x_0 + column(sigma, x_0) * z, t=sigma),
+        denoiser(x_0 + column(sigma, x_0) * z, sigma),
+    )
     ours = FlowMatching()(model, Batch(x_0, noise=z), torch.Generator().manual_seed(3))
-    torch.testing.assert_close(ours, (edm / column(weight * tau**2, x_0)).mean(), rtol=1e-6, atol=1e-6)
-    other = FlowMatching()(model, Batch(x_0, noise=z), torch.Generator().manual_seed(4))  # it could have differed
+    torch.testing.assert_close(
+        ours, (edm / column(weight * tau**2, x_0)).mean(), rtol=1e-6, atol=1e-6
+    )
+    other = FlowMatching()(
+        model, Batch(x_0, noise=z), torch.Generator().manual_seed(4)
+    )  # it could have differed
     assert abs(float(ours - other)) > 1e-3

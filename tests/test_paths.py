@@ -1,4 +1,5 @@
 """Paths: every formula against autograd or an independent closed form; path families are one line."""
+
 import math
 from itertools import pairwise
 
@@ -20,7 +21,13 @@ from iflow_lib.paths import (
     expand,
 )
 
-ALL = [RectifiedFlow(), VarianceExploding(), VariancePreserving(), PoissonFlow(aug_dim=8), PoissonFlow(aug_dim=128)]
+ALL = [
+    RectifiedFlow(),
+    VarianceExploding(),
+    VariancePreserving(),
+    PoissonFlow(aug_dim=8),
+    PoissonFlow(aug_dim=128),
+]
 DTYPES = [torch.float32, torch.float64]
 paths = pytest.mark.parametrize("path", ALL, ids=repr)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -32,13 +39,20 @@ def draw(path, shape, dtype, n=9, seed=0):
     g = torch.Generator().manual_seed(seed)
     x_0, z = torch.randn((2, n, *shape), generator=g, dtype=dtype)
     t = path.t_max * torch.rand(n, generator=g, dtype=dtype) ** 2
-    t[0], t[1] = 1e-3 if path.name == "VariancePreserving" else 0, path.t_max  # sigma' of VP is infinite at 0
+    t[0], t[1] = (
+        1e-3 if path.name == "VariancePreserving" else 0,
+        path.t_max,
+    )  # sigma' of VP is infinite at 0
     return x_0, z, t
 
 
 def close(a, b, dtype):
-    torch.testing.assert_close(a, b, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0 if a.ndim == 1 else 1e-5
-                               if dtype == torch.float32 else 1e-12)
+    torch.testing.assert_close(
+        a,
+        b,
+        rtol=1e-5 if dtype == torch.float32 else 1e-12,
+        atol=0 if a.ndim == 1 else 1e-5 if dtype == torch.float32 else 1e-12,
+    )
 
 
 def weights(path, t):
@@ -71,23 +85,33 @@ def test_perturb_is_the_path_equation(path, shape, dtype):
 @shapes
 def test_velocity_is_the_derivative_of_x_t(path, shape, dtype):
     x_0, z, t = draw(path, shape, dtype)
-    x_t, dx_t = torch.func.jvp(lambda t: path.perturb(x_0=x_0, t=t, noise=z).x_t, (t,), (torch.ones_like(t),))
+    x_t, dx_t = torch.func.jvp(
+        lambda t: path.perturb(x_0=x_0, t=t, noise=z).x_t, (t,), (torch.ones_like(t),)
+    )
     out = path.perturb(x_0=x_0, t=t, noise=z)
     close(x_t, out.x_t, dtype)
     close(dx_t, out.velocity, dtype)
     if dtype == torch.float64:  # and against no autograd at all
         t = t.clamp(1e-2, path.t_max - 1e-3)
         ahead, behind = (path.perturb(x_0=x_0, t=t + h, noise=z).x_t for h in (1e-4, -1e-4))
-        torch.testing.assert_close((ahead - behind) / 2e-4, path.perturb(x_0=x_0, t=t, noise=z).velocity,
-                                   rtol=1e-8, atol=1e-8 if path.name != "VariancePreserving" else 1e-4)  # it bends
+        torch.testing.assert_close(
+            (ahead - behind) / 2e-4,
+            path.perturb(x_0=x_0, t=t, noise=z).velocity,
+            rtol=1e-8,
+            atol=1e-8 if path.name != "VariancePreserving" else 1e-4,
+        )  # it bends
 
 
 @paths
 def test_alpha_and_sigma_derivatives(path):
     t = torch.linspace(0, path.t_max, 101, dtype=torch.float64)
     for f, f_dot in ((path.alpha, path.alpha_dot), (path.sigma, path.sigma_dot)):
-        torch.testing.assert_close(torch.func.jvp(f, (t[1:],), (torch.ones(100).double(),))[1], f_dot(t[1:]),
-                                   rtol=1e-11, atol=0)
+        torch.testing.assert_close(
+            torch.func.jvp(f, (t[1:],), (torch.ones(100).double(),))[1],
+            f_dot(t[1:]),
+            rtol=1e-11,
+            atol=0,
+        )
     assert path.name == "VariancePreserving" or bool(torch.isfinite(path.sigma_dot(t)).all())
     assert path.alpha(t)[0] == 1 and path.sigma(t)[0] == 0
 
@@ -103,7 +127,9 @@ def test_every_path_is_the_line(path, shape, dtype):
     close(x_line, column(1 - tau, x_0) * x_0 + column(tau, x_0) * z, dtype)
     assert x_line.shape == x_0.shape and x_line.dtype == tau.dtype == dtype
     alpha, sigma = weights(path, torch.tensor(path.t_max, dtype=torch.float64))
-    assert abs(path.tau_max - sigma / (alpha + sigma)) < 1e-15 and path.t_max == (80 if alpha == 1 else 1)
+    assert abs(path.tau_max - sigma / (alpha + sigma)) < 1e-15 and path.t_max == (
+        80 if alpha == 1 else 1
+    )
 
 
 @paths
@@ -153,8 +179,14 @@ def solve(velocity, x, times):
     """States at the times after the first, each an end point of its own integration."""
     states = []
     for a, b in pairwise(times):
-        run = scipy.integrate.solve_ivp(lambda t, y: velocity(y.reshape(-1, 2), t).ravel(), (a, b), x.ravel(),
-                                        method="DOP853", rtol=1e-12, atol=1e-12)
+        run = scipy.integrate.solve_ivp(
+            lambda t, y: velocity(y.reshape(-1, 2), t).ravel(),
+            (a, b),
+            x.ravel(),
+            method="DOP853",
+            rtol=1e-12,
+            atol=1e-12,
+        )
         assert run.success
         x = run.y[:, -1].reshape(-1, 2)
         states.append(x)
@@ -201,7 +233,9 @@ def test_poisson_radius_and_direction(shape, aug_dim):
     # directions: a coordinate of a uniform unit vector has u_1^2 ~ Beta(1/2, (N - 1)/2), either sign, no link to R
     u = torch.nn.functional.normalize(z.flatten(1).double(), dim=1).numpy()
     for i in (0, dim - 1):
-        assert scipy.stats.kstest(u[:, i] ** 2, scipy.stats.beta(0.5, (dim - 1) / 2).cdf).pvalue > 0.01
+        assert (
+            scipy.stats.kstest(u[:, i] ** 2, scipy.stats.beta(0.5, (dim - 1) / 2).cdf).pvalue > 0.01
+        )
         assert scipy.stats.binomtest(int((u[:, i] > 0).sum()), n).pvalue > 0.01
         assert scipy.stats.spearmanr(np.abs(u[:, i]), r2).pvalue > 0.01
     assert abs(scipy.stats.pearsonr(u[:, 0], u[:, -1]).statistic) < 4 / math.sqrt(n)
@@ -218,7 +252,9 @@ def test_poisson_perturbation_kernel(dim, aug_dim):
     r = sigma * math.sqrt(aug_dim)
     grid = np.linspace(0, 400 * sigma, 2_000_001)[1:]
     log_density = (dim - 1) * np.log(grid) - (dim + aug_dim) / 2 * np.log(grid**2 + r**2)
-    mass = scipy.integrate.cumulative_trapezoid(np.exp(log_density - log_density.max()), grid, initial=0)
+    mass = scipy.integrate.cumulative_trapezoid(
+        np.exp(log_density - log_density.max()), grid, initial=0
+    )
     cdf = np.interp((x - y).norm(dim=1).numpy(), grid, mass / mass[-1])
     assert scipy.stats.kstest(cdf, "uniform").pvalue > 0.01
 
@@ -228,14 +264,18 @@ def test_poisson_tends_to_ve():
     distances = []
     for aug_dim in (4, 16, 64, 1024):
         z = PoissonFlow(aug_dim).noise((n, dim), generator=torch.Generator().manual_seed(3))
-        distances.append(scipy.stats.kstest(z.norm(dim=1).numpy(), scipy.stats.chi(dim).cdf).statistic)
+        distances.append(
+            scipy.stats.kstest(z.norm(dim=1).numpy(), scipy.stats.chi(dim).cdf).statistic
+        )
     assert all(b < 0.7 * a for a, b in pairwise(distances)), distances
     gauss = VarianceExploding().noise((n, dim), generator=torch.Generator().manual_seed(3))
     errors = []
     for aug_dim in (1e4, 1e6, 1e8):
         z = PoissonFlow(aug_dim).noise((n, dim), generator=torch.Generator().manual_seed(3))
         errors.append(float(((z - gauss).norm(dim=1) / gauss.norm(dim=1)).max()))
-    assert errors[2] < 1e-3 and errors[1] < errors[0] / 5 and errors[2] < errors[1] / 5  # like 1 / sqrt(aug_dim)
+    assert (
+        errors[2] < 1e-3 and errors[1] < errors[0] / 5 and errors[2] < errors[1] / 5
+    )  # like 1 / sqrt(aug_dim)
 
 
 # ---------------------------------------------------------------- noise, prior, times
@@ -245,14 +285,19 @@ def test_poisson_tends_to_ve():
 @dtypes
 def test_noise_is_seeded_and_prior_scales_it(path, dtype):
     g = torch.Generator()
-    z, again, other = (path.noise((50, 3), generator=g.manual_seed(s), dtype=dtype) for s in (0, 0, 1))
+    z, again, other = (
+        path.noise((50, 3), generator=g.manual_seed(s), dtype=dtype) for s in (0, 0, 1)
+    )
     assert torch.equal(z, again) and not torch.equal(z, other) and z.dtype == dtype
     torch.manual_seed(1)
     prior = path.prior((50, 3), generator=g.manual_seed(0), dtype=dtype)
     sigma_max = weights(path, torch.tensor(path.t_max, dtype=torch.float64))[1]
     close(prior, float(sigma_max) * z, dtype)
-    drawn = path.perturb(x_0=torch.zeros(50, 3, dtype=dtype), t=torch.full((50,), path.t_max, dtype=dtype),
-                         generator=g.manual_seed(0))
+    drawn = path.perturb(
+        x_0=torch.zeros(50, 3, dtype=dtype),
+        t=torch.full((50,), path.t_max, dtype=dtype),
+        generator=g.manual_seed(0),
+    )
     close(drawn.x_t, prior, dtype)
 
 
@@ -263,11 +308,16 @@ def test_training_times_follow_the_stated_density(path):
     log_ratio = torch.logit(path.tau(t)).numpy()
     below = log_ratio < math.log(80)  # times are cut at t_max
     mean, std = path.time_density
-    law = scipy.stats.truncnorm(-np.inf, (math.log(80) - mean) / std, mean, std) if path.t_max == 80 else \
-        scipy.stats.norm(mean, std)
+    law = (
+        scipy.stats.truncnorm(-np.inf, (math.log(80) - mean) / std, mean, std)
+        if path.t_max == 80
+        else scipy.stats.norm(mean, std)
+    )
     chosen = log_ratio[below] if path.t_max == 80 else log_ratio
     assert scipy.stats.kstest(chosen, law.cdf).pvalue > 0.01
-    assert torch.equal(t.float(), path.sample_times(4000, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(
+        t.float(), path.sample_times(4000, generator=torch.Generator().manual_seed(0))
+    )
 
 
 @paths
@@ -279,18 +329,29 @@ def test_grid(path, steps):
     if path.t_max == 1:
         expected = [1 - i / steps for i in range(steps + 1)]
     else:  # EDM, eq. 5
-        expected = [(80 ** (1 / 7) + i / max(steps - 1, 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-                    for i in range(steps)] + [0]
-    torch.testing.assert_close(grid, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-15)
+        expected = [
+            (80 ** (1 / 7) + i / max(steps - 1, 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+            for i in range(steps)
+        ] + [0]
+    torch.testing.assert_close(
+        grid, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-15
+    )
 
 
 @paths
 def test_both_grids_on_every_path(path):
     """The rho grid is the same set of noise levels, whatever the clock: the line's own."""
     rho = path.tau(path.grid(20, "rho"))[1:]
-    torch.testing.assert_close(path.tau(path.grid(20, "uniform")), path.tau(torch.linspace(path.t_max, 0, 21).double()),
-                               rtol=1e-6, atol=1e-9)
-    ratio = torch.tensor([(80 ** (1 / 7) + i / 19 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(1, 20)] + [0])
+    torch.testing.assert_close(
+        path.tau(path.grid(20, "uniform")),
+        path.tau(torch.linspace(path.t_max, 0, 21).double()),
+        rtol=1e-6,
+        atol=1e-9,
+    )
+    ratio = torch.tensor(
+        [(80 ** (1 / 7) + i / 19 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(1, 20)]
+        + [0]
+    )
     torch.testing.assert_close(rho / (1 - rho), ratio.double(), rtol=1e-5, atol=1e-9)
     with pytest.raises(ValueError, match='"uniform" or "rho", got \'cosine\''):
         path.grid(4, "cosine")
@@ -298,14 +359,18 @@ def test_both_grids_on_every_path(path):
 
 @paths
 def test_uniform_times_and_unknown_densities(path):
-    t = path.sample_times(4000, density="uniform", generator=torch.Generator().manual_seed(0)).numpy()
+    t = path.sample_times(
+        4000, density="uniform", generator=torch.Generator().manual_seed(0)
+    ).numpy()
     assert scipy.stats.kstest(t, scipy.stats.uniform(0, path.t_max).cdf).pvalue > 0.01
     for density in ("log", (1.0,), (0.0, -1.0)):
         with pytest.raises(ValueError, match="density must be"):
             path.sample_times(4, density=density)
 
 
-@pytest.mark.parametrize("arguments", [(0, 19.9), (-0.1, 1), (0.1, -1), (float("nan"), 1), (0.1, float("inf"))])
+@pytest.mark.parametrize(
+    "arguments", [(0, 19.9), (-0.1, 1), (0.1, -1), (float("nan"), 1), (0.1, float("inf"))]
+)
 def test_vp_needs_positive_rates(arguments):
     with pytest.raises(ValueError, match="beta_min > 0"):
         VariancePreserving(*arguments)
@@ -315,8 +380,14 @@ def test_vp_needs_positive_rates(arguments):
 
 
 def test_paths_compare_by_what_they_are():
-    assert PoissonFlow(8) == PoissonFlow(8) != PoissonFlow(9) and VarianceExploding() != RectifiedFlow()
-    assert hash(PoissonFlow(8)) == hash(PoissonFlow(8)) and repr(PoissonFlow(8)) == "PoissonFlow(aug_dim=8)"
+    assert (
+        PoissonFlow(8) == PoissonFlow(8) != PoissonFlow(9)
+        and VarianceExploding() != RectifiedFlow()
+    )
+    assert (
+        hash(PoissonFlow(8)) == hash(PoissonFlow(8))
+        and repr(PoissonFlow(8)) == "PoissonFlow(aug_dim=8)"
+    )
     for path in ALL:
         assert PATHS[path.name](**path.config()) == path and isinstance(path, Path)
 
@@ -324,8 +395,14 @@ def test_paths_compare_by_what_they_are():
 @paths
 def test_perturb_refuses_bad_arguments(path):
     x, t = torch.randn(4, 2), torch.rand(4)
-    for bad, words in ((torch.rand(3), "shape (4,)"), (torch.rand(4, 1), "shape (4,)"), (torch.rand(()), "shape (4,)"),
-                       (-t - 0.1, "outside"), (t + path.t_max, "outside"), (t * math.nan, "outside")):
+    for bad, words in (
+        (torch.rand(3), "shape (4,)"),
+        (torch.rand(4, 1), "shape (4,)"),
+        (torch.rand(()), "shape (4,)"),
+        (-t - 0.1, "outside"),
+        (t + path.t_max, "outside"),
+        (t * math.nan, "outside"),
+    ):
         with pytest.raises(ValueError) as error:
             path.perturb(x_0=x, t=bad)
         assert words in one_line(error)

@@ -1,4 +1,5 @@
 """Figures: the right lines in the right colours, and one-line errors."""
+
 import sys
 
 import matplotlib.pyplot as plt
@@ -9,10 +10,25 @@ from exact import one_line
 
 from iflow_lib import plotting
 
-ROWS = [{"dataset": "d", "path": path, "method": method, "nfe": nfe, "seed": seed, "metric": "w2",
-         "value": (2 + seed) / nfe}
-        for path, method in (("rectified", "euler"), ("rectified", "heun"), ("ve", "map"), ("pfgmpp", "map"))
-        for nfe in (2, 4, 8) for seed in range(3)]
+ROWS = [
+    {
+        "dataset": "d",
+        "path": path,
+        "method": method,
+        "nfe": nfe,
+        "seed": seed,
+        "metric": "w2",
+        "value": (2 + seed) / nfe,
+    }
+    for path, method in (
+        ("rectified", "euler"),
+        ("rectified", "heun"),
+        ("ve", "map"),
+        ("pfgmpp", "map"),
+    )
+    for nfe in (2, 4, 8)
+    for seed in range(3)
+]
 FLOOR = [{"dataset": "d", "method": "floor", "metric": "w2", "value": v} for v in (0.1, 0.2)]
 
 
@@ -25,41 +41,76 @@ def close():
 
 @pytest.mark.parametrize("band", ["range", "interval"])
 def test_quality(band):
-    axes = plotting.quality_against_nfe(pd.DataFrame(ROWS + FLOOR), plt.figure().add_subplot(), band=band)
-    lines = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
-    assert list(lines) == ["Integration Flow, VE", "Integration Flow, PFGM++", "Rectified Flow, Euler",
-                           "Rectified Flow, Heun"]
+    axes = plotting.quality_against_nfe(
+        pd.DataFrame(ROWS + FLOOR), plt.figure().add_subplot(), band=band
+    )
+    lines = {
+        line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")
+    }
+    assert list(lines) == [
+        "Integration Flow, VE",
+        "Integration Flow, PFGM++",
+        "Rectified Flow, Euler",
+        "Rectified Flow, Heun",
+    ]
     for name, line in lines.items():
         assert line.get_color() == plotting.METHOD_COLORS[name]
-        assert line.get_xdata().tolist() == [2, 4, 8] and line.get_ydata() == pytest.approx([1.5, 0.75, 0.375])
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["2", "4", "8"] and axes.get_xscale() == "log"
+        assert line.get_xdata().tolist() == [2, 4, 8] and line.get_ydata() == pytest.approx(
+            [1.5, 0.75, 0.375]
+        )
+    assert [t.get_text() for t in axes.get_xticklabels()] == [
+        "2",
+        "4",
+        "8",
+    ] and axes.get_xscale() == "log"
     heights = sorted(t.get_position()[1] for t in axes.texts)
-    assert len(heights) == 5 and min(b - a for a, b in zip(heights, heights[1:])) > 0.03  # none on top of another
+    assert (
+        len(heights) == 5 and min(b - a for a, b in zip(heights, heights[1:])) > 0.03
+    )  # none on top of another
 
 
 def test_one_seed():
-    axes = plotting.quality_against_nfe(pd.DataFrame(ROWS)[lambda d: d["seed"] == 0], band="interval", label=False)
+    axes = plotting.quality_against_nfe(
+        pd.DataFrame(ROWS)[lambda d: d["seed"] == 0], band="interval", label=False
+    )
     assert len(axes.get_lines()) == 4 and not axes.texts
 
 
-@pytest.mark.parametrize("x, columns, shape", [
-    (torch.zeros(5, 1, 28, 28), None, (58, 88)), (torch.zeros(4, 3, 8, 8, requires_grad=True), 4, (8, 35, 3))])
+@pytest.mark.parametrize(
+    "x, columns, shape",
+    [
+        (torch.zeros(5, 1, 28, 28), None, (58, 88)),
+        (torch.zeros(4, 3, 8, 8, requires_grad=True), 4, (8, 35, 3)),
+    ],
+)
 def test_image_grid(x, columns, shape):
-    image = plotting.image_grid(x, plt.figure().add_subplot(), columns=columns).get_images()[0].get_array()
+    image = (
+        plotting.image_grid(x, plt.figure().add_subplot(), columns=columns)
+        .get_images()[0]
+        .get_array()
+    )
     assert image.shape == shape and image[0, 0].max() == 0.5
 
 
 def test_scatter():
-    axes = plotting.scatter_2d(torch.tensor([[0.0, 1.0], [2.0, -1.0]]), plt.figure().add_subplot(), limit=3)
-    assert axes.get_xlim() == axes.get_ylim() == (-3, 3) and len(axes.collections[0].get_offsets()) == 2
+    axes = plotting.scatter_2d(
+        torch.tensor([[0.0, 1.0], [2.0, -1.0]]), plt.figure().add_subplot(), limit=3
+    )
+    assert (
+        axes.get_xlim() == axes.get_ylim() == (-3, 3)
+        and len(axes.collections[0].get_offsets()) == 2
+    )
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: plotting.image_grid(torch.zeros(3, 2, 8, 8)), "(3, 2, 8, 8)"),
-    (lambda: plotting.scatter_2d(torch.zeros(3, 3)), "(3, 3)"),
-    (lambda: plotting.quality_against_nfe(pd.DataFrame(ROWS), metric="w1"), "one metric"),
-    (lambda: plotting.quality_against_nfe(pd.DataFrame(ROWS), band="sd"), "range or interval"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: plotting.image_grid(torch.zeros(3, 2, 8, 8)), "(3, 2, 8, 8)"),
+        (lambda: plotting.scatter_2d(torch.zeros(3, 3)), "(3, 3)"),
+        (lambda: plotting.quality_against_nfe(pd.DataFrame(ROWS), metric="w1"), "one metric"),
+        (lambda: plotting.quality_against_nfe(pd.DataFrame(ROWS), band="sd"), "range or interval"),
+    ],
+)
 def test_wrong_use(call, words):
     with pytest.raises(ValueError) as error:
         call()
@@ -89,10 +140,15 @@ def shown(tmp_path_factory):
             self.lines = "\n".join(lines).split("\n")
 
     main = sys.modules["__main__"]  # the shell puts its own in place
-    shell = Shell(ipython_dir=str(tmp_path_factory.mktemp("ipython")), config=Config(HistoryManager={"enabled": False}))
+    shell = Shell(
+        ipython_dir=str(tmp_path_factory.mktemp("ipython")),
+        config=Config(HistoryManager={"enabled": False}),
+    )
     try:
         shell.set_custom_exc((ValueError, OSError), plotting._show_error)
-        shell.run_cell("import iflow_lib as ifl, torch\nmodel = ifl.FlowMap(ifl.MLP(dim=2), ifl.RectifiedFlow())")
+        shell.run_cell(
+            "import iflow_lib as ifl, torch\nmodel = ifl.FlowMap(ifl.MLP(dim=2), ifl.RectifiedFlow())"
+        )
 
         def run(code):
             shell.lines = []
@@ -105,18 +161,36 @@ def shown(tmp_path_factory):
         sys.modules["__main__"] = main
 
 
-@pytest.mark.parametrize("code, first, second", [
-    (CALLS, "ValueError: n must be", "line 2 of this cell: return ifl.sample(model, n=n, nfe=1)"),
-    ("ifl.FlowMap.from_pretrained('nowhere')", "FileNotFoundError: no model in nowhere", "line 1 of this cell: ifl."),
-    ("n = -1\nif n < 0:\n    raise ValueError(f'need n > 0; got {n}')", "ValueError: need n > 0; got -1",
-     "line 3 of this cell"),
-])
+@pytest.mark.parametrize(
+    "code, first, second",
+    [
+        (
+            CALLS,
+            "ValueError: n must be",
+            "line 2 of this cell: return ifl.sample(model, n=n, nfe=1)",
+        ),
+        (
+            "ifl.FlowMap.from_pretrained('nowhere')",
+            "FileNotFoundError: no model in nowhere",
+            "line 1 of this cell: ifl.",
+        ),
+        (
+            "n = -1\nif n < 0:\n    raise ValueError(f'need n > 0; got {n}')",
+            "ValueError: need n > 0; got -1",
+            "line 3 of this cell",
+        ),
+    ],
+)
 def test_errors_are_short(shown, code, first, second):
     lines = shown(code)
-    assert len(lines) == 2 and lines[0].startswith(first) and lines[1].strip().startswith(second), lines
+    assert len(lines) == 2 and lines[0].startswith(first) and lines[1].strip().startswith(second), (
+        lines
+    )
     assert len(shown("%tb\nraise KeyError")) > 2  # another kind is as ever
 
 
-@pytest.mark.parametrize("code", ["torch.zeros(2).reshape(3)", "import json\njson.loads('{')", "1 / 0"])
+@pytest.mark.parametrize(
+    "code", ["torch.zeros(2).reshape(3)", "import json\njson.loads('{')", "1 / 0"]
+)
 def test_errors_from_elsewhere_are_whole(shown, code):
     assert len(shown(code)) > 3

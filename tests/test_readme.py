@@ -1,4 +1,5 @@
 """README.md: its snippets run, its numbers are the reference results, its links lead somewhere."""
+
 import importlib.util
 import os
 import re
@@ -21,7 +22,9 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 @pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: code.strip().splitlines()[-1][:30])
 def test_snippet_runs(code, tmp_path):
     environment = dict(os.environ, PYTHONPATH=str(ROOT))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -30,12 +33,37 @@ def test_api_example_is_short():
     assert len([line for line in SNIPPETS[0].splitlines() if line.strip()]) <= 10
 
 
-@pytest.mark.parametrize("name", ["plane", "images", "exactness", "peers", "self_anchor", "claims", "speed_short",
-                                  "speed", "tuning", "recipe", "straight", "compiling", "sampling", "threads",
-                                  "precision", "cost", "runner", "sweep", "image_methods", "emoji", "budget",
-                                  "plane_tuning"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plane",
+        "images",
+        "exactness",
+        "peers",
+        "self_anchor",
+        "claims",
+        "speed_short",
+        "speed",
+        "tuning",
+        "recipe",
+        "straight",
+        "compiling",
+        "sampling",
+        "threads",
+        "precision",
+        "cost",
+        "runner",
+        "sweep",
+        "image_methods",
+        "emoji",
+        "budget",
+        "plane_tuning",
+    ],
+)
 def test_numbers_are_the_reference_results(name):
-    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "tools" / "make_reference.py")
+    spec = importlib.util.spec_from_file_location(
+        "make_reference", ROOT / "tools" / "make_reference.py"
+    )
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
     file, make = tool.README_TABLES[name]
@@ -45,13 +73,22 @@ def test_numbers_are_the_reference_results(name):
 
 
 def test_the_table_of_notebooks():
-    """One row for each notebook, with its runtime and a small picture: `python tools/make_thumbnails.py` makes them."""
-    spec = importlib.util.spec_from_file_location("make_thumbnails", ROOT / "tools" / "make_thumbnails.py")
+    """One row for each notebook, with its runtime and a small picture: `python experiments/make_thumbnails.py` makes them."""
+    spec = importlib.util.spec_from_file_location(
+        "make_thumbnails", ROOT / "tools" / "make_thumbnails.py"
+    )
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    notebooks = {file.stem: nbformat.read(file, as_version=4) for file in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")}
+    notebooks = {
+        file.stem: nbformat.read(file, as_version=4)
+        for file in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")
+    }
     assert tool.table(README, notebooks) == README
-    rows = re.findall(r"^\| !\[\d\d\]\((docs/\w+/(\w+)\.png)\) \| .+ \| .+(?:second|minute).* \|$", README, flags=re.M)
+    rows = re.findall(
+        r"^\| !\[\d\d\]\((docs/\w+/(\w+)\.png)\) \| .+ \| .+(?:second|minute).* \|$",
+        README,
+        flags=re.M,
+    )
     assert sorted(name for _, name in rows) == sorted(notebooks)
     for file, name in rows:
         made = tool.thumbnail(name, notebooks[name])
@@ -74,6 +111,10 @@ def test_commands_exist():
     for target in re.findall(r"`make ([\w-]+)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
     if shutil.which("make"):
-        said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        said = subprocess.run(
+            ["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
         named = set(re.findall(r"^make ([\w-]+)", said, flags=re.M))
-        assert named | {"help"} == set(re.search(r"^\.PHONY: (.+)", makefile, flags=re.M)[1].split())
+        assert named | {"help"} == set(
+            re.search(r"^\.PHONY: (.+)", makefile, flags=re.M)[1].split()
+        )

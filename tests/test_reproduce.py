@@ -1,4 +1,5 @@
 """The main job: what is recorded, what is run again, and that failures leave everything whole."""
+
 import csv
 import io
 import json
@@ -15,13 +16,15 @@ import torch
 from conftest import write_notebook
 from exact import one_line
 
-from iflow_lib import jobs, report, reproduce
-from iflow_lib import results as results_module
-from iflow_lib.results import COLUMNS, Recorder
+from iflow_runner import execute as reproduce
+from iflow_runner import plan as jobs
+from iflow_runner import recorder as results_module
+from iflow_runner import report
+from iflow_runner.recorder import COLUMNS, Recorder
 
 RECORDS = """
 import matplotlib.pyplot as plt
-from iflow_lib.results import Recorder
+from iflow_runner.recorder import Recorder
 
 record = Recorder("01_first", out_dir)
 record.rows([{"dataset": "plane", "method": "map", "nfe": n, "metric": "w2", "value": n / 3} for n in nfes])
@@ -55,6 +58,7 @@ def files(folder):
 
 # ---- a run that succeeds
 
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A finished run of two notebooks, the first of which records a table and a figure."""
@@ -70,8 +74,16 @@ def test_files(done):
     folder, manifest = done
     out = results(folder)
     assert manifest["status"] == "ok"
-    assert files(out) == {"notebooks/01_first.ipynb", "notebooks/02_second.ipynb", "tables/01_first.csv", "results.csv",
-                          "figures/01_first-line.png", "manifest.json", "index.html", ".lock"}
+    assert files(out) == {
+        "notebooks/01_first.ipynb",
+        "notebooks/02_second.ipynb",
+        "tables/01_first.csv",
+        "results.csv",
+        "figures/01_first-line.png",
+        "manifest.json",
+        "index.html",
+        ".lock",
+    }
     assert not list(out.glob(".unf*"))
     assert (out / "figures/01_first-line.png").read_bytes().startswith(b"\x89PNG")
     assert not list(folder.glob("*/")), "the notebooks' own folder was touched"
@@ -82,7 +94,13 @@ def test_table(done):
     assert tuple(rows[0]) == COLUMNS and len(rows) == 4
     first = dict(zip(*rows[:2]))
     assert {c: v for c, v in first.items() if v} == {
-        "run_id": "01_first", "dataset": "plane", "method": "map", "nfe": "1", "metric": "w2", "value": str(1 / 3)}
+        "run_id": "01_first",
+        "dataset": "plane",
+        "method": "map",
+        "nfe": "1",
+        "metric": "w2",
+        "value": str(1 / 3),
+    }
 
 
 def test_manifest(done):
@@ -90,12 +108,30 @@ def test_manifest(done):
     text = (results(folder) / "manifest.json").read_text()
     assert json.loads(text) == manifest
     first = manifest["notebooks"]["01_first"]
-    assert first["parameters"] == {"steps": 2, "rate": 0.5, "label": "x", "nfes": [1, 2, 4], "flag": True, "device": "cpu"}
-    assert first["title"] == "What does one step of x_0 do?" and first["seconds"] > 0 and first["error"] is None
-    assert first["files"]["tables/01_first.csv"] == results_module.sha256(results(folder) / "tables/01_first.csv")
+    assert first["parameters"] == {
+        "steps": 2,
+        "rate": 0.5,
+        "label": "x",
+        "nfes": [1, 2, 4],
+        "flag": True,
+        "device": "cpu",
+    }
+    assert (
+        first["title"] == "What does one step of x_0 do?"
+        and first["seconds"] > 0
+        and first["error"] is None
+    )
+    assert first["files"]["tables/01_first.csv"] == results_module.sha256(
+        results(folder) / "tables/01_first.csv"
+    )
     environment = manifest["environment"]
-    assert environment["versions"]["torch"] == torch.__version__.partition("+")[0] and environment["threads"] >= 1
-    assert manifest["commit"] is None and manifest["lock_sha256"] is None  # this small project has neither
+    assert (
+        environment["versions"]["torch"] == torch.__version__.partition("+")[0]
+        and environment["threads"] >= 1
+    )
+    assert (
+        manifest["commit"] is None and manifest["lock_sha256"] is None
+    )  # this small project has neither
     assert manifest["data_sha256"]["fashion_mnist.npz"] and manifest["started"].endswith("Z")
     assert str(folder.parent) not in text and os.path.expanduser("~") + os.sep not in text
 
@@ -103,29 +139,47 @@ def test_manifest(done):
 def test_executed_notebook(done):
     text = (results(done[0]) / "notebooks" / "01_first.ipynb").read_text()
     notebook = json.loads(text)
-    printed = "".join(o.get("text", "") if isinstance(o.get("text", ""), str) else "".join(o["text"])
-                      for c in notebook["cells"] for o in c.get("outputs", ()))
-    assert printed.split() == [sys.executable, reproduce.__file__.replace("reproduce.py", "__init__.py"),
-                               str(done[1]["environment"]["threads"])]
+    printed = "".join(
+        o.get("text", "") if isinstance(o.get("text", ""), str) else "".join(o["text"])
+        for c in notebook["cells"]
+        for o in c.get("outputs", ())
+    )
+    assert printed.split() == [
+        sys.executable,
+        reproduce.__file__.replace("reproduce.py", "__init__.py"),
+        str(done[1]["environment"]["threads"]),
+    ]
     assert str(done[0].parent) not in text
     assert notebook["metadata"]["papermill"]["parameters"]["out_dir"] == ""
 
 
 def test_page(done):
     html = (results(done[0]) / "index.html").read_text()
-    for part in ("What does one step of x_0 do?", "figures/01_first-line.png", "One &amp; &lt;only&gt;.",
-                 'href="results.csv"', 'href="notebooks/01_first.ipynb"', 'class="ok"', "0.3333",
-                 done[1]["environment"]["cpu"]):
+    for part in (
+        "What does one step of x_0 do?",
+        "figures/01_first-line.png",
+        "One &amp; &lt;only&gt;.",
+        'href="results.csv"',
+        'href="notebooks/01_first.ipynb"',
+        'class="ok"',
+        "0.3333",
+        done[1]["environment"]["cpu"],
+    ):
         assert part in html, part
-    assert "://" not in html and "$" not in html  # self-contained; no unfilled place in the template
+    assert (
+        "://" not in html and "$" not in html
+    )  # self-contained; no unfilled place in the template
 
 
-@pytest.mark.parametrize("seconds, text", [(0.2, "0 s"), (59.6, "1 min 0 s"), (75.3, "1 min 15 s"), (7262, "2 h 1 min")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0.2, "0 s"), (59.6, "1 min 0 s"), (75.3, "1 min 15 s"), (7262, "2 h 1 min")]
+)
 def test_duration(seconds, text):
     assert report.duration(seconds) == text
 
 
 # ---- running again
+
 
 def test_unchanged_is_not_run_again(project, capsys, monkeypatch):
     def stamps():
@@ -139,7 +193,11 @@ def test_unchanged_is_not_run_again(project, capsys, monkeypatch):
     run(project)
     capsys.readouterr()
     assert changed() == [] and capsys.readouterr().out.count("unchanged") == 2
-    write_notebook(project / "02_second.ipynb", "seen = extra, label", parameters='label: str = "x"\nextra: int = 1')
+    write_notebook(
+        project / "02_second.ipynb",
+        "seen = extra, label",
+        parameters='label: str = "x"\nextra: int = 1',
+    )
     (results(project) / "notebooks" / "01_first.ipynb").write_text("damaged")
     assert changed() == ["01", "02"]
     assert changed(parameters={"steps": "5"}) == ["01"]
@@ -164,21 +222,34 @@ def test_unchanged_is_not_run_again(project, capsys, monkeypatch):
 
 # ---- failures
 
+
 def test_failure(project):
     write_notebook(project / "01_first.ipynb", WRITES, "if steps == 2: raise KeyError(out_dir)")
-    assert run(project, parameters={"steps": 1})["status"] == "ok" and len(files(results(project))) == 8
+    assert (
+        run(project, parameters={"steps": 1})["status"] == "ok"
+        and len(files(results(project))) == 8
+    )
     manifest = run(project)
     assert manifest["status"] == "failed"
     assert manifest["notebooks"]["01_first"]["error"] == "cell 5: KeyError: 'OUT'"
     assert "KeyError" in (results(project) / "notebooks" / "01_first.ipynb").read_text()
     # nothing of the failed notebook is left that could be taken for a result
-    assert files(results(project)) == {"notebooks/01_first.ipynb", "notebooks/02_second.ipynb", "results.csv",
-                                       "manifest.json", "index.html", ".lock"}
+    assert files(results(project)) == {
+        "notebooks/01_first.ipynb",
+        "notebooks/02_second.ipynb",
+        "results.csv",
+        "manifest.json",
+        "index.html",
+        ".lock",
+    }
     assert (results(project) / "results.csv").read_text() == ",".join(COLUMNS) + "\n"
     assert "KeyError" in (results(project) / "index.html").read_text()
     assert manifest["notebooks"]["02_second"]["status"] == "ok"  # from before
     manifest = run(project, parameters={"steps": 3})
-    assert "tables/01_first.csv must have the columns run_id, dataset," in manifest["notebooks"]["01_first"]["error"]
+    assert (
+        "tables/01_first.csv must have the columns run_id, dataset,"
+        in manifest["notebooks"]["01_first"]["error"]
+    )
 
 
 def test_others_go_on_after_a_failure(project):
@@ -187,20 +258,35 @@ def test_others_go_on_after_a_failure(project):
     (results(project) / ".unfinished" / "01_first" / "out" / "tables").mkdir(parents=True)
     (results(project) / "manifest.json").write_text("{")
     manifest = run(project)
-    assert manifest["status"] == "failed" and "died in cell 4" in manifest["notebooks"]["01_first"]["error"]
+    assert (
+        manifest["status"] == "failed"
+        and "died in cell 4" in manifest["notebooks"]["01_first"]["error"]
+    )
     assert manifest["notebooks"]["02_second"]["status"] == "ok"
-    assert files(results(project)) == {"notebooks/01_first.ipynb", "notebooks/02_second.ipynb", "results.csv",
-                                       "manifest.json", "index.html", ".lock"}
+    assert files(results(project)) == {
+        "notebooks/01_first.ipynb",
+        "notebooks/02_second.ipynb",
+        "results.csv",
+        "manifest.json",
+        "index.html",
+        ".lock",
+    }
     assert not list(results(project).glob(".unf*"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_interruption(project, tmp_path):
-    write_notebook(project / "01_first.ipynb",
-                   f"import time; open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(99)")
-    code = ("import sys; from iflow_lib import reproduce as r\n"
-            f"sys.exit(r.run(device='cpu', folder={str(project)!r})['status'] != 'interrupted')")
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+    write_notebook(
+        project / "01_first.ipynb",
+        f"import time; open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(99)",
+    )
+    code = (
+        "import sys; from iflow_lib import reproduce as r\n"
+        f"sys.exit(r.run(device='cpu', folder={str(project)!r})['status'] != 'interrupted')"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True
+    ) as process:
         end = time.time() + 60
         while not (tmp_path / "begun").exists() and time.time() < end and process.poll() is None:
             time.sleep(0.1)
@@ -218,26 +304,36 @@ def test_interruption(project, tmp_path):
 
 # ---- what is wrong is said before anything runs
 
-@pytest.mark.parametrize("options, words", [
-    (dict(profile="quik"), ["unknown profile 'quik'", "quick, other"]),
-    (dict(notebooks=["03"]), ["unknown notebook '03'", "01_first, 02_second"]),
-    (dict(notebooks=[""]), ["unknown notebook ''"]),
-    (dict(device="gpu"), ["unknown device 'gpu'", "auto, cpu, cuda or mps"]),
-    (dict(device="cuda:99"), ["'cuda:99' is not available"]),
-    (dict(parameters={"stpes": 1}), ["unknown parameter 'stpes'", "extra, flag, label"]),
-    (dict(parameters={"steps": 1}, notebooks=["02"]), ["unknown parameter 'steps'", "02_second declares extra, label"]),
-    (dict(parameters={"device": "cpu"}), ["'device' is set by --device"]),
-    (dict(parameters={"out_dir": "x"}), ["'out_dir' is set by --out"]),
-    (dict(parameters={"steps": "many"}), ["steps of 01_first must be a whole number", "'many'"]),
-    (dict(parameters={"steps": 2.0}), ["whole number", "2.0"]),
-    (dict(parameters={"steps": True}), ["whole number", "True"]),
-    (dict(parameters={"rate": "nan"}), ["a number", "'nan'"]),
-    (dict(parameters={"rate": "1e999"}), ["a number"]),
-    (dict(parameters={"flag": "1"}), ["true or false", "'1'"]),
-    (dict(parameters={"label": 3}), ["text", "3"]),
-    (dict(parameters={"nfes": "1"}), ["a list", "'1'"]),
-    (dict(parameters={"nfes": "[1, 2.5]"}), ["each item", "2.5"]),
-])
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(profile="quik"), ["unknown profile 'quik'", "quick, other"]),
+        (dict(notebooks=["03"]), ["unknown notebook '03'", "01_first, 02_second"]),
+        (dict(notebooks=[""]), ["unknown notebook ''"]),
+        (dict(device="gpu"), ["unknown device 'gpu'", "auto, cpu, cuda or mps"]),
+        (dict(device="cuda:99"), ["'cuda:99' is not available"]),
+        (dict(parameters={"stpes": 1}), ["unknown parameter 'stpes'", "extra, flag, label"]),
+        (
+            dict(parameters={"steps": 1}, notebooks=["02"]),
+            ["unknown parameter 'steps'", "02_second declares extra, label"],
+        ),
+        (dict(parameters={"device": "cpu"}), ["'device' is set by --device"]),
+        (dict(parameters={"out_dir": "x"}), ["'out_dir' is set by --out"]),
+        (
+            dict(parameters={"steps": "many"}),
+            ["steps of 01_first must be a whole number", "'many'"],
+        ),
+        (dict(parameters={"steps": 2.0}), ["whole number", "2.0"]),
+        (dict(parameters={"steps": True}), ["whole number", "True"]),
+        (dict(parameters={"rate": "nan"}), ["a number", "'nan'"]),
+        (dict(parameters={"rate": "1e999"}), ["a number"]),
+        (dict(parameters={"flag": "1"}), ["true or false", "'1'"]),
+        (dict(parameters={"label": 3}), ["text", "3"]),
+        (dict(parameters={"nfes": "1"}), ["a list", "'1'"]),
+        (dict(parameters={"nfes": "[1, 2.5]"}), ["each item", "2.5"]),
+    ],
+)
 def test_wrong_use(project, options, words):
     with pytest.raises((ValueError, OSError)) as error:
         reproduce.prepare(folder=project, **{"device": "cpu", **options})
@@ -246,11 +342,23 @@ def test_wrong_use(project, options, words):
     assert not results(project).exists()
 
 
-@pytest.mark.parametrize("value, default, expected", [
-    ("7", 3, 7), ("1_000", 3, 1000), (" -7 ", 3, -7), ("2", 0.5, 2.0), ("1e-3", 0.5, 1e-3), (2, 0.5, 2.0),
-    ("true", False, True), ("False", True, False), ("7", "x", "7"),
-    ("[1, 2]", [3], [1, 2]), ("[1, 2]", [0.5], [1.0, 2.0]), ("[]", [3], []),
-])
+@pytest.mark.parametrize(
+    "value, default, expected",
+    [
+        ("7", 3, 7),
+        ("1_000", 3, 1000),
+        (" -7 ", 3, -7),
+        ("2", 0.5, 2.0),
+        ("1e-3", 0.5, 1e-3),
+        (2, 0.5, 2.0),
+        ("true", False, True),
+        ("False", True, False),
+        ("7", "x", "7"),
+        ("[1, 2]", [3], [1, 2]),
+        ("[1, 2]", [0.5], [1.0, 2.0]),
+        ("[]", [3], []),
+    ],
+)
 def test_typed(value, default, expected):
     got = jobs._typed("p", value, default)
     assert got == expected and type(got) is type(expected)
@@ -288,7 +396,9 @@ def test_real_profiles():
     """Every table of profiles.toml is for a notebook that exists, and fits what it declares."""
     folder = results_module.checkout() / "notebooks"
     for profile in ("smoke", "quick", "full"):
-        names = {task.name for task in reproduce.prepare(profile=profile, device="cpu", make=False).tasks}
+        names = {
+            task.name for task in reproduce.prepare(profile=profile, device="cpu", make=False).tasks
+        }
         for name in names:
             declared = jobs._declared(name, jobs._read_notebook(folder / f"{name}.ipynb"))
             assert declared.get("out_dir") == "" and declared.get("device") == "auto"
@@ -296,22 +406,39 @@ def test_real_profiles():
 
 # ---- the recorder and the reference
 
+
 def test_recorder_rows(tmp_path):
     record = Recorder("nb", str(tmp_path))
-    record.rows(pd.DataFrame({"metric": ["w2", "w2"], "value": [0.1, float("nan")], "nfe": [1, None], "seed": [0, 1]}))
-    record.rows([{"metric": "w2", "value": np.float32(0.5), "run_id": "own"},
-                 {"metric": "w2", "value": torch.tensor(0.25)}])
+    record.rows(
+        pd.DataFrame(
+            {"metric": ["w2", "w2"], "value": [0.1, float("nan")], "nfe": [1, None], "seed": [0, 1]}
+        )
+    )
+    record.rows(
+        [
+            {"metric": "w2", "value": np.float32(0.5), "run_id": "own"},
+            {"metric": "w2", "value": torch.tensor(0.25)},
+        ]
+    )
     record.save()
     table = list(csv.DictReader(io.StringIO((tmp_path / "tables" / "nb.csv").read_text())))
     assert [(r["run_id"], r["value"], r["nfe"], r["seed"]) for r in table] == [
-        ("nb", "0.1", "1", "0"), ("nb", "nan", "", "1"), ("own", "0.5", "", ""), ("nb", "0.25", "", "")]
+        ("nb", "0.1", "1", "0"),
+        ("nb", "nan", "", "1"),
+        ("own", "0.5", "", ""),
+        ("nb", "0.25", "", ""),
+    ]
 
 
-@pytest.mark.parametrize("row, words", [
-    ({"metric": "w2", "value": 1, "loss": 2}, "unknown column 'loss'"),
-    ({"value": 1}, "needs a metric"), ({"metric": "w2"}, "number as value"),
-    ({"metric": "w2", "value": "1"}, "number as value"),
-])
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"metric": "w2", "value": 1, "loss": 2}, "unknown column 'loss'"),
+        ({"value": 1}, "needs a metric"),
+        ({"metric": "w2"}, "number as value"),
+        ({"metric": "w2", "value": "1"}, "number as value"),
+    ],
+)
 def test_recorder_refuses(row, words):
     with pytest.raises(ValueError) as error:
         Recorder("nb").rows([row])

@@ -1,4 +1,5 @@
 """Checkpoints of ``fit``: a run that was killed and continued is the run that was not, and nothing is lost on the way."""
+
 import json
 import multiprocessing
 import os
@@ -12,28 +13,36 @@ import pytest
 import torch
 from exact import one_line, randomise
 
-from iflow_lib import run_folder, studies, training
-from iflow_lib.anchors import X0Regression
-from iflow_lib.baselines import ConsistencyTraining, Distillation
+from iflow_lib import training
+from iflow_lib import zoo as studies
 from iflow_lib.data import TensorData, load
-from iflow_lib.flow_map import FlowMap
+from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP
 from iflow_lib.objectives import (
+    ConsistencyTraining,
+    Distillation,
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
 )
+from iflow_lib.objectives.x0_regression import X0Regression
 from iflow_lib.paths import PoissonFlow, RectifiedFlow
-from iflow_lib.run_folder import RunFolder
 from iflow_lib.training import TrainConfig, fit
+from iflow_lib.training import checkpoints as run_folder
+from iflow_lib.training.checkpoints import RunFolder
 
 STEPS = 150
 OBJECTIVES = {
-    "FlowMatching": FlowMatching, "IntegralIdentity": IntegralIdentity,
+    "FlowMatching": FlowMatching,
+    "IntegralIdentity": IntegralIdentity,
     "IntegralIdentity, self": lambda: IntegralIdentity(anchor="self"),
-    "IntegralAdditivity": IntegralAdditivity, "ConsistencyTraining": ConsistencyTraining, "Distillation": Distillation,
-    "X0Regression": X0Regression, "X0Regression, shared": lambda: X0Regression(anchor="shared"),
-    "X0Regression, per_example": lambda: X0Regression(anchor="per_example", blend=True)}
+    "IntegralAdditivity": IntegralAdditivity,
+    "ConsistencyTraining": ConsistencyTraining,
+    "Distillation": Distillation,
+    "X0Regression": X0Regression,
+    "X0Regression, shared": lambda: X0Regression(anchor="shared"),
+    "X0Regression, per_example": lambda: X0Regression(anchor="per_example", blend=True),
+}
 linux = pytest.mark.skipif(os.name != "posix", reason="kills by signals")
 
 
@@ -45,12 +54,28 @@ def data():
 
 def setup(name, out_dir, **options):
     """Model, objective, data and settings of a small run."""
-    anchored = name in ("IntegralIdentity, self", "X0Regression, shared", "X0Regression, per_example")
+    anchored = name in (
+        "IntegralIdentity, self",
+        "X0Regression, shared",
+        "X0Regression, per_example",
+    )
     path = RectifiedFlow() if name == "Distillation" else PoissonFlow(aug_dim=8)
     model = FlowMap(randomise(MLP(dim=2, hidden=16, layers=2, anchor=anchored)), path)
     x = data() if name == "Distillation" else data().x
-    config = TrainConfig(**{"steps": STEPS, "batch_size": 16, "device": "cpu", "progress": False, "log_every": 7,
-                            "warmup": 5, "ema": 0.9, "checkpoint_every": 4, "out_dir": str(out_dir)} | options)
+    config = TrainConfig(
+        **{
+            "steps": STEPS,
+            "batch_size": 16,
+            "device": "cpu",
+            "progress": False,
+            "log_every": 7,
+            "warmup": 5,
+            "ema": 0.9,
+            "checkpoint_every": 4,
+            "out_dir": str(out_dir),
+        }
+        | options
+    )
     return model, OBJECTIVES[name](), x, config
 
 
@@ -71,7 +96,10 @@ def killed(name, out_dir, steps, in_save):
 
     training.learning_rate = count
     if in_save:
-        run_folder._digest = lambda file: (die() if file.parent.name.endswith(".partial") else None, digest(file))[1]
+        run_folder._digest = lambda file: (
+            die() if file.parent.name.endswith(".partial") else None,
+            digest(file),
+        )[1]
     else:
         model.net.register_forward_pre_hook(die)
     fit(model, objective, x, config, resume="auto")
@@ -82,12 +110,18 @@ def killed(name, out_dir, steps, in_save):
 def test_killed_ten_times_and_continued_is_the_undisturbed_run(name, tmp_path):
     model, objective, x, config = setup(name, tmp_path / "whole")
     whole = fit(model, objective, x, config)
-    estimates = objective.store.read(torch.arange(200)) if getattr(objective, "store", None) else None
+    estimates = (
+        objective.store.read(torch.arange(200)) if getattr(objective, "store", None) else None
+    )
     context, rng, kills = multiprocessing.get_context("forkserver"), random.Random(name), 0
-    context.set_forkserver_preload(["torch._dynamo", "iflow_lib.training", "pandas", "safetensors.torch", "pytest"])
+    context.set_forkserver_preload(
+        ["torch._dynamo", "iflow_lib.training", "pandas", "safetensors.torch", "pytest"]
+    )
     while kills < 10:
         in_save = kills % 3 == 2
-        process = context.Process(target=killed, args=(name, tmp_path / "killed", rng.randint(5, 17), in_save))
+        process = context.Process(
+            target=killed, args=(name, tmp_path / "killed", rng.randint(5, 17), in_save)
+        )
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
@@ -96,9 +130,14 @@ def test_killed_ten_times_and_continued_is_the_undisturbed_run(name, tmp_path):
     again, objective, x, config = setup(name, tmp_path / "killed")
     run = fit(again, objective, x, config, resume="auto")
     for mine, theirs in ((again, model), (run.model, whole.model)):
-        for (k, a), (_, b) in zip(mine.state_dict().items(), theirs.state_dict().items(), strict=True):
+        for (k, a), (_, b) in zip(
+            mine.state_dict().items(), theirs.state_dict().items(), strict=True
+        ):
             assert torch.equal(a, b), k
-    assert run.history[["step", "loss"]].equals(whole.history[["step", "loss"]]) and len(run.history) > 20
+    assert (
+        run.history[["step", "loss"]].equals(whole.history[["step", "loss"]])
+        and len(run.history) > 20
+    )
     assert 5 < again_from < STEPS
     assert run.manifest["steps_done"] == STEPS and not run.manifest["interrupted"]
     if estimates is not None:
@@ -118,13 +157,21 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
         if damage == "no state":
             file.unlink()
         else:
-            file.write_bytes(content[:-9] if damage == "truncate" else content[:-1] + bytes([content[-1] ^ 1]))
+            file.write_bytes(
+                content[:-9] if damage == "truncate" else content[:-1] + bytes([content[-1] ^ 1])
+            )
         with pytest.warns(RuntimeWarning, match="falling back to the one before"):
             run = fit(*setup("IntegralIdentity", out), resume="auto")
-        assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True)
+        )
         for folder in RunFolder(out).checkpoints():
             (folder / "state.json").write_text("{")
-        with pytest.raises(ValueError, match="no checkpoint in .* is whole"), pytest.warns(RuntimeWarning):
+        with (
+            pytest.raises(ValueError, match="no checkpoint in .* is whole"),
+            pytest.warns(RuntimeWarning),
+        ):
             fit(*setup("IntegralIdentity", out), resume="auto")
 
 
@@ -132,14 +179,25 @@ def test_continue_from_a_given_checkpoint(tmp_path):
     whole = fit(*setup("FlowMatching", tmp_path, keep=50))
     early = tmp_path / "checkpoints" / "step-00000008"
     run = fit(*setup("FlowMatching", tmp_path, keep=50), resume=early)
-    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True)
+    )
     with pytest.raises(ValueError, match="damaged"):
-        fit(*setup("FlowMatching", tmp_path, keep=50), resume=tmp_path / "checkpoints" / "step-00000009")
+        fit(
+            *setup("FlowMatching", tmp_path, keep=50),
+            resume=tmp_path / "checkpoints" / "step-00000009",
+        )
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(lr=0.5), "'lr': 0.001}, here it is {'lr': 0.5}"), (dict(steps=70), "'steps': 150}, here it is {'steps': 70}"),
-    (dict(seed=1), "'seed'")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(lr=0.5), "'lr': 0.001}, here it is {'lr': 0.5}"),
+        (dict(steps=70), "'steps': 150}, here it is {'steps': 70}"),
+        (dict(seed=1), "'seed'"),
+    ],
+)
 def test_another_run_is_refused(tmp_path, change, words):
     fit(*setup("FlowMatching", tmp_path))
     with pytest.raises(ValueError) as error:
@@ -157,7 +215,10 @@ def test_what_a_finished_run_leaves(tmp_path):
     run = fit(*setup("FlowMatching", tmp_path))
     assert pd.read_csv(tmp_path / "history.csv").step.tolist() == run.history.step.tolist()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest == json.loads(json.dumps(run.manifest)) and manifest["data"]["sha256"] == TensorData(data().x).sha256
+    assert (
+        manifest == json.loads(json.dumps(run.manifest))
+        and manifest["data"]["sha256"] == TensorData(data().x).sha256
+    )
 
 
 def test_an_earlier_run_is_not_overwritten(tmp_path):
@@ -243,26 +304,38 @@ def without_room(out_dir):
 
 @linux
 def test_no_room_names_the_last_good_checkpoint(tmp_path):
-    process = multiprocessing.get_context("forkserver").Process(target=without_room, args=(tmp_path / "run",))
+    process = multiprocessing.get_context("forkserver").Process(
+        target=without_room, args=(tmp_path / "run",)
+    )
     process.start()
     process.join(60)
     text = (tmp_path / "error.txt").read_text()
-    assert "step 12" in text and "too large" in text and "step-00000008" in text and "\n" not in text
+    assert (
+        "step 12" in text and "too large" in text and "step-00000008" in text and "\n" not in text
+    )
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
     whole = fit(*setup("FlowMatching", tmp_path / "whole"))
     run = fit(*setup("FlowMatching", tmp_path / "run"), resume="auto")  # with room again
-    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True)
+    )
 
 
 @linux
 def test_sigterm_while_a_checkpoint_is_written(tmp_path):
-    process = multiprocessing.get_context("forkserver").Process(target=stopped_in_a_save, args=(tmp_path / "run",))
+    process = multiprocessing.get_context("forkserver").Process(
+        target=stopped_in_a_save, args=(tmp_path / "run",)
+    )
     process.start()
     process.join(60)
     assert process.exitcode == 7
     whole = fit(*setup("FlowMatching", tmp_path / "whole"))
     run = fit(*setup("FlowMatching", tmp_path / "run"), resume="auto")
-    assert all(torch.equal(a, b) for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True)
+    )
 
 
 def test_weights_that_are_not_finite_are_not_kept(tmp_path):
@@ -273,8 +346,11 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
             if batch.step == 10:
                 with torch.no_grad():
                     model.net.out.bias.fill_(float("inf"))
-            return super().__call__(model, batch, generator) if batch.step < 10 else sum(p.sum() * 0 for p in [
-                model.net.hidden[0].bias])
+            return (
+                super().__call__(model, batch, generator)
+                if batch.step < 10
+                else sum(p.sum() * 0 for p in [model.net.hidden[0].bias])
+            )
 
     with pytest.raises(FloatingPointError) as error:
         fit(model, Breaks(), x, config)
@@ -294,7 +370,10 @@ def test_an_image_model_is_saved_once_it_is_whole(tmp_path, monkeypatch):
         return own(self, *given, **named)
 
     monkeypatch.setattr(FlowMatching, "loss", loss)
-    folder, settings = tmp_path / "models" / "ve_velocity", dict(steps=5, device="cpu", progress=False)
+    folder, settings = (
+        tmp_path / "models" / "ve_velocity",
+        dict(steps=5, device="cpu", progress=False),
+    )
     with pytest.raises(KeyboardInterrupt, match="3 of 5 steps"):
         studies.train_images("ve_velocity", folder, **settings)
     assert not folder.exists()
@@ -303,10 +382,15 @@ def test_an_image_model_is_saved_once_it_is_whole(tmp_path, monkeypatch):
     manifest = studies.training_manifest("ve_velocity", folder.parent)
     assert manifest["steps_done"] == 5 and str(tmp_path) not in json.dumps(manifest)
     kept = studies.pretrained("ve_velocity", folder.parent)
-    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(kept.state_dict().values(), model.state_dict().values()))
+    assert all(
+        torch.allclose(a, b, atol=1e-2)
+        for a, b in zip(kept.state_dict().values(), model.state_dict().values())
+    )
     fresh, objective, config = studies.image_setup("ve_velocity")
     again = fit(fresh, objective, load("fashion_mnist"), TrainConfig(**settings, **config)).model
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values())
+    )
 
 
 def test_an_integral_of_images_is_finished_once(tmp_path, monkeypatch):
@@ -327,14 +411,24 @@ def test_an_integral_of_images_is_finished_once(tmp_path, monkeypatch):
         studies.finish_images("rectified_integral", folder, steps=3, **settings)
     assert (folder / "model.safetensors").read_bytes() == first
     with pytest.raises(ValueError, match="checkpoint of another run: its config"):
-        studies.train_images("rectified_integral", folder, steps=300, **settings)  # not anew: it would finish this one
+        studies.train_images(
+            "rectified_integral", folder, steps=300, **settings
+        )  # not anew: it would finish this one
     model = studies.train_images("rectified_integral", folder, steps=90, **settings)
-    assert seen == [studies.FINISH_MATCHING] * 3 and [file.name for file in tmp_path.iterdir()] == [folder.name]
+    assert seen == [studies.FINISH_MATCHING] * 3 and [file.name for file in tmp_path.iterdir()] == [
+        folder.name
+    ]
     manifest = studies.training_manifest("rectified_integral", tmp_path)
     assert (manifest["steps_done"], manifest["before"]["steps_done"]) == (4, 1)
-    assert manifest["objective"]["matching"] == studies.FINISH_MATCHING and not manifest["before"]["objective"]["matching"]
+    assert (
+        manifest["objective"]["matching"] == studies.FINISH_MATCHING
+        and not manifest["before"]["objective"]["matching"]
+    )
     kept = studies.pretrained("rectified_integral", tmp_path)
-    assert all(torch.allclose(a, b, atol=1e-2) for a, b in zip(kept.state_dict().values(), model.state_dict().values()))
+    assert all(
+        torch.allclose(a, b, atol=1e-2)
+        for a, b in zip(kept.state_dict().values(), model.state_dict().values())
+    )
     with pytest.raises(ValueError, match="finished already"):
         studies.finish_images("rectified_integral", folder)
     with pytest.raises(ValueError, match="only integrals"):
@@ -345,7 +439,9 @@ def test_killed_between_the_stages_the_first_is_not_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "evaluate_images", lambda *given, **named: [])
     folder, settings = tmp_path / "rectified_integral", dict(steps=1, device="cpu", progress=False)
 
-    def interrupted(*given, **named):  # not by a signal: a shell's background jobs ignore Ctrl-C, and then nothing happens
+    def interrupted(
+        *given, **named
+    ):  # not by a signal: a shell's background jobs ignore Ctrl-C, and then nothing happens
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,5 @@
 """The main job killed, limited, continued, and told what has changed."""
+
 import io
 import json
 import os
@@ -16,14 +17,18 @@ import rich.console
 from conftest import write_notebook
 from exact import one_line
 
-from iflow_lib import board, cli, jobs, reproduce, unattended
+from iflow_lib import unattended
+from iflow_runner import cli
+from iflow_runner import execute as reproduce
+from iflow_runner import plan as jobs
+from iflow_runner import progress as board
 
 posix = pytest.mark.skipif(os.name != "posix", reason="kills by signals")
 #: trains for a second or two, with checkpoints all the time, and records what came out and where it began
 TRAINS = """
 import torch, iflow_lib as ifl
 from iflow_lib import training, unattended
-from iflow_lib.results import Recorder
+from iflow_runner.recorder import Recorder
 unattended.SECONDS = 0.05
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -42,7 +47,9 @@ print("began at", began)
 
 
 def trains(file, steps: int) -> None:
-    write_notebook(file, TRAINS.replace("STEPS", str(steps)), RECORDS.replace("NAME", repr(file.stem)))
+    write_notebook(
+        file, TRAINS.replace("STEPS", str(steps)), RECORDS.replace("NAME", repr(file.stem))
+    )
 
 
 def run(folder, *notebooks, **options):
@@ -55,7 +62,11 @@ def out_of(folder):
 
 def text_of(file) -> str:
     """Everything that an executed notebook printed."""
-    return "".join("".join(o.get("text", "")) for c in json.loads(file.read_text())["cells"] for o in c.get("outputs", ()))
+    return "".join(
+        "".join(o.get("text", ""))
+        for c in json.loads(file.read_text())["cells"]
+        for o in c.get("outputs", ())
+    )
 
 
 @pytest.fixture
@@ -64,10 +75,16 @@ def started():
     processes = []
 
     def start(folder) -> subprocess.Popen:
-        code = ("import sys; from iflow_lib import reproduce as r\n"
-                f"sys.exit(r.run(device='cpu', folder={str(folder)!r})['status'] != 'ok')")
+        code = (
+            "import sys; from iflow_lib import reproduce as r\n"
+            f"sys.exit(r.run(device='cpu', folder={str(folder)!r})['status'] != 'ok')"
+        )
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        processes.append(subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, env=environment))
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code], stdout=subprocess.DEVNULL, env=environment
+            )
+        )
         return processes[-1]
 
     yield start
@@ -78,16 +95,22 @@ def started():
 
 # ---- killed and continued
 
+
 @posix
 def test_killed_twenty_times_and_continued_is_the_undisturbed_run(project, started):
     names = ["01_first", "02_second", "03_third"]
     trains(project / "01_first.ipynb", 1000)
     trains(project / "02_second.ipynb", 2000)
-    write_notebook(project / "03_third.ipynb", "import csv, os\nfile = f'{out_dir}/reads/02_second.csv'", """
-from iflow_lib.results import Recorder
+    write_notebook(
+        project / "03_third.ipynb",
+        "import csv, os\nfile = f'{out_dir}/reads/02_second.csv'",
+        """
+from iflow_runner.recorder import Recorder
 record = Recorder("03_third", out_dir)
 record.rows([{"metric": "n", "value": len(list(csv.DictReader(open(file))))}])
-record.save()""", iflow={"reads": ["02_second"]})
+record.save()""",
+        iflow={"reads": ["02_second"]},
+    )
     (project / "profiles.toml").write_text("[quick]\n")
     out, rng, kills, ended = out_of(project), random.Random(0), 0, True
 
@@ -145,8 +168,12 @@ def test_training_goes_on_and_finished_notebooks_are_not_run_again(project, star
     while not bar.is_file() or "/200000" not in bar.read_text():
         assert process.poll() is None
         time.sleep(0.05)
-    assert int(bar.read_text().split("/200000")[0].split()[-1]) >= reached  # the bar passes through, from where it was
-    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in kernel)  # the orphan is gone
+    assert (
+        int(bar.read_text().split("/200000")[0].split()[-1]) >= reached
+    )  # the bar passes through, from where it was
+    assert not any(
+        p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in kernel
+    )  # the orphan is gone
     process.send_signal(signal.SIGINT)
     process.wait(60)
     assert (out / "notebooks" / "01_first.ipynb").stat().st_mtime_ns == first
@@ -172,15 +199,21 @@ def test_one_that_had_ended_when_it_was_killed_is_taken_in(project, monkeypatch)
             run(project)
     manifest = run(project)
     assert manifest["status"] == "ok"
-    assert manifest["notebooks"]["01_first"]["seconds"] > 0 and len(pd.read_csv(out_of(project) / "results.csv")) == 1
+    assert (
+        manifest["notebooks"]["01_first"]["seconds"] > 0
+        and len(pd.read_csv(out_of(project) / "results.csv")) == 1
+    )
 
 
 # ---- limited in time
 
+
 @posix
 def test_a_time_limit_stops_the_kernel_and_all_its_children(project, tmp_path):
     pids = tmp_path / "pids"
-    write_notebook(project / "01_first.ipynb", f"""
+    write_notebook(
+        project / "01_first.ipynb",
+        f"""
 import os, subprocess, sys, time
 sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
 ids = [os.getpid(), subprocess.Popen(sleep).pid, subprocess.Popen(sleep, start_new_session=True).pid]
@@ -188,16 +221,25 @@ code = f"import subprocess; print(subprocess.Popen({{sleep}}, stdout=-3, stderr=
 middle = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)  # its child outlives it
 with open({str(pids)!r}, "w") as file:
     file.write(" ".join(map(str, [*ids, int(middle.stdout)])))
-time.sleep(600)""", "print('never')")
+time.sleep(600)""",
+        "print('never')",
+    )
     start = time.monotonic()
     manifest = run(project, time_limit=20)
     assert time.monotonic() - start < 60
     first = manifest["notebooks"]["01_first"]
-    assert first["status"] == "failed" and first["error"] == "stopped in cell 4 by its time limit of 20 s"
+    assert (
+        first["status"] == "failed"
+        and first["error"] == "stopped in cell 4 by its time limit of 20 s"
+    )
     assert manifest["notebooks"]["02_second"]["status"] == "ok" and manifest["status"] == "failed"
     numbers = [int(n) for n in pids.read_text().split()]
     assert len(numbers) == 4
-    alive = [n for n in numbers if psutil.pid_exists(n) and psutil.Process(n).status() != psutil.STATUS_ZOMBIE]
+    alive = [
+        n
+        for n in numbers
+        if psutil.pid_exists(n) and psutil.Process(n).status() != psutil.STATUS_ZOMBIE
+    ]
     assert not alive
     with pytest.raises(SystemExit) as wrong:
         cli.main(["reproduce", "--time-limit", "0"])
@@ -209,12 +251,16 @@ def test_a_training_that_was_stopped_by_the_limit_goes_on(project):
     trains(project / "01_first.ipynb", 200_000)
     out = out_of(project)
     assert run(project, "01", time_limit=20)["status"] == "failed"
-    steps = [int(p.name[5:]) for p in (out / ".unfinished" / "01_first" / "training").glob("*/checkpoints/step-*")]
+    steps = [
+        int(p.name[5:])
+        for p in (out / ".unfinished" / "01_first" / "training").glob("*/checkpoints/step-*")
+    ]
     assert steps and not (out / ".unfinished" / "01_first" / "out").exists()
     assert [state for state, _ in states(project).values()] == ["would go on", "would run"]
 
 
 # ---- what has changed
+
 
 def states(folder, **options) -> dict:
     job = reproduce.prepare(device="cpu", folder=folder, make=False, **options)
@@ -227,11 +273,16 @@ def test_status_says_what_would_run_and_why(project, monkeypatch):
     (reference / "plane.csv").write_text("a\n1\n")
     write_notebook(project / "01_first.ipynb", "print(steps)", iflow={"reads": ["plane.csv"]})
     write_notebook(project / "03_third.ipynb", "print(out_dir)", iflow={"reads": ["01_first"]})
-    assert all(state == "would run" and "it has not run yet" in note for state, note in states(project).values())
+    assert all(
+        state == "would run" and "it has not run yet" in note
+        for state, note in states(project).values()
+    )
     assert not out_of(project).exists()  # it only looks
     assert run(project)["status"] == "ok"
     assert {state for state, _ in states(project).values()} == {"unchanged"}
-    assert all(note.startswith("ran 20") and note.endswith(" s") for _, note in states(project).values())
+    assert all(
+        note.startswith("ran 20") and note.endswith(" s") for _, note in states(project).values()
+    )
 
     def changed(reason, *names, **options):
         found = states(project, **options)
@@ -239,7 +290,10 @@ def test_status_says_what_would_run_and_why(project, monkeypatch):
         assert reason in found[names[0]][1], found
 
     changed("its parameters: steps 2 is now 7", "01_first", "03_third", parameters={"steps": 7})
-    assert "reads the results of 01_first, which runs" in states(project, parameters={"steps": 7})["03_third"][1]
+    assert (
+        "reads the results of 01_first, which runs"
+        in states(project, parameters={"steps": 7})["03_third"][1]
+    )
     (reference / "plane.csv").write_text("a\n2\n")
     changed("results/reference/plane.csv has changed", "01_first", "03_third")
     run(project)
@@ -247,14 +301,20 @@ def test_status_says_what_would_run_and_why(project, monkeypatch):
     (project.parent / "requirements.lock").write_text("x==1\n")
     changed("requirements.lock has changed", "01_first", "02_second", "03_third")
     run(project)
-    write_notebook(project / "02_second.ipynb", "seen = extra, label", parameters='label: str = "x"\nextra: int = 1')
+    write_notebook(
+        project / "02_second.ipynb",
+        "seen = extra, label",
+        parameters='label: str = "x"\nextra: int = 1',
+    )
     changed("its cells have changed", "02_second")
     run(project)
     digest = jobs.digest
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "digest", lambda folder, *p: digest(folder, *p) + "x" * ("*.py" in p))
         changed("the code of iflow_lib has changed", "01_first", "02_second", "03_third")
-        patch.setattr(jobs, "digest", lambda folder, *p: digest(folder, *p) + "x" * ("assets/*" in p))
+        patch.setattr(
+            jobs, "digest", lambda folder, *p: digest(folder, *p) + "x" * ("assets/*" in p)
+        )
         changed("the shipped data has changed", "01_first", "02_second", "03_third")
     (out_of(project) / "notebooks" / "02_second.ipynb").write_text("{}")
     changed("notebooks/02_second.ipynb is missing or was changed", "02_second")
@@ -269,7 +329,9 @@ def test_nothing_is_written_where_nothing_has_changed(project):
     run(project)
     before = {p: p.stat().st_mtime_ns for p in out_of(project).rglob("*") if p.name != ".lock"}
     assert run(project)["status"] == "ok"
-    assert {p: p.stat().st_mtime_ns for p in out_of(project).rglob("*") if p.name != ".lock"} == before
+    assert {
+        p: p.stat().st_mtime_ns for p in out_of(project).rglob("*") if p.name != ".lock"
+    } == before
     (out_of(project) / "index.html").unlink()  # as if it was killed before that was written
     assert run(project)["status"] == "ok" and (out_of(project) / "index.html").is_file()
 
@@ -279,7 +341,9 @@ def test_one_that_needs_a_failed_one_is_not_run(project):
     write_notebook(project / "03_third.ipynb", "print(1)", iflow={"reads": ["01_first"]})
     manifest = run(project)
     assert [e["status"] for e in manifest["notebooks"].values()] == ["failed", "ok", "not run"]
-    assert manifest["status"] == "failed" and "01_first" in manifest["notebooks"]["03_third"]["error"]
+    assert (
+        manifest["status"] == "failed" and "01_first" in manifest["notebooks"]["03_third"]["error"]
+    )
     trace = manifest["notebooks"]["01_first"]["traceback"]
     assert "ZeroDivisionError" in trace and "1 / 0" in trace and "\x1b" not in trace
     assert str(project.parent) not in trace
@@ -287,16 +351,35 @@ def test_one_that_needs_a_failed_one_is_not_run(project):
 
 # ---- strict
 
-@pytest.mark.parametrize("profiles, words", [
-    ('[quick."01_frist"]\nsteps = 1\n', ["profile quick has a table for '01_frist'", "did you mean '01_first'?"]),
-    ('[quick]\n[full."01_first"]\nstep = 1\n', ["profile full sets 'step'", "did you mean 'steps'?"]),
-    ('[quick]\n[full."01_first"]\nsteps = 1.5\n', ["steps of 01_first must be a whole number, got 1.5"]),
-    ('[quick]\n[full."01_first"]\nidle = 2\n', ["parameter 'idle' of 01_first would change nothing", "no cell uses it"]),
-    ('[quick]\n[full."01_first"]\nout_dir = "x"\n', ["sets 'out_dir'"]),
-])
+
+@pytest.mark.parametrize(
+    "profiles, words",
+    [
+        (
+            '[quick."01_frist"]\nsteps = 1\n',
+            ["profile quick has a table for '01_frist'", "did you mean '01_first'?"],
+        ),
+        (
+            '[quick]\n[full."01_first"]\nstep = 1\n',
+            ["profile full sets 'step'", "did you mean 'steps'?"],
+        ),
+        (
+            '[quick]\n[full."01_first"]\nsteps = 1.5\n',
+            ["steps of 01_first must be a whole number, got 1.5"],
+        ),
+        (
+            '[quick]\n[full."01_first"]\nidle = 2\n',
+            ["parameter 'idle' of 01_first would change nothing", "no cell uses it"],
+        ),
+        ('[quick]\n[full."01_first"]\nout_dir = "x"\n', ["sets 'out_dir'"]),
+    ],
+)
 def test_profiles_are_checked_as_strictly(project, profiles, words):
-    write_notebook(project / "01_first.ipynb", "print(steps, out_dir)",
-                   parameters='steps: int = 1\nidle: int = 0\nout_dir: str = ""')
+    write_notebook(
+        project / "01_first.ipynb",
+        "print(steps, out_dir)",
+        parameters='steps: int = 1\nidle: int = 0\nout_dir: str = ""',
+    )
     (project / "profiles.toml").write_text(profiles)
     with pytest.raises(ValueError) as error:
         run(project)
@@ -304,14 +387,29 @@ def test_profiles_are_checked_as_strictly(project, profiles, words):
     assert not out_of(project).exists()
 
 
-@pytest.mark.parametrize("cells, about, words", [
-    (dict(parameters=None), {}, ['no cell tagged "parameters"']),
-    (dict(parameters="steps: int = 0.5"), {}, ["steps is declared as int, but its default is 0.5"]),
-    (dict(language="R"), {}, ["written in R"]),
-    ({}, dict(iflow={"reads": "plane.csv"}), ["its metadata must declare what it reads", "plane.csv"]),
-    ({}, dict(iflow={"reads": ["02_second"]}), ["'02_second', which is no earlier notebook"]),
-    ({}, dict(iflow={"reads": ["plane.csv"]}), ["results/reference/plane.csv, which is missing", "git"]),
-])
+@pytest.mark.parametrize(
+    "cells, about, words",
+    [
+        (dict(parameters=None), {}, ['no cell tagged "parameters"']),
+        (
+            dict(parameters="steps: int = 0.5"),
+            {},
+            ["steps is declared as int, but its default is 0.5"],
+        ),
+        (dict(language="R"), {}, ["written in R"]),
+        (
+            {},
+            dict(iflow={"reads": "plane.csv"}),
+            ["its metadata must declare what it reads", "plane.csv"],
+        ),
+        ({}, dict(iflow={"reads": ["02_second"]}), ["'02_second', which is no earlier notebook"]),
+        (
+            {},
+            dict(iflow={"reads": ["plane.csv"]}),
+            ["results/reference/plane.csv, which is missing", "git"],
+        ),
+    ],
+)
 def test_broken_notebooks_are_named_before_anything_runs(project, cells, about, words):
     write_notebook(project / "01_first.ipynb", "print(1)", **cells, **about)
     (project / "profiles.toml").write_text("[quick]\n")
@@ -322,20 +420,30 @@ def test_broken_notebooks_are_named_before_anything_runs(project, cells, about, 
 
 
 def test_the_nearest_spelling_is_named(project):
-    for options, words in ((dict(parameters={"stpes": 1}), "did you mean 'steps'?"), (dict(profile="quikc"), "'quick'?"),
-                           (dict(notebooks=["01_frst"]), "did you mean '01_first'?")):
+    for options, words in (
+        (dict(parameters={"stpes": 1}), "did you mean 'steps'?"),
+        (dict(profile="quikc"), "'quick'?"),
+        (dict(notebooks=["01_frst"]), "did you mean '01_first'?"),
+    ):
         with pytest.raises(ValueError, match="did you mean") as error:
             reproduce.prepare(folder=project, device="cpu", **options)
         assert words in one_line(error)
 
 
 def test_a_whole_number_is_fine_where_a_number_is_declared(project):
-    write_notebook(project / "02_second.ipynb", "%matplotlib inline\n!true\n[rate", parameters="rate: float = 1")
-    task = reproduce.prepare(["02"], device="cpu", folder=project, parameters={"rate": "2"}, make=False).tasks[0]
+    write_notebook(
+        project / "02_second.ipynb",
+        "%matplotlib inline\n!true\n[rate",
+        parameters="rate: float = 1",
+    )
+    task = reproduce.prepare(
+        ["02"], device="cpu", folder=project, parameters={"rate": "2"}, make=False
+    ).tasks[0]
     assert task.parameters == {"rate": 2.0} and type(task.parameters["rate"]) is float
 
 
 # ---- what is shown
+
 
 def test_the_live_table(project, tmp_path, capsys):
     tasks = reproduce.prepare(device="cpu", folder=project, make=False).tasks
@@ -349,20 +457,29 @@ def test_the_live_table(project, tmp_path, capsys):
             console.print(shown.table())
             return console.file.getvalue()
 
-        assert re.search(r"▶ +01_first +3 of \d+ +0 s +1 min 1 s\n", text()) and "other bar 60%\n" in text()
+        assert (
+            re.search(r"▶ +01_first +3 of \d+ +0 s +1 min 1 s\n", text())
+            and "other bar 60%\n" in text()
+        )
         unattended.bar_file(tmp_path).write_text("FlowMatching: 42%")
         assert "FlowMatching: 42%" in text() and re.search(r"· +02_second", text())
         shown.end("01_first", "ok", 75.0)
         assert re.search(r"✓ +01_first +1 min 15 s +1 min 1 s\n", text()) and "42%" not in text()
-    assert capsys.readouterr().out == ("running      01_first (1 of 2, expected 1 min 1 s)\n"
-                                       "ok           01_first: 1 min 15 s\n")
+    assert capsys.readouterr().out == (
+        "running      01_first (1 of 2, expected 1 min 1 s)\nok           01_first: 1 min 15 s\n"
+    )
 
 
 def test_bars_pass_through_without_a_terminal(project, capsys, monkeypatch):
     monkeypatch.setattr(board, "EVERY", 0.2)
-    write_notebook(project / "01_first.ipynb", "import sys, time\nprint('my bar 7/9', file=sys.stderr)\ntime.sleep(4)")
+    write_notebook(
+        project / "01_first.ipynb",
+        "import sys, time\nprint('my bar 7/9', file=sys.stderr)\ntime.sleep(4)",
+    )
     run(project, "01")
-    assert re.search(r"^ +01_first: cell 4 of 4 after \d+ s, my bar 7/9$", capsys.readouterr().out, flags=re.M)
+    assert re.search(
+        r"^ +01_first: cell 4 of 4 after \d+ s, my bar 7/9$", capsys.readouterr().out, flags=re.M
+    )
 
 
 def test_command_line_of_what_is_broken(project, capfd, monkeypatch):
@@ -373,7 +490,12 @@ def test_command_line_of_what_is_broken(project, capfd, monkeypatch):
         with pytest.raises(SystemExit) as end:
             cli.main([*arguments, "--device", "cpu"])
         out, err = capfd.readouterr()
-        assert end.value.code == 2 and not out and err.count("\n") == 1 and not out_of(project).exists()
+        assert (
+            end.value.code == 2
+            and not out
+            and err.count("\n") == 1
+            and not out_of(project).exists()
+        )
         return err
 
     good = (project / "01_first.ipynb").read_text()
@@ -382,12 +504,18 @@ def test_command_line_of_what_is_broken(project, capfd, monkeypatch):
         assert "01_first.ipynb is damaged or not a notebook" in said(command)
     (project / "01_first.ipynb").write_text(good)
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.importlib.util, "find_spec", lambda name: None if name == "ipykernel" else name)
-        assert "running notebooks needs ipykernel: pip install 'iflow-lib[notebooks]'" in said("reproduce")
+        patch.setattr(
+            jobs.importlib.util, "find_spec", lambda name: None if name == "ipykernel" else name
+        )
+        assert "running notebooks needs ipykernel: pip install 'iflow-lib[notebooks]'" in said(
+            "reproduce"
+        )
     assert "did you mean 'steps'?" in said("status", "-p", "step", "3")
     with pytest.raises(SystemExit) as end:
         cli.main(["status", "--device", "cpu"])
     assert end.value.code == 0
-    assert capfd.readouterr().out.splitlines() == ["would run    01_first: it has not run yet",
-                                                     "would run    02_second: it has not run yet"]
+    assert capfd.readouterr().out.splitlines() == [
+        "would run    01_first: it has not run yet",
+        "would run    02_second: it has not run yet",
+    ]
     assert not out_of(project).exists()

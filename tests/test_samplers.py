@@ -1,20 +1,24 @@
 """Sampling: exact maps give exact samples, solvers have their order, calls are counted, noise never changes."""
+
 import numpy as np
 import pytest
 import torch
 from exact import MEAN, STD, GaussianNet, gaussian_jump, one_line, randomise
 from torch import nn
 
-from iflow_lib import samplers
-from iflow_lib.flow_map import FlowMap
+from iflow_lib import sampling as samplers
+from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
-from iflow_lib.samplers import initial_noise, line_grid, pick_device, reflow, sample
+from iflow_lib.sampling import initial_noise, line_grid, pick_device, reflow, sample
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
 paths = pytest.mark.parametrize("path", ALL, ids=repr)
-DEVICES = ["cpu"] + [d for d, ok in (("cuda", torch.cuda.is_available()),
-                                     ("mps", torch.backends.mps.is_available())) if ok]
+DEVICES = ["cpu"] + [
+    d
+    for d, ok in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+    if ok
+]
 
 
 class Spy(nn.Module):
@@ -54,7 +58,9 @@ def test_exact_map_gives_the_exact_jump(path, shape, nfe):
     torch.testing.assert_close(out.x, truth, rtol=1e-9, atol=1e-9)
     t_max = torch.full((50,), path.t_max, dtype=torch.float64)
     prior = path.prior((256, *shape), generator=torch.Generator().manual_seed(3))[:50].double()
-    torch.testing.assert_close(out.x, model.jump(x=prior, t=t_max, s=0 * t_max).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        out.x, model.jump(x=prior, t=t_max, s=0 * t_max).detach(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_one_step_samples_have_the_law_of_the_data():
@@ -68,7 +74,9 @@ def test_one_step_samples_have_the_law_of_the_data():
 def test_order_of_convergence(path, method, order):
     model = FlowMap(GaussianNet((2,)), path)
     truth = sample(model, 64, 1, "map").x
-    errors = [float((sample(model, 64, nfe, method).x - truth).abs().max()) for nfe in (64, 128, 256)]
+    errors = [
+        float((sample(model, 64, nfe, method).x - truth).abs().max()) for nfe in (64, 128, 256)
+    ]
     rates = np.log2(np.array(errors[:-1]) / errors[1:])
     assert np.abs(rates - order).max() < 0.25, (errors, rates)
 
@@ -77,14 +85,18 @@ def test_order_of_convergence(path, method, order):
 
 
 @paths
-@pytest.mark.parametrize("method, nfe", [("map", 1), ("map", 3), ("euler", 1), ("euler", 7), ("heun", 2), ("heun", 8)])
+@pytest.mark.parametrize(
+    "method, nfe", [("map", 1), ("map", 3), ("euler", 1), ("euler", 7), ("heun", 2), ("heun", 8)]
+)
 @pytest.mark.parametrize("trajectory", [False, True])
 def test_nfe_is_the_number_of_calls(path, method, nfe, trajectory):
     model = FlowMap(GaussianNet((2,)), path)
     out = sample(model, 10, nfe, method, trajectory=trajectory)
     assert model.net.calls == nfe == out.nfe
     model.net.calls = 0
-    assert sample(model, 10, nfe, method, batch_size=4).nfe == nfe and model.net.calls == 3 * nfe  # 3 batches
+    assert (
+        sample(model, 10, nfe, method, batch_size=4).nfe == nfe and model.net.calls == 3 * nfe
+    )  # 3 batches
 
 
 @paths
@@ -95,8 +107,11 @@ def test_times_the_network_sees(path):
         grid = line_grid(model, method, 3).tolist()
         assert grid[0] == pytest.approx(path.tau_max) and grid[-1] == 0
         pairs = list(zip(grid, grid[1:]))
-        expected = {"map": pairs, "euler": [(t, t) for t, _ in pairs],
-                    "heun": [(r, r) for pair in pairs for r in pair]}[method]
+        expected = {
+            "map": pairs,
+            "euler": [(t, t) for t, _ in pairs],
+            "heun": [(r, r) for pair in pairs for r in pair],
+        }[method]
         assert model.net.times == [pytest.approx(p, abs=1e-7) for p in expected]
 
 
@@ -120,7 +135,9 @@ def test_labels_and_guidance(method, steps_of):
     model = FlowMap(net, RectifiedFlow())
     labels = torch.arange(10) % 3
     out = sample(model, 10, 2 * steps_of, method, seed=1, labels=labels, batch_size=4)
-    torch.testing.assert_close(out.x, noise(model, 10, 1) - labels[:, None].float())  # u is constant: exact
+    torch.testing.assert_close(
+        out.x, noise(model, 10, 1) - labels[:, None].float()
+    )  # u is constant: exact
     net.calls = 0
     guided = sample(model, 10, 4 * steps_of, method, seed=1, labels=labels, guidance=2.5)
     assert guided.nfe == net.calls == 4 * steps_of  # two calls for every u
@@ -128,9 +145,12 @@ def test_labels_and_guidance(method, steps_of):
     one = sample(model, 10, 2, "euler", seed=1, labels=2)
     torch.testing.assert_close(one.x, noise(model, 10, 1) - 2)
     for options, words in [
-        (dict(labels=[0, 1]), "10 whole numbers in [0, 3)"), (dict(labels=[3] * 10), "[0, 3)"),
-        (dict(labels=torch.zeros(10)), "whole numbers"), (dict(guidance=2.0), "guidance needs labels"),
-        (dict(labels=0, guidance=2.0, nfe=3 * steps_of), "must be a multiple of")]:
+        (dict(labels=[0, 1]), "10 whole numbers in [0, 3)"),
+        (dict(labels=[3] * 10), "[0, 3)"),
+        (dict(labels=torch.zeros(10)), "whole numbers"),
+        (dict(guidance=2.0), "guidance needs labels"),
+        (dict(labels=0, guidance=2.0, nfe=3 * steps_of), "must be a multiple of"),
+    ]:
         with pytest.raises(ValueError) as error:
             sample(model, 10, **{"method": method, "nfe": steps_of, **options})
         assert words in one_line(error)
@@ -162,10 +182,19 @@ def test_own_times(path, method):
     asked = sorted({t for t, _ in model.net.times}, reverse=True)
     tau = path.tau(torch.tensor(times).double())
     assert asked[:3] == pytest.approx(tau[:3].tolist(), abs=1e-6)
-    assert torch.equal(sample(model, 5, nfe, method, times=path.grid(steps), seed=2).x,
-                       sample(model, 5, nfe, method, seed=2).x) or method == "map"
-    for bad in ([path.t_max, 0.0], [path.t_max, 0.1, 0.2, 0.0],
-                [0.9 * path.t_max, 0.3, 0.1, 0.0], [path.t_max, 0.3, 0.1, 0.01]):
+    assert (
+        torch.equal(
+            sample(model, 5, nfe, method, times=path.grid(steps), seed=2).x,
+            sample(model, 5, nfe, method, seed=2).x,
+        )
+        or method == "map"
+    )
+    for bad in (
+        [path.t_max, 0.0],
+        [path.t_max, 0.1, 0.2, 0.0],
+        [0.9 * path.t_max, 0.3, 0.1, 0.0],
+        [path.t_max, 0.3, 0.1, 0.01],
+    ):
         with pytest.raises(ValueError, match="times must fall from"):
             sample(model, 5, nfe, method, times=bad)
     with pytest.raises(ValueError, match="rk45 takes no times"):
@@ -195,7 +224,9 @@ def test_anchor_refinement_as_published():
     assert out.nfe == 5 == len(net.anchors) and set(net.times) == {(1.0, 0.0)} and out.times is None
     torch.testing.assert_close(out.x, net.anchors[0] + 0.5)
     assert out.trajectory.shape == (6, 300, 2) and torch.equal(out.trajectory[0], net.anchors[0])
-    assert abs(float(net.anchors[0].std()) - 1) < 0.1 and not torch.equal(net.anchors[0], noise(model, 300, 4))
+    assert abs(float(net.anchors[0].std()) - 1) < 0.1 and not torch.equal(
+        net.anchors[0], noise(model, 300, 4)
+    )
     assert torch.equal(sample(model, 300, 5, "anchor", seed=4, batch_size=300).x, out.x)
     with pytest.raises(ValueError, match="anchor=True"):
         sample(FlowMap(MLP(2), RectifiedFlow()), 3, method="anchor")
@@ -205,11 +236,15 @@ def test_an_anchored_map_spends_its_first_call_on_the_anchor():
     net = Anchored()
     model = FlowMap(net, RectifiedFlow())
     sample(model, 7, 1)
-    assert net.times == [(1.0, 0.0)] and float(net.anchors[0].abs().max()) == 0  # alone, it jumps without one
+    assert (
+        net.times == [(1.0, 0.0)] and float(net.anchors[0].abs().max()) == 0
+    )  # alone, it jumps without one
     net.anchors.clear(), net.times.clear()
     out = sample(model, 7, 3, seed=1, trajectory=True)
     assert out.nfe == 3 and net.times == [(1.0, 0.0), (1.0, 0.5), (0.5, 0.0)]
-    assert torch.equal(net.anchors[1], net.anchors[2]) and torch.equal(out.times, torch.tensor([1.0, 0.5, 0.0]).double())
+    assert torch.equal(net.anchors[1], net.anchors[2]) and torch.equal(
+        out.times, torch.tensor([1.0, 0.5, 0.0]).double()
+    )
     torch.testing.assert_close(net.anchors[1], torch.full((7, 2), 0.1))  # x - (x - 0 - 0.1)
 
 
@@ -218,7 +253,9 @@ def test_reflow_pairs():
     pairs = reflow(model, 300, nfe=200, seed=5)
     assert torch.equal(pairs.noise, noise(model, 300, 5)) and pairs.x.shape == (300, 2)
     exact = sample(model, 300, 1, "map", seed=5).x
-    assert float((pairs.x - exact).abs().max()) < 0.02  # each noise with where the ODE takes it, not with another
+    assert (
+        float((pairs.x - exact).abs().max()) < 0.02
+    )  # each noise with where the ODE takes it, not with another
     with pytest.raises(ValueError, match="RectifiedFlow, not on VarianceExploding"):
         reflow(FlowMap(GaussianNet(), VarianceExploding()), 5)
 
@@ -259,10 +296,14 @@ def test_batch_size_changes_nothing(path, n):
 
 
 def test_batch_size_changes_nothing_for_images():
-    model = FlowMap(randomise(UNet(channels=1, size=8, width=8, blocks=1), scale=0.1), PoissonFlow(8))
+    model = FlowMap(
+        randomise(UNet(channels=1, size=8, width=8, blocks=1), scale=0.1), PoissonFlow(8)
+    )
     reference = sample(model, 40, 4, "heun", batch_size=1000).x
     for batch_size in (1, 7, 39):
-        torch.testing.assert_close(sample(model, 40, 4, "heun", batch_size=batch_size).x, reference, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            sample(model, 40, 4, "heun", batch_size=batch_size).x, reference, rtol=0, atol=1e-4
+        )
 
 
 @paths
@@ -308,7 +349,10 @@ def test_noise_is_drawn_on_the_cpu_for_every_device(path, device, monkeypatch):
 
 
 def test_samples_take_the_model_s_dtype():
-    assert sample(FlowMap(randomise(MLP(dim=2, hidden=4).double()), RectifiedFlow()), 3).x.dtype == torch.float64
+    assert (
+        sample(FlowMap(randomise(MLP(dim=2, hidden=4).double()), RectifiedFlow()), 3).x.dtype
+        == torch.float64
+    )
 
 
 def test_network_without_parameters():
@@ -334,8 +378,9 @@ def test_trajectory(path, method, nfe):
     assert out.trajectory.shape == (5, 300, 3) and out.times.shape == (5,)
     assert float(out.times[0]) == pytest.approx(path.t_max) and out.times[-1] == 0
     assert bool((out.times.diff() < 0).all())
-    assert torch.equal(out.trajectory[-1], out.x) and torch.equal(out.x, sample(model, 300, nfe, method, seed=1,
-                                                                                batch_size=100).x)
+    assert torch.equal(out.trajectory[-1], out.x) and torch.equal(
+        out.x, sample(model, 300, nfe, method, seed=1, batch_size=100).x
+    )
     start = out.trajectory[0]
     g = torch.Generator().manual_seed(1)
     prior = torch.cat([path.prior((256, 3), generator=g) for _ in range(2)])[:300]
@@ -343,7 +388,10 @@ def test_trajectory(path, method, nfe):
     if method == "map":
         for t, x in zip(out.times, out.trajectory):
             ends = [torch.full((300,), float(r), dtype=torch.float64) for r in (out.times[0], t)]
-            weights = [((1 - r), r) if path.name == "RectifiedFlow" else (torch.ones_like(r), r) for r in ends]
+            weights = [
+                ((1 - r), r) if path.name == "RectifiedFlow" else (torch.ones_like(r), r)
+                for r in ends
+            ]
             torch.testing.assert_close(x, gaussian_jump(start, *weights), rtol=1e-9, atol=1e-9)
 
 
@@ -361,13 +409,24 @@ def test_sampling_leaves_the_model_as_it_was():
     assert model.training
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ({"nfe": 0}, "nfe must be"), ({"nfe": -1}, "nfe must be"), ({"nfe": 1.5}, "nfe must be"), ({"n": 0}, "n must be"),
-    ({"nfe": True}, "nfe must be"), ({"n": "3"}, "n must be"), ({"batch_size": 0}, "batch_size must be"),
-    ({"method": "rk4"}, "unknown method 'rk4': expected one of map, euler, heun"),
-    ({"method": "heun", "nfe": 3}, "nfe must be even; got 3"), ({"method": "heun", "nfe": 1}, "even; got 1"),
-    ({"device": "tpu"}, "unknown device 'tpu': expected auto, cpu, cuda or mps"),
-    ({"device": "cpux"}, "unknown device"), ({"device": "cuda:99"}, "not available")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"nfe": 0}, "nfe must be"),
+        ({"nfe": -1}, "nfe must be"),
+        ({"nfe": 1.5}, "nfe must be"),
+        ({"n": 0}, "n must be"),
+        ({"nfe": True}, "nfe must be"),
+        ({"n": "3"}, "n must be"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"method": "rk4"}, "unknown method 'rk4': expected one of map, euler, heun"),
+        ({"method": "heun", "nfe": 3}, "nfe must be even; got 3"),
+        ({"method": "heun", "nfe": 1}, "even; got 1"),
+        ({"device": "tpu"}, "unknown device 'tpu': expected auto, cpu, cuda or mps"),
+        ({"device": "cpux"}, "unknown device"),
+        ({"device": "cuda:99"}, "not available"),
+    ],
+)
 def test_bad_arguments_before_any_call(arguments, words):
     model = FlowMap(GaussianNet(), RectifiedFlow())
     with pytest.raises(ValueError) as error:
@@ -379,7 +438,9 @@ def test_pick_device(monkeypatch):
     for cuda, mps, best in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda answer=cuda: answer)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda answer=mps: answer)
-        assert pick_device("auto") == torch.device(best) and pick_device("cpu") == torch.device("cpu")
+        assert pick_device("auto") == torch.device(best) and pick_device("cpu") == torch.device(
+            "cpu"
+        )
     for name in ("cuda", "cuda:0", "mps"):
         with pytest.raises(ValueError) as error:
             pick_device(name)

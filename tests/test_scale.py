@@ -1,4 +1,5 @@
 """``fit`` made fast and large: compiled, in bfloat16, on two processes, with data that stay on disk."""
+
 import copy
 import json
 import os
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 import iflow_lib as ifl
-from iflow_lib.anchors import AnchorStore
-from iflow_lib.speed import Compiled, Threads
-from iflow_lib.team import Team
+from iflow_lib.objectives.x0_regression import AnchorStore
+from iflow_lib.training.compile import Threads
+from iflow_lib.training.distributed import Team
+from iflow_lib.utils import Compiled
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = """
@@ -45,12 +47,31 @@ def train(tmp_path, out: str, processes: int, steps: int = 50) -> dict:
     """{objective: (its history, its folder)} after ``steps`` steps of 50; of the first alone if it stops early."""
     script = tmp_path / "train.py"
     script.write_text(TRAIN)
-    start = [sys.executable] if processes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run([*start, str(script), str(tmp_path / out), str(steps)], cwd=ROOT, capture_output=True,
-                          text=True, timeout=240, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    start = (
+        [sys.executable]
+        if processes == 1
+        else [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(processes),
+        ]
+    )
+    done = subprocess.run(
+        [*start, str(script), str(tmp_path / out), str(steps)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {folder.name: (pd.read_csv(folder / "history.csv"), folder) for folder in (tmp_path / out).iterdir()}
+    return {
+        folder.name: (pd.read_csv(folder / "history.csv"), folder)
+        for folder in (tmp_path / out).iterdir()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +92,10 @@ def test_two_processes_give_the_run_of_one(alone, together, name):
     assert (two.loss / one.loss - 1).abs().max() < 1e-4
     assert json.loads((both / "manifest.json").read_text())["processes"] == 2
     if name == "X0Regression":
-        a, b = (np.load(folder / "checkpoints" / "step-00000050" / "anchors.npy") for folder in (alone, both))
+        a, b = (
+            np.load(folder / "checkpoints" / "step-00000050" / "anchors.npy")
+            for folder in (alone, both)
+        )
         assert a.shape == b.shape == (1001, 2) and np.abs(a - b).max() < 1e-4
         shares = [AnchorStore(both / f"anchors-{rank}", Team(rank, 2)) for rank in (0, 1)]
         assert [len(store.rows) for store in shares] == [501, 500]  # nobody holds it all
@@ -102,7 +126,9 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
 def fit(objective=None, steps=20, net=None, data=None, **settings):
     torch.manual_seed(0)
     model = ifl.FlowMap(net() if net else ifl.MLP(dim=2, hidden=32, layers=2), ifl.RectifiedFlow())
-    config = ifl.TrainConfig(steps=steps, batch_size=64, device="cpu", log_every=1, progress=False, **settings)
+    config = ifl.TrainConfig(
+        steps=steps, batch_size=64, device="cpu", log_every=1, progress=False, **settings
+    )
     data = ifl.data.load("eight_gaussians", 1000) if data is None else data
     return ifl.fit(model, objective or ifl.IntegralIdentity(), data, config)
 
@@ -113,8 +139,15 @@ def fit(objective=None, steps=20, net=None, data=None, **settings):
 def test_compiled_training_and_sampling_are_the_same():
     """Of a U-Net with its forward derivative, the hardest to trace, in one piece: a graph that breaks is eager in part."""
     counters = torch._dynamo.utils.counters
-    objective, data = ifl.IntegralIdentity(derivative="jvp"), torch.randn(100, 1, 8, 8, generator=torch.Generator())
-    both = {"steps": 8, "net": lambda: ifl.UNet(channels=1, size=8, width=8, blocks=1), "data": data}
+    objective, data = (
+        ifl.IntegralIdentity(derivative="jvp"),
+        torch.randn(100, 1, 8, 8, generator=torch.Generator()),
+    )
+    both = {
+        "steps": 8,
+        "net": lambda: ifl.UNet(channels=1, size=8, width=8, blocks=1),
+        "data": data,
+    }
     counters.clear()
     fast = fit(objective, compile="graphs", **both)  # on a CPU, as True
     out = ifl.sample(fast.model, 50).x
@@ -131,7 +164,9 @@ def test_where_compiling_fails_training_goes_on_and_says_so(monkeypatch):
         raise RuntimeError("no compiler here\nand a long story")
 
     compile = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **options: compile(f, backend=refuse, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **options: compile(f, backend=refuse, **options)
+    )
     with pytest.warns(RuntimeWarning, match="going on without torch.compile") as said:
         fast = fit(compile=True)
     ours = [str(w.message) for w in said if "torch.compile" in str(w.message)]
@@ -145,7 +180,10 @@ def test_where_compiling_fails_training_goes_on_and_says_so(monkeypatch):
 
 def test_clipping_can_be_left_out():
     free, clipped = (fit(steps=5, clip=clip) for clip in (None, 1e-3))
-    assert free.history.loss[0] == clipped.history.loss[0] and free.history.loss[4] != clipped.history.loss[4]
+    assert (
+        free.history.loss[0] == clipped.history.loss[0]
+        and free.history.loss[4] != clipped.history.loss[4]
+    )
 
 
 def test_an_error_of_the_function_stays_an_error():
@@ -176,7 +214,9 @@ def test_threads_are_few_for_a_small_network_and_given_back():
         torch.set_num_threads(own)
 
 
-@pytest.mark.parametrize("wrong", [{"compile": "yes"}, {"precision": "float16"}, {"threads": -1}, {"threads": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"compile": "yes"}, {"precision": "float16"}, {"threads": -1}, {"threads": 1.5}]
+)
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ifl.TrainConfig(steps=1, **wrong)
@@ -200,10 +240,18 @@ def test_memory_of_anchored_training_does_not_grow_with_the_data(tmp_path):
         file = tmp_path / f"{examples}.npy"
         rows = np.lib.format.open_memmap(file, mode="w+", dtype="float32", shape=(examples, 64))
         for start in range(0, examples, 10_000):
-            rows[start : start + 10_000] = np.random.default_rng(start).standard_normal((10_000, 64), dtype="float32")
+            rows[start : start + 10_000] = np.random.default_rng(start).standard_normal(
+                (10_000, 64), dtype="float32"
+            )
         del rows
-        done = subprocess.run([sys.executable, "-c", MEASURE, str(file), str(tmp_path / f"run-{examples}")], cwd=ROOT,
-                              capture_output=True, text=True, timeout=240, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(file), str(tmp_path / f"run-{examples}")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         peaks.append(float(done.stdout.split()[-1]))
     print(f"peak memory: {peaks[0]:.0f} MB with 10,000 examples, {peaks[1]:.0f} MB with 1,000,000")

@@ -1,22 +1,43 @@
 """The real notebooks from the real command line, with the shortest profile."""
+
 import csv
 import json
 import subprocess
 import sys
 
-from iflow_lib.results import COLUMNS, checkout
+from iflow_runner.recorder import COLUMNS, checkout
 
 
 def test_smoke(tmp_path):
     out = tmp_path / "run"
     answer = subprocess.run(
-        [sys.executable, "-m", "iflow_lib.cli", "reproduce", "--profile", "smoke", "--device", "cpu", "--out", str(out)],
-        capture_output=True, text=True, timeout=600)
+        [
+            sys.executable,
+            "-m",
+            "iflow_runner.cli",
+            "reproduce",
+            "--profile",
+            "smoke",
+            "--device",
+            "cpu",
+            "--out",
+            str(out),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert answer.returncode == 0, answer.stdout + answer.stderr
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["status"] == "ok" and {e["status"] for e in manifest["notebooks"].values()} == {"ok"}
-    for name, entry in manifest["notebooks"].items():  # each declares what it reads: else it might not run again
-        notebook = json.loads((checkout() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+    assert manifest["status"] == "ok" and {e["status"] for e in manifest["notebooks"].values()} == {
+        "ok"
+    }
+    for name, entry in manifest[
+        "notebooks"
+    ].items():  # each declares what it reads: else it might not run again
+        notebook = json.loads(
+            (checkout() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+        )
         declared = notebook["metadata"]["iflow"]["reads"]
         assert entry["reads"] or name == "03_from_scratch"
         for read in entry["reads"]:
@@ -25,7 +46,11 @@ def test_smoke(tmp_path):
     figures = [f for entry in manifest["notebooks"].values() for f in entry["figures"]]
     assert figures
     for figure in figures:
-        assert (out / figure["file"]).stat().st_size > 1000 and figure["file"] in page and figure["caption"]
+        assert (
+            (out / figure["file"]).stat().st_size > 1000
+            and figure["file"] in page
+            and figure["caption"]
+        )
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows and tuple(rows[0]) == COLUMNS

@@ -1,4 +1,5 @@
 """The library stays small and its modules stand in one order."""
+
 import ast
 import subprocess
 import sys
@@ -8,7 +9,10 @@ import pytest
 
 import iflow_lib
 
-MODULES = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in Path(iflow_lib.__file__).parent.glob("*.py")}
+MODULES = {
+    file.stem: ast.parse(file.read_text(encoding="utf-8"))
+    for file in Path(iflow_lib.__file__).parent.glob("*.py")
+}
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -32,13 +36,22 @@ def test_no_circular_import():
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_file_has_at_most_400_lines(name):
-    assert len((Path(iflow_lib.__file__).parent / f"{name}.py").read_text(encoding="utf-8").splitlines()) <= 400
+    assert (
+        len(
+            (Path(iflow_lib.__file__).parent / f"{name}.py")
+            .read_text(encoding="utf-8")
+            .splitlines()
+        )
+        <= 400
+    )
 
 
 def test_each_module_can_be_imported_first():
     names = sorted(set(MODULES) - {"__init__", "cli"})
-    code = ("import importlib, sys\n"
-            f"for name in {names}:\n"
-            "    for loaded in [m for m in sys.modules if m.startswith('iflow_lib')]: del sys.modules[loaded]\n"
-            "    importlib.import_module('iflow_lib.' + name)\n")
+    code = (
+        "import importlib, sys\n"
+        f"for name in {names}:\n"
+        "    for loaded in [m for m in sys.modules if m.startswith('iflow_lib')]: del sys.modules[loaded]\n"
+        "    importlib.import_module('iflow_lib.' + name)\n"
+    )
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)

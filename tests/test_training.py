@@ -1,4 +1,5 @@
 """``fit``: learns what is known in closed form, is reproducible to the bit, and refuses bad data before it starts."""
+
 import copy
 import math
 
@@ -9,11 +10,11 @@ from exact import one_line, randomise
 from torch.utils.data import Dataset, TensorDataset
 
 from iflow_lib.data import TensorData
-from iflow_lib.flow_map import FlowMap
+from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.objectives import FlowMatching, IntegralIdentity, Objective
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
-from iflow_lib.samplers import initial_noise, sample
+from iflow_lib.sampling import initial_noise, sample
 from iflow_lib.training import TrainConfig, fit, learning_rate
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
@@ -54,7 +55,9 @@ def trained():
         for objective in (FlowMatching(), IntegralIdentity()):
             torch.manual_seed(0)
             model = FlowMap(MLP(dim=1, hidden=32, layers=2), path)
-            run = fit(model, objective, x, config(400, batch_size=256, lr=5e-3, ema=0.95, warmup=20))
+            run = fit(
+                model, objective, x, config(400, batch_size=256, lr=5e-3, ema=0.95, warmup=20)
+            )
             runs[path.name, objective.name] = run
     return runs
 
@@ -103,7 +106,14 @@ def test_labels_and_kind_of_data_set_change_nothing():
             return DATA[i]
 
     labels = torch.arange(len(DATA))
-    kinds = [DATA, DATA.double(), DATA.numpy(), TensorData(DATA, labels, "x"), TensorDataset(DATA, labels), Items()]
+    kinds = [
+        DATA,
+        DATA.double(),
+        DATA.numpy(),
+        TensorData(DATA, labels, "x"),
+        TensorDataset(DATA, labels),
+        Items(),
+    ]
     first, *others = [weights(fit(tiny(), FlowMatching(), data, config()).model) for data in kinds]
     assert all(torch.equal(first, other) for other in others)
 
@@ -149,7 +159,9 @@ def test_average_of_weights(ema):
 
 def test_learning_rate():
     c = TrainConfig(steps=1000, lr=0.01, warmup=100)
-    assert learning_rate(c, 0) == pytest.approx(1e-4) and learning_rate(c, 49) == pytest.approx(5e-3)
+    assert learning_rate(c, 0) == pytest.approx(1e-4) and learning_rate(c, 49) == pytest.approx(
+        5e-3
+    )
     assert learning_rate(c, 99) == pytest.approx(0.01) == learning_rate(c, 100)
     assert learning_rate(c, 550) == pytest.approx(0.005) and 0 < learning_rate(c, 999) < 1e-7
     for steps in (1, 5, 10, 11, 200):  # short runs: the rise is shortened, and no step stands still
@@ -158,15 +170,25 @@ def test_learning_rate():
 
 
 def test_history_and_manifest():
-    run = fit(tiny(PoissonFlow(8)), IntegralIdentity(), TensorData(DATA, None, "toy"), config(12, seed=9))
-    assert isinstance(run.history, pd.DataFrame) and list(run.history.columns) == ["step", "loss", "seconds"]
+    run = fit(
+        tiny(PoissonFlow(8)), IntegralIdentity(), TensorData(DATA, None, "toy"), config(12, seed=9)
+    )
+    assert isinstance(run.history, pd.DataFrame) and list(run.history.columns) == [
+        "step",
+        "loss",
+        "seconds",
+    ]
     assert run.history.step.tolist() == [5, 10, 12] and run.history.seconds.is_monotonic_increasing
     assert all(math.isfinite(v) for v in run.history.loss)
     m = run.manifest
     assert m["steps_done"] == 12 and m["interrupted"] is False and m["seconds"] > 0
     assert m["objective"] == {"name": "IntegralIdentity", **IntegralIdentity().config()}
     assert m["path"] == {"name": "PoissonFlow", "aug_dim": 8} and m["config"]["seed"] == 9
-    assert m["data"]["name"] == "toy" and m["data"]["shape"] == [300, 2] and len(m["data"]["sha256"]) == 64
+    assert (
+        m["data"]["name"] == "toy"
+        and m["data"]["shape"] == [300, 2]
+        and len(m["data"]["sha256"]) == 64
+    )
     assert m["network"]["parameters"] == len(weights(run.model))
 
 
@@ -188,7 +210,9 @@ def test_images():
     x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     model = FlowMap(UNet(channels=1, size=8, width=8, blocks=1), RectifiedFlow())
     run = fit(model, IntegralIdentity(), x, config(4, log_every=2))
-    assert sample(run.model, 3).x.shape == (3, 1, 8, 8) and float(weights(run.model).abs().max()) > 0
+    assert (
+        sample(run.model, 3).x.shape == (3, 1, 8, 8) and float(weights(run.model).abs().max()) > 0
+    )
 
 
 @pytest.mark.parametrize("progress", [False, True])
@@ -230,13 +254,26 @@ def test_loss_that_is_not_finite(value):
     objective = Broken()
     with pytest.raises(FloatingPointError) as error:
         fit(tiny(), objective, DATA, config(1000))
-    assert "not finite by step 3" in one_line(error) and "Broken" in str(error.value) and len(objective.seen) == 3
+    assert (
+        "not finite by step 3" in one_line(error)
+        and "Broken" in str(error.value)
+        and len(objective.seen) == 3
+    )
 
 
-BAD = [(DATA.masked_fill(torch.arange(600).reshape(300, 2) == 77, math.nan), "1 NaN or infinite"),
-       (DATA * math.inf, "600 NaN or infinite"), ((DATA * 10).long(), "torch.int64"), (DATA[:, :1], "(1,)"),
-       (DATA[None], "(300, 2)"), (DATA[:, 0], "rank 2"), (DATA[:0], "empty"), ("eight_gaussians", "str"), (None, "None"),
-       (TensorDataset((DATA * 10).long()), "torch.int64"), ((DATA * 255).to(torch.uint8), "torch.uint8")]
+BAD = [
+    (DATA.masked_fill(torch.arange(600).reshape(300, 2) == 77, math.nan), "1 NaN or infinite"),
+    (DATA * math.inf, "600 NaN or infinite"),
+    ((DATA * 10).long(), "torch.int64"),
+    (DATA[:, :1], "(1,)"),
+    (DATA[None], "(300, 2)"),
+    (DATA[:, 0], "rank 2"),
+    (DATA[:0], "empty"),
+    ("eight_gaussians", "str"),
+    (None, "None"),
+    (TensorDataset((DATA * 10).long()), "torch.int64"),
+    ((DATA * 255).to(torch.uint8), "torch.uint8"),
+]
 
 
 @pytest.mark.parametrize("data, words", BAD, ids=[words for _, words in BAD])
@@ -252,8 +289,14 @@ def test_bad_data_are_refused_before_any_step(data, words):
 def test_a_model_without_gradients_is_refused_before_any_step():
     with pytest.raises(ValueError, match=r"takes gradients: call model.requires_grad_\(True\)"):
         fit(tiny().requires_grad_(False), FlowMatching(), DATA, config())
-    assert len(fit(fit(tiny(), FlowMatching(), DATA, config(2)).model.requires_grad_(True), FlowMatching(), DATA,
-                   config(2)).history)
+    assert len(
+        fit(
+            fit(tiny(), FlowMatching(), DATA, config(2)).model.requires_grad_(True),
+            FlowMatching(),
+            DATA,
+            config(2),
+        ).history
+    )
 
 
 def test_unknown_device_is_refused_before_any_step():
@@ -264,11 +307,25 @@ def test_unknown_device_is_refused_before_any_step():
         assert device in one_line(error) and not objective.seen
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"steps": 0}, "steps"), ({"steps": 1.5}, "steps"), ({"steps": "9"}, "steps"), ({"batch_size": 0}, "batch_size"),
-    ({"log_every": 0}, "log_every"), ({"lr": 0}, "lr"), ({"lr": math.nan}, "lr"), ({"clip": 0}, "clip"),
-    ({"warmup": -1}, "warmup"), ({"ema": 1.0}, "ema"), ({"ema": -0.1}, "ema"), ({"ema": math.nan}, "ema"),
-    ({"steps": True}, "steps"), ({"lr": math.inf}, "lr")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 1.5}, "steps"),
+        ({"steps": "9"}, "steps"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"log_every": 0}, "log_every"),
+        ({"lr": 0}, "lr"),
+        ({"lr": math.nan}, "lr"),
+        ({"clip": 0}, "clip"),
+        ({"warmup": -1}, "warmup"),
+        ({"ema": 1.0}, "ema"),
+        ({"ema": -0.1}, "ema"),
+        ({"ema": math.nan}, "ema"),
+        ({"steps": True}, "steps"),
+        ({"lr": math.inf}, "lr"),
+    ],
+)
 def test_bad_settings(options, words):
     with pytest.raises(ValueError) as error:
         TrainConfig(**{"steps": 5, **options})
@@ -278,6 +335,10 @@ def test_bad_settings(options, words):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @paths
 def test_cuda(path):
-    first, again = (fit(tiny(path), IntegralIdentity(), DATA, config(device="cuda")).model for _ in range(2))
+    first, again = (
+        fit(tiny(path), IntegralIdentity(), DATA, config(device="cuda")).model for _ in range(2)
+    )
     assert torch.equal(weights(first), weights(again)) and next(first.parameters()).is_cuda
-    torch.testing.assert_close(sample(first, 20).x, sample(first, 20, device="cpu").x, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        sample(first, 20).x, sample(first, 20, device="cpu").x, rtol=0, atol=1e-4
+    )

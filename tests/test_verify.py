@@ -1,4 +1,5 @@
 """``iflow verify``: the same pipeline again is accepted, a wrong one refused; a reference that is not whole is noticed."""
+
 import hashlib
 import json
 import math
@@ -10,17 +11,35 @@ import pandas as pd
 import pytest
 
 import iflow_lib as ifl
-from iflow_lib import cli, results, studies
-from iflow_lib.checkpoints import write_atomic
-from iflow_lib.verify import SUMS, check_reference, verify
+from iflow_lib import zoo as studies
+from iflow_lib.io import write_atomic
+from iflow_runner import cli
+from iflow_runner import recorder as results
+from iflow_runner.verify import SUMS, check_reference, verify
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def row(value, seed=0, **changes):
-    return {"run_id": "x", "dataset": "spiral", "path": "rectified", "objective": "IntegralIdentity", "anchor": "none",
-            "network": "MLP", "params": 10, "seed": seed, "step": 100, "nfe": 1, "method": "map", "metric": "w2",
-            "value": value, "n_samples": 2000, "device": "cpu", "seconds": 1.0, **changes}
+    return {
+        "run_id": "x",
+        "dataset": "spiral",
+        "path": "rectified",
+        "objective": "IntegralIdentity",
+        "anchor": "none",
+        "network": "MLP",
+        "params": 10,
+        "seed": seed,
+        "step": 100,
+        "nfe": 1,
+        "method": "map",
+        "metric": "w2",
+        "value": value,
+        "n_samples": 2000,
+        "device": "cpu",
+        "seconds": 1.0,
+        **changes,
+    }
 
 
 def folder(path: Path, rows) -> Path:
@@ -37,9 +56,22 @@ def call(capsys, *arguments) -> tuple[int, str, str]:
 
 def pipeline(path: Path, seeds=2) -> Path:
     """A small reference pipeline: train, measure, write the table."""
-    return folder(path, [{**r, "run_id": "small"} for r in studies.plane_study(
-        ["eight_gaussians"], ["rectified_integral"], seeds=seeds, steps=600, nfes=(1,), draws=1, floor_pairs=1,
-        tell=lambda line: None)])
+    return folder(
+        path,
+        [
+            {**r, "run_id": "small"}
+            for r in studies.plane_study(
+                ["eight_gaussians"],
+                ["rectified_integral"],
+                seeds=seeds,
+                steps=600,
+                nfes=(1,),
+                draws=1,
+                floor_pairs=1,
+                tell=lambda line: None,
+            )
+        ],
+    )
 
 
 def test_the_same_pipeline_is_accepted_and_a_wrong_objective_refused(tmp_path, capsys, monkeypatch):
@@ -57,24 +89,46 @@ def test_the_same_pipeline_is_accepted_and_a_wrong_objective_refused(tmp_path, c
 
     monkeypatch.setitem(studies.KINDS, "integral", Wrong)
     code, out, err = call(capsys, "verify", pipeline(tmp_path / "wrong"), "--against", first)
-    assert code == 1 and err == "" and "1 of 2 cells agree, 1 moved" in out  # the floor is the floor
+    assert (
+        code == 1 and err == "" and "1 of 2 cells agree, 1 moved" in out
+    )  # the floor is the floor
     assert "IntegralIdentity" in out and "allowed" in out
 
 
-@pytest.mark.parametrize("mine, theirs, agrees", [
-    ([0.2], [0.2], True), ([0.2], [0.225], True), ([0.2], [0.25], False),  # within a tenth and 0.01, or not
-    ([0.2, 0.3], [0.31, 0.39], True),  # within what the reference's seeds differ
-    ([0.200, 0.201, 0.199], [0.25, 0.251, 0.249], False), ([84.0, 1.7], [0.35, 0.36], False),
-    ([math.nan], [math.nan], True), ([math.nan, 0.2], [0.2, 0.2], False), ([0.2], [math.nan], False)])
+@pytest.mark.parametrize(
+    "mine, theirs, agrees",
+    [
+        ([0.2], [0.2], True),
+        ([0.2], [0.225], True),
+        ([0.2], [0.25], False),  # within a tenth and 0.01, or not
+        ([0.2, 0.3], [0.31, 0.39], True),  # within what the reference's seeds differ
+        ([0.200, 0.201, 0.199], [0.25, 0.251, 0.249], False),
+        ([84.0, 1.7], [0.35, 0.36], False),
+        ([math.nan], [math.nan], True),
+        ([math.nan, 0.2], [0.2, 0.2], False),
+        ([0.2], [math.nan], False),
+    ],
+)
 def test_a_cell(mine, theirs, agrees, tmp_path):
-    mine, theirs = (folder(tmp_path / str(i), [row(v, seed) for seed, v in enumerate(values)])
-                    for i, values in enumerate((mine, theirs)))
+    mine, theirs = (
+        folder(tmp_path / str(i), [row(v, seed) for seed, v in enumerate(values)])
+        for i, values in enumerate((mine, theirs))
+    )
     table = verify(mine, theirs)
     assert table.agrees.tolist() == [agrees] and table.attrs["only_in_run"] == 0
 
 
-@pytest.mark.parametrize("change", [{"step": 200}, {"nfe": 2}, {"dataset": "pinwheel"}, {"anchor": "self"},
-                                    {"n_samples": 100}, {"metric": "c2st"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 200},
+        {"nfe": 2},
+        {"dataset": "pinwheel"},
+        {"anchor": "self"},
+        {"n_samples": 100},
+        {"metric": "c2st"},
+    ],
+)
 def test_only_equal_settings_are_compared(change, tmp_path, capsys):
     mine, theirs = folder(tmp_path / "a", [row(0.2, **change)]), folder(tmp_path / "b", [row(0.2)])
     code, out, err = call(capsys, "verify", mine, "--against", theirs)
@@ -84,7 +138,10 @@ def test_only_equal_settings_are_compared(change, tmp_path, capsys):
 
 
 def test_what_is_no_run_is_refused(tmp_path, capsys):
-    for path, words in ((tmp_path, "is no run: it has no results.csv"), (tmp_path / "none", "is no run")):
+    for path, words in (
+        (tmp_path, "is no run: it has no results.csv"),
+        (tmp_path / "none", "is no run"),
+    ):
         code, out, err = call(capsys, "verify", path)
         assert code == 2 and words in err and err.count("\n") == 1
     write_atomic(tmp_path / "results.csv", "a,b\n1,2\n")
@@ -93,17 +150,27 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
 
 
 def test_tables_of_the_benchmarks_are_a_run_too(tmp_path):
-    mine, theirs = tmp_path / "mine", folder(tmp_path / "theirs", [row(0.2), row(0.3, dataset="pinwheel")])
+    mine, theirs = (
+        tmp_path / "mine",
+        folder(tmp_path / "theirs", [row(0.2), row(0.3, dataset="pinwheel")]),
+    )
     write_atomic(mine / "plane.csv", results.csv_text([row(0.2)]))
     write_atomic(mine / "images.csv", results.csv_text([row(0.9, dataset="pinwheel")]))
     write_atomic(mine / "recipe.csv", "a,b\n1,2\n")  # of another kind: not compared
-    assert verify(mine, theirs).set_index("dataset").agrees.to_dict() == {row(0)["dataset"]: True, "pinwheel": False}
+    assert verify(mine, theirs).set_index("dataset").agrees.to_dict() == {
+        row(0)["dataset"]: True,
+        "pinwheel": False,
+    }
 
 
 def test_every_file_of_the_reference_has_its_checksum():
-    tracked = subprocess.run(["git", "ls-files", "results/reference"], cwd=ROOT, capture_output=True,
-                             text=True).stdout.split()
-    listed = {line.split("  ", 1)[1] for line in (ROOT / "results/reference" / SUMS).read_text().splitlines()}
+    tracked = subprocess.run(
+        ["git", "ls-files", "results/reference"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    listed = {
+        line.split("  ", 1)[1]
+        for line in (ROOT / "results/reference" / SUMS).read_text().splitlines()
+    }
     if tracked:  # in a checkout
         assert listed == {name.removeprefix("results/reference/") for name in tracked} - {SUMS}
     assert check_reference() == len(listed) > 20
@@ -113,7 +180,9 @@ def test_a_missing_or_altered_reference_is_named(tmp_path, monkeypatch, capsys):
     root = tmp_path / "checkout"
     shutil.copytree(ROOT / "results" / "reference", root / "results" / "reference")
     monkeypatch.setattr(results, "checkout", lambda: root)
-    run = folder(tmp_path / "run", pd.read_csv(ROOT / "results/reference/plane.csv").to_dict("records"))
+    run = folder(
+        tmp_path / "run", pd.read_csv(ROOT / "results/reference/plane.csv").to_dict("records")
+    )
     code, out, _ = call(capsys, "verify", run)
     assert code == 0 and " 0 moved; 0 more" in out
     file = root / "results" / "reference" / "plane.csv"

@@ -1,4 +1,5 @@
-"""tools/workshop_check.py says when the room is ready, and what is missing when it is not."""
+"""experiments/workshop_check.py says when the room is ready, and what is missing when it is not."""
+
 import importlib.util
 import re
 from collections import namedtuple
@@ -24,7 +25,9 @@ for call in (lambda: urllib.request.urlopen("http://example.org"), lambda: socke
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("workshop_check", ROOT / "tools" / "workshop_check.py")
+    spec = importlib.util.spec_from_file_location(
+        "workshop_check", ROOT / "tools" / "workshop_check.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "ROOT", tmp_path)
@@ -32,24 +35,37 @@ def tool(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "MEMORY_GB", 0)  # of the machine that runs the tests
     monkeypatch.setattr(module, "DISK_GB", 0)
     (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "workshop.md").write_text("<!-- plan -->\n| [01_first](a) | do | 60 s |\n<!-- /plan -->\n")
+    (tmp_path / "docs" / "workshop.md").write_text(
+        "<!-- plan -->\n| [01_first](a) | do | 60 s |\n<!-- /plan -->\n"
+    )
     return module
 
 
 def ran(seconds=12.0, status="ok", error=None):
-    return lambda *_, **__: {"status": status, "notebooks": {"01_first": {
-        "status": status, "seconds": seconds, "error": error}}}
+    return lambda *_, **__: {
+        "status": status,
+        "notebooks": {"01_first": {"status": status, "seconds": seconds, "error": error}},
+    }
 
 
 def test_the_plan_names_notebooks_and_its_times_fit(tool):
     plan = tool.plan(PAGE)
     assert len(plan) >= 3 and all((ROOT / "notebooks" / f"{name}.ipynb").is_file() for name in plan)
     assert sum(plan.values()) < 15 * 60
-    for part, length in ("90 minutes", 90), ("half a day", 210):  # the rows' minutes follow one another, and fill the time
-        rows = re.findall(r"^\| (\d+):(\d\d) to (\d+):(\d\d) \|", PAGE[PAGE.index(f"## The plan for {part}"):], flags=re.M)
+    for part, length in (
+        ("90 minutes", 90),
+        ("half a day", 210),
+    ):  # the rows' minutes follow one another, and fill the time
+        rows = re.findall(
+            r"^\| (\d+):(\d\d) to (\d+):(\d\d) \|",
+            PAGE[PAGE.index(f"## The plan for {part}") :],
+            flags=re.M,
+        )
         times = [(60 * int(a) + int(b), 60 * int(c) + int(d)) for a, b, c, d in rows]
-        times = times[:next(i for i, (_, end) in enumerate(times) if end == length) + 1]
-        assert times[0][0] == 0 and all(a[1] == b[0] and a[0] < a[1] for a, b in zip(times, times[1:]))
+        times = times[: next(i for i, (_, end) in enumerate(times) if end == length) + 1]
+        assert times[0][0] == 0 and all(
+            a[1] == b[0] and a[0] < a[1] for a, b in zip(times, times[1:])
+        )
 
 
 def test_notebooks_run_without_a_network(tool, project):
@@ -61,7 +77,9 @@ def test_ready(tool, monkeypatch, capsys):
     monkeypatch.setattr(tool.reproduce, "run", ran())
     assert tool.main([]) == 0
     out = capsys.readouterr().out
-    assert "01_first took 12 s, the plan has 1 min 0 s" in out and out.endswith("the room is ready\n")
+    assert "01_first took 12 s, the plan has 1 min 0 s" in out and out.endswith(
+        "the room is ready\n"
+    )
     assert "MISSING" not in out and "5 shipped files are whole" in out
 
 
@@ -73,15 +91,23 @@ def refused(*_, **__):
     raise ValueError("unknown profile 'quik'")
 
 
-@pytest.mark.parametrize("name, value, words", [
-    ("sys", namedtuple("sys", "version_info")((3, 9, 1)), "Python 3.9 (3.10 to 3.13"),
-    ("DISK_GB", 10**6, "GB free on the disk"), ("MEMORY_GB", 10**6, "GB of memory free"),
-    ("check_reference", damaged, "plane.csv was altered"),
-    ("reproduce.run", ran(61), "01_first took 1 min 1 s, the plan has 1 min 0 s"),
-    ("reproduce.run", ran(3, "failed", "cell 2: ValueError: no"), "01_first: failed. cell 2: ValueError: no"),
-    ("reproduce.run", refused, "unknown profile"),
-    ("importlib.util.find_spec", lambda name: None, "jupyterlab, ipykernel"),
-])
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("sys", namedtuple("sys", "version_info")((3, 9, 1)), "Python 3.9 (3.10 to 3.13"),
+        ("DISK_GB", 10**6, "GB free on the disk"),
+        ("MEMORY_GB", 10**6, "GB of memory free"),
+        ("check_reference", damaged, "plane.csv was altered"),
+        ("reproduce.run", ran(61), "01_first took 1 min 1 s, the plan has 1 min 0 s"),
+        (
+            "reproduce.run",
+            ran(3, "failed", "cell 2: ValueError: no"),
+            "01_first: failed. cell 2: ValueError: no",
+        ),
+        ("reproduce.run", refused, "unknown profile"),
+        ("importlib.util.find_spec", lambda name: None, "jupyterlab, ipykernel"),
+    ],
+)
 def test_not_ready(tool, monkeypatch, capsys, name, value, words):
     monkeypatch.setattr(tool.reproduce, "run", ran())
     *place, name = name.split(".")

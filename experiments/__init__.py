@@ -1,0 +1,1 @@
+"""What made results/reference: one script for each table or figure."""

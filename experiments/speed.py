@@ -1,0 +1,421 @@
+"""How fast is a step, a sample, a compiler? ``python experiments/speed.py``
+
+Everything is timed in one process, in turns: each repetition runs every contender for a few steps, in a new random order,
+and a contender's ratio is the median over repetitions of its time divided by that of ``FlowMatching`` as ``fit`` trains it,
+uncompiled, in the same repetition; ``low`` and ``high`` are the median's 95 % interval (from order statistics). ``seconds``
+are the median's and mean something only on a machine that does nothing else. Parts:
+
+- training: one gradient step, with the drawing of its batch, of each objective, and of the neighbours: the loops that
+  torchcfm 1.0 and flow_matching 1.0 show in their examples, and rectified-flow-pytorch's RectifiedFlow and MeanFlow under
+  Adam. Same network, batch and float32, same data in memory. ``fit`` always clips gradients and averages weights; the
+  loops do neither as shown, so there is a row of ours without clipping, and each of theirs with both ("+ clipping and
+  EMA"). Compiled rows also have ``first_step_seconds``, compiling included (no cache is used).
+- memory: peak memory of a process that trains 20 steps, beyond what it holds with the data and both copies of the model.
+- sampling: ``sample`` with 1, 2, 4 jumps and 50 Euler steps, 256 samples at once and 1, compiled and not; ratios to one
+  jump, not compiled.
+- threads: a training step of MLPs with 2 threads, ratio to 1.
+
+Writes speed.csv and speed.manifest.json into --out (results/reference/bench). --parts measures some of it again and leaves
+the rest of the table as it is.
+"""
+
+import argparse
+import functools
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = (
+    "1"  # or compiling would seem free the second time
+)
+
+import pandas as pd
+import torch
+from scipy.stats import binom
+
+import iflow_lib as ifl
+from experiments.common import BENCH, save
+from iflow_lib.training import _Loop
+from iflow_lib.training.compile import Threads, hardware
+from iflow_lib.training.distributed import Team
+
+PARTS = ("training", "memory", "sampling", "threads")
+NETWORKS = {
+    "MLP": (lambda **options: ifl.MLP(dim=2, hidden=220, layers=4, **options), 512, 8),
+    "UNet": (lambda **options: ifl.UNet(channels=1, size=28, width=32, blocks=1, **options), 64, 4),
+}
+OBJECTIVES = {
+    "FlowMatching": ifl.FlowMatching,
+    "IntegralIdentity": ifl.IntegralIdentity,
+    "IntegralIdentity, jvp": functools.partial(ifl.IntegralIdentity, derivative="jvp"),
+    "IntegralIdentity, self": functools.partial(ifl.IntegralIdentity, anchor="self"),
+    "IntegralAdditivity": ifl.IntegralAdditivity,
+    "ConsistencyTraining": ifl.ConsistencyTraining,
+    "X0Regression": ifl.X0Regression,
+    "X0Regression, per_example": functools.partial(ifl.X0Regression, "per_example"),
+}
+COMPILED = ("FlowMatching", "IntegralIdentity", "IntegralIdentity, jvp", "IntegralAdditivity")
+PEERS = ("torchcfm", "flow_matching", "rectified-flow-pytorch", "rectified-flow-pytorch MeanFlow")
+CHORES = " + clipping and EMA"
+
+
+# ------------------------------------------------------------------ contenders: callables that do one training step
+def make_model(network: str, anchored: bool = False) -> ifl.FlowMap:
+    torch.manual_seed(0)
+    return ifl.FlowMap(NETWORKS[network][0](anchor=anchored), ifl.RectifiedFlow())
+
+
+def make_data(shape, n: int = 10_000) -> torch.Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def ours(network: str, objective: str, device: str, *, compile=False, clip: float | None = 1.0):
+    """``fit``'s own step."""
+    objective = OBJECTIVES[objective]()
+    model = make_model(network, ifl.zoo.sees_anchor(objective))
+    config = ifl.TrainConfig(
+        steps=1_000_000,
+        batch_size=NETWORKS[network][1],
+        device=device,
+        compile=compile,
+        clip=clip,
+        progress=False,
+    )
+    x = make_data(model.data_shape)
+    objective.prepare(model, ifl.data.TensorData(x))
+    return _Loop(model, objective, x, None, None, config, Team.assemble(device), None).one_step
+
+
+def peer(network: str, name: str, device: str):
+    """One step of a neighbour's training loop, as its examples have it."""
+    chores, name = name.endswith(CHORES), name.removesuffix(CHORES)
+    model = make_model(network).to(device)
+    net, x, batch = model.net, make_data(model.data_shape).to(device), NETWORKS[network][1]
+    if name == "torchcfm":
+        from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+
+        matcher = ConditionalFlowMatcher(sigma=0.0)
+
+        def loss_of(x_1):
+            t, x_t, u_t = matcher.sample_location_and_conditional_flow(torch.randn_like(x_1), x_1)
+            return torch.mean((net(x_t, t, t) - u_t) ** 2)
+    elif name == "flow_matching":
+        from flow_matching.path import AffineProbPath
+        from flow_matching.path.scheduler import CondOTScheduler
+
+        path = AffineProbPath(scheduler=CondOTScheduler())
+
+        def loss_of(x_1):
+            t = torch.rand(len(x_1), device=x_1.device)
+            drawn = path.sample(t=t, x_0=torch.randn_like(x_1), x_1=x_1)
+            return torch.pow(net(drawn.x_t, drawn.t, drawn.t) - drawn.dx_t, 2).mean()
+    else:
+        import rectified_flow_pytorch as rfp
+
+        class Adapter(torch.nn.Module):
+            """Our network under the calls ``model(x, times=t)`` and ``model(x, t, t - s)``."""
+
+            def __init__(self):
+                super().__init__()
+                self.net = net
+
+            def forward(self, x, times, delta=None):
+                times = times.reshape(-1)
+                return self.net(x, times, times if delta is None else times - delta)
+
+        whole = rfp.MeanFlow if name.endswith("MeanFlow") else rfp.RectifiedFlow
+        loss_of = whole(Adapter(), data_shape=model.data_shape).to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    average = [p.detach().clone() for p in net.parameters()]
+
+    def step():
+        data = x[torch.randint(len(x), (batch,), device=device)]
+        optimizer.zero_grad()
+        loss = loss_of(data)
+        loss.backward()
+        if chores:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        if chores:  # as torchcfm's image examples have it, parameter by parameter
+            for mean, p in zip(average, net.parameters()):
+                mean.copy_(mean * 0.999 + p.detach() * (1 - 0.999))
+
+    return step
+
+
+# ------------------------------------------------------------------ timing
+def seconds(function, times: int, device: str) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / times
+
+
+def in_turns(contenders: dict, base: str, times: dict | int, repetitions: int, device: str) -> dict:
+    """{name: {seconds, ratio, low, high}}: see the top of this file."""
+    found = {name: [] for name in contenders}
+    for repetition in range(repetitions):
+        order = list(contenders)
+        random.Random(repetition).shuffle(order)
+        for name in order:
+            found[name].append(
+                seconds(contenders[name], times if isinstance(times, int) else times[name], device)
+            )
+    tail = int(binom.ppf(0.025, repetitions, 0.5))
+    out = {}
+    for name, values in found.items():
+        ratios = sorted(a / b for a, b in zip(values, found[base]))
+        out[name] = {
+            "seconds": sorted(values)[repetitions // 2],
+            "ratio": ratios[repetitions // 2],
+            "low": ratios[max(0, tail - 1)],
+            "high": ratios[min(repetitions - 1, repetitions - tail)],
+            "repetitions": repetitions,
+        }
+    return out
+
+
+def training(network: str, arguments) -> list[dict]:
+    device, batch = arguments.device, NETWORKS[network][1]
+    steps, first = {}, {}
+    for name in arguments.objectives:
+        steps[name] = ours(network, name, device)
+    steps["FlowMatching, no clipping"] = ours(network, "FlowMatching", device, clip=None)
+    for name in arguments.peers:
+        steps[name] = peer(network, name, device)
+        steps[name + CHORES] = peer(network, name + CHORES, device)
+    for name in arguments.compile:
+        steps[f"{name}, compiled"] = ours(network, name, device, compile=True)
+        if device == "cuda":
+            steps[f"{name}, graphs"] = ours(network, name, device, compile="graphs")
+    params = sum(p.numel() for p in make_model(network).parameters())
+    with Threads(0, params * batch):
+        for name, step in steps.items():
+            first[name] = seconds(step, 1, device)
+            seconds(step, 5, device)
+            print(
+                f"{network}: {name} is ready, its first step took {first[name]:.1f} s", flush=True
+            )
+        found = in_turns(steps, "FlowMatching", NETWORKS[network][2], arguments.repetitions, device)
+    return [
+        {
+            "part": "training",
+            "network": network,
+            "params": params,
+            "batch": batch,
+            "contender": name,
+            **row,
+            "per_second": 1 / row["seconds"],
+            "first_step_seconds": first[name] if name.endswith(("compiled", "graphs")) else None,
+        }
+        for name, row in found.items()
+    ]
+
+
+def child(network: str, name: str, device: str) -> None:
+    """Prints the MB by which 20 steps raise the peak."""
+    step = ours(network, name, device)
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+    else:
+        before = _status("VmRSS")
+    for _ in range(20):
+        step()
+    after = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+    print(f"\n{(after - before) / 1e6:.3f}")
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as file:
+        return int(file.read().split(f"{field}:")[1].split()[0]) * 1024
+
+
+def memory(network: str, arguments) -> list[dict]:
+    if arguments.device == "cpu" and not os.path.exists("/proc/self/status"):
+        print("memory is measured on Linux or on CUDA")
+        return []
+    rows = []
+    for name in arguments.objectives:
+        command = [sys.executable, __file__, "--child", network, name, "--device", arguments.device]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(
+            {
+                "part": "memory",
+                "network": network,
+                "batch": NETWORKS[network][1],
+                "contender": name,
+                "megabytes": float(done.stdout.split()[-1]),
+            }
+        )
+        print(f"{network}: {name} needs {rows[-1]['megabytes']:.0f} MB", flush=True)
+    return rows
+
+
+def sampling(network: str, arguments) -> list[dict]:
+    device, rows = arguments.device, []
+    plain, fast = make_model(network).to(device).eval(), make_model(network).to(device).eval()
+    fast.compile()
+    for batch in (256, 1):
+        calls = {
+            (nfe, kind): functools.partial(
+                ifl.sample, model, batch, nfe, "euler" if nfe == 50 else "map", batch_size=batch
+            )
+            for nfe in (1, 2, 4, 50)
+            for kind, model in (("eager", plain), ("compiled", fast))
+            if kind == "eager" or arguments.compile
+        }
+        with Threads(0, plain.parameter_count * batch):
+            for (_, kind), call in calls.items():
+                first = seconds(call, 1, device)
+                if kind == "compiled":
+                    print(f"{network}: batch {batch}, first call {first:.1f} s", flush=True)
+            found = in_turns(
+                calls,
+                (1, "eager"),
+                {key: max(1, 8 // key[0]) for key in calls},
+                max(3, arguments.repetitions // 3),
+                device,
+            )
+        rows += [
+            {
+                "part": "sampling",
+                "network": network,
+                "params": plain.parameter_count,
+                "batch": batch,
+                "nfe": nfe,
+                "contender": kind,
+                **row,
+                "per_second": batch / row["seconds"],
+            }
+            for (nfe, kind), row in found.items()
+        ]
+    return rows
+
+
+def threads(network: str, arguments) -> list[dict]:
+    """Which is faster, by the multiplications of a forward pass?"""
+    if network != "MLP" or arguments.device != "cpu":
+        return []
+    rows, before = [], torch.get_num_threads()
+    for hidden, batch in (
+        (32, 512),
+        (64, 512),
+        (96, 512),
+        (128, 512),
+        (220, 512),
+        (256, 512),
+        (512, 512),
+    ):
+        model = ifl.FlowMap(ifl.MLP(dim=2, hidden=hidden, layers=4), ifl.RectifiedFlow())
+        config = ifl.TrainConfig(steps=1_000_000, batch_size=batch, device="cpu", progress=False)
+        step = _Loop(
+            model,
+            ifl.FlowMatching(),
+            make_data((2,)),
+            None,
+            None,
+            config,
+            Team.assemble("cpu"),
+            None,
+        ).one_step
+
+        def with_threads(number: int, step=step):
+            torch.set_num_threads(number)
+            for _ in range(10):
+                step()
+
+        calls = {n: functools.partial(with_threads, n) for n in (1, 2) if n <= before}
+        for call in calls.values():
+            call()
+        found = in_turns(calls, 1, 1, arguments.repetitions, "cpu")
+        rows += [
+            {
+                "part": "threads",
+                "network": "MLP",
+                "params": model.parameter_count,
+                "batch": batch,
+                "contender": f"{n} threads",
+                **row,
+                "seconds": row["seconds"] / 10,
+            }
+            for n, row in found.items()
+            if n > 1
+        ]
+    torch.set_num_threads(before)
+    return rows
+
+
+# ------------------------------------------------------------------ table
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    options.add_argument("--networks", nargs="+", default=tuple(NETWORKS), choices=NETWORKS)
+    options.add_argument("--objectives", nargs="+", default=tuple(OBJECTIVES), choices=OBJECTIVES)
+    options.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
+    options.add_argument(
+        "--compile", nargs="*", default=COMPILED, choices=COMPILED, help="what to compile as well"
+    )
+    options.add_argument("--repetitions", type=int, default=51, help="default 51")
+    options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    options.add_argument("--out", type=type(BENCH), default=BENCH, help="folder of the table")
+    options.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    arguments = options.parse_args()
+    if arguments.child:
+        return child(*arguments.child, arguments.device)
+    if "FlowMatching" not in arguments.objectives:
+        options.error("--objectives needs FlowMatching, to which all is compared")
+    file, rows, measured = arguments.out / "speed.csv", [], {}
+    device = torch.device(arguments.device)
+    for part in arguments.parts:
+        for network in arguments.networks:
+            rows += globals()[part](network, arguments)
+            measured[f"{part} {network}"] = {
+                "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "hardware": hardware(device),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "command": sys.argv[1:],
+            }
+    table = pd.DataFrame(rows).assign(device=hardware(device).split(",")[0])
+    if file.is_file():
+        earlier = pd.read_csv(file)
+        again = [(p, n) for p in arguments.parts for n in arguments.networks]
+        kept = earlier[[pair not in again for pair in zip(earlier.part, earlier.network)]]
+        table = pd.concat([kept, table], ignore_index=True)
+        manifest = json.loads(file.with_suffix(".manifest.json").read_text(encoding="utf-8"))
+        measured = manifest["measured"] | measured
+    table = table.sort_values("part", key=lambda parts: parts.map(PARTS.index), kind="stable")
+    columns = [
+        "part",
+        "network",
+        "params",
+        "batch",
+        "contender",
+        "nfe",
+        "ratio",
+        "low",
+        "high",
+        "repetitions",
+        "seconds",
+        "per_second",
+        "first_step_seconds",
+        "megabytes",
+        "device",
+    ]
+    table = save(
+        arguments.out,
+        "speed",
+        table.reindex(columns=columns).to_dict("records"),
+        {"measured": measured},
+    )
+    print(table[table.part.isin(arguments.parts)].round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
