@@ -11,12 +11,13 @@ JOBS ?= 2
 PYTHON ?= python3
 
 $(if $(wildcard iflow_lib/__init__.py),,$(error run make in the folder of this Makefile))
-.PHONY: help reproduce reference test browser workshop-check lab lock clean
+.PHONY: help reproduce reference test test-all browser workshop-check lab lock clean
 
 help:
 	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
 	@echo 'make reference   make the results of the plane, images and recipe again and compare  [JOBS=2 runs at once]'
-	@echo 'make test        run every check                                 [JOBS=2 at once]'
+	@echo 'make test        check every module, every notebook and the browser  [JOBS=2 at once]'
+	@echo 'make test-all    the same, and what takes long: killed runs, solutions, whole profiles'
 	@echo 'make browser     notebooks in JupyterLab, and a report, in a headless Chromium (part of make test where there is one)'
 	@echo 'make workshop-check   is this machine ready for a workshop? [PROFILE] [DEVICE]'
 	@echo 'make lab         open JupyterLab on the notebooks'
@@ -39,9 +40,16 @@ reference: .venv/installed
 	.venv/bin/python benchmarks/plane_tuning.py --jobs $(JOBS) --out results/runs/reference/bench
 	.venv/bin/iflow verify results/runs/reference
 
+# Every module, every notebook once, and the browser: at most 8 minutes on two idle cores.
 test: .venv/installed
+	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal --cov=iflow_lib --cov-report=term --cov-fail-under=92
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not long' \
+		--cov=iflow_lib --cov=iflow_runner --cov-report=term --cov-fail-under=90
+
+# The same, and then what takes long: runs that are killed, the exercises' solutions, whole profiles. At most 20 minutes.
+test-all: test
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal -m long
 
 # Screenshots: results/runs/lab-screenshots.
 browser: .venv/installed
@@ -86,5 +94,5 @@ lock: .venv/installed
 			--require-hashes -r requirements.lock && echo "locked: Python $$python, $$system" || exit 1; done; done
 
 clean:
-	rm -rf .venv results/runs build dist iflow_lib.egg-info .pytest_cache .ruff_cache .coverage
-	find iflow_lib notebooks tests tools -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} + 2>/dev/null || true
+	rm -rf .venv results/runs build dist *.egg-info .pytest_cache .ruff_cache .coverage
+	find iflow_lib iflow_runner experiments notebooks tests -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} + 2>/dev/null || true

@@ -1,4 +1,4 @@
-"""The library stays small and its modules stand in one order."""
+"""The packages keep their layers, their types and their habits."""
 
 import ast
 import subprocess
@@ -7,51 +7,77 @@ from pathlib import Path
 
 import pytest
 
-import iflow_lib
-
-MODULES = {
-    file.stem: ast.parse(file.read_text(encoding="utf-8"))
-    for file in Path(iflow_lib.__file__).parent.glob("*.py")
-}
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("iflow_lib", "iflow_runner")
+FILES = sorted(f for package in PACKAGES for f in (ROOT / package).rglob("*.py"))
+MODULES = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in FILES]
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Modules of ours that a module imports, inside functions too."""
-    names = set()
+def run(*command) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_import_contracts():
+    """The contracts stand in pyproject.toml. ``lint-imports`` reads them."""
+    done = run(Path(sys.executable).with_name("lint-imports"), "--no-cache")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_types():
+    done = run(sys.executable, "-m", "mypy")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def modules_named(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return ["." * node.level + (node.module or "")] if isinstance(node, ast.ImportFrom) else []
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_no_private_name_crosses_a_module(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            names |= {node.module} if node.module else {alias.name for alias in node.names}
-    return names & set(MODULES) - {"__init__"}
+        if isinstance(node, ast.ImportFrom):
+            private = [a.name for a in node.names if a.name.startswith("_") and a.name[1] != "_"]
+            assert not private, f"line {node.lineno} imports {private[0]}"
 
 
-def test_no_circular_import():
-    """Strip modules that import none of the rest until none is left: a circle would stay."""
-    left = {name: imported(tree) for name, tree in MODULES.items() if name != "__init__"}
-    assert left["samplers"] and left["training"]  # imports are seen at all
-    assert not left["paths"] and not left["analytic"]
-    while free := {name for name, needs in left.items() if not needs & set(left)}:
-        left = {name: needs for name, needs in left.items() if name not in free}
-    assert not left, left
+@pytest.mark.parametrize(
+    "file",
+    [f for f in FILES if f.parts[-2:] != ("training", "distributed.py")],
+    ids=lambda f: str(f.relative_to(ROOT)),
+)
+def test_no_environment_variable_switches_anything(file):
+    """torchrun tells its processes by the environment who they are; nothing else is read from it.
+
+    The runner may hand an environment on to the processes that it starts.
+    """
+    if file.is_relative_to(ROOT / "iflow_lib"):
+        assert "environ" not in file.read_text(encoding="utf-8")
+        assert "getenv" not in file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_a_file_has_at_most_400_lines(name):
-    assert (
-        len(
-            (Path(iflow_lib.__file__).parent / f"{name}.py")
-            .read_text(encoding="utf-8")
-            .splitlines()
-        )
-        <= 400
-    )
-
-
-def test_each_module_can_be_imported_first():
-    names = sorted(set(MODULES) - {"__init__", "cli"})
+@pytest.mark.parametrize("package", PACKAGES)
+def test_importing_is_light(package):
+    """Heavy packages wait for their first use, and the runner does without torch."""
+    heavy = {"matplotlib", "pandas", "papermill", "scipy", "seaborn", "sklearn", "torchmetrics"}
+    heavy |= {"torch", "iflow_lib"} if package == "iflow_runner" else set()
+    modules = [m for m in MODULES if m.split(".")[0] == package and not m.endswith("__main__")]
     code = (
         "import importlib, sys\n"
-        f"for name in {names}:\n"
-        "    for loaded in [m for m in sys.modules if m.startswith('iflow_lib')]: del sys.modules[loaded]\n"
-        "    importlib.import_module('iflow_lib.' + name)\n"
+        f"for name in {modules}: importlib.import_module(name.removesuffix('.__init__'))\n"
+        f"print(*sorted({heavy} & set(sys.modules)))"
     )
-    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+
+
+def test_experiments_are_imported_by_nobody():
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            assert not any(name.split(".")[0] == "experiments" for name in modules_named(node)), (
+                file
+            )
