@@ -12,8 +12,9 @@ from . import (
     training,
     zoo,
 )
+from .data import TensorData
 from .model import FlowMap
-from .networks import MLP, Transformer, UNet
+from .networks import MLP, Transformer, UNet, register_network
 from .objectives import (
     Batch,
     ConsistencyTraining,
@@ -31,8 +32,9 @@ from .paths import (
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
+    register_path,
 )
-from .sampling import SampleResult, reflow, sample
+from .sampling import Sampler, SampleResult, reflow, register_sampler, sample
 from .training import TrainConfig, TrainRun, fit
 from .utils import __version__, pick_device
 
@@ -51,6 +53,8 @@ __all__ = [
     "PoissonFlow",
     "RectifiedFlow",
     "SampleResult",
+    "Sampler",
+    "TensorData",
     "TrainConfig",
     "TrainRun",
     "Transformer",
@@ -69,6 +73,9 @@ __all__ = [
     "pick_device",
     "plotting",
     "reflow",
+    "register_network",
+    "register_path",
+    "register_sampler",
     "sample",
     "sampling",
     "training",

@@ -563,7 +563,9 @@ def _run(
             u = AverageVelocity(plan.model, known, guidance)
             record: list[Tensor] = []
             for point in sampler.points(u, x):
-                record = [*record, point.cpu()] if trajectory else [point]
+                if not trajectory:
+                    record.clear()
+                record.append(point.cpu() if trajectory else point)
             kept.append(torch.stack(record).cpu())
             calls += u.count * len(x)
     finally:
