@@ -275,7 +275,10 @@ class _Level(_UShape):
 
 def _image_plan(size: int | Sequence[int]) -> tuple[tuple[int, int], int, int]:
     """Return height and width, the fold, and the number of halvings; ValueError for a size that does not fit."""
-    sides = size if isinstance(size, Sequence) else (size, size)
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        sides = tuple(size)
+    else:
+        sides = (size, size)
     if len(sides) != 2:
         raise ValueError(f"size must be one number or a pair (height, width), got {size!r}")
     height, width = (check_int("size", side) for side in sides)
