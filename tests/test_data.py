@@ -30,11 +30,11 @@ from iflow_lib.data import (
     as_tensor,
     images,
     load,
+    mapped,
     register_dataset,
     scale_warning,
     shape_hint,
     standardize,
-    tensor_data,
 )
 
 
@@ -449,6 +449,7 @@ def test_half_precision_is_cast():
         lambda: Plain([[x, y] for x, y in zip(X.numpy(), Y.numpy())]),
         lambda: list(zip(X, Y.tolist())),
         lambda: DataLoader(TensorDataset(X, Y), batch_size=2),
+        lambda: DataLoader(TensorData(X, Y), batch_size=2),
         lambda: DataLoader(
             TensorDataset(torch.cat([X, X * 0]), torch.cat([Y, Y])),
             sampler=SubsetRandomSampler(range(6)),
@@ -463,11 +464,29 @@ def test_labels_are_kept(given):
 
 def test_a_tensor_data_is_taken_as_it_is():
     found = TensorData(X, Y, name="mine", noise=X.numpy())
-    assert as_dataset(found) is found and found.noise.dtype == torch.float32
+    assert as_dataset(found) is found and as_dataset(DataLoader(found)) is found
+    assert found.noise.dtype == torch.float32
     found.x[2, 1] = float("nan")  # it may have been changed since
     with pytest.raises(ValueError) as error:
         as_dataset(found)
     assert "1 NaN" in one_line(error)
+
+
+def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
+    """A split of standardized data would otherwise train a model that samples in no one's units."""
+    whole = standardize(TensorData(X * 100, Y, name="mine", noise=X))
+    half = Subset(whole, [4, 1, 3])
+    for given in (
+        half,
+        Subset(half, range(3)),
+        DataLoader(half),
+        DataLoader(whole, sampler=SubsetRandomSampler([4, 1, 3])),
+    ):
+        found = as_dataset(given)
+        assert found.scaling is whole.scaling and found.name == "mine"
+        for name in ("x", "labels", "noise"):
+            assert torch.equal(getattr(found, name), getattr(whole, name)[[4, 1, 3]])
+        assert standardize(given).scaling is whole.scaling
 
 
 @pytest.mark.parametrize(
@@ -677,7 +696,7 @@ def test_fingerprint_reads_some_rows_of_large_data(monkeypatch):
     x = torch.randn(10_000, 3, generator=torch.Generator().manual_seed(0))
     small = TensorData(x)
     assert small.fingerprint == small.sha256
-    monkeypatch.setattr(tensor_data, "FULL_READ_BYTES", 1000)
+    monkeypatch.setattr(mapped, "FULL_READ_BYTES", 1000)
     digests = [TensorData(x).fingerprint, TensorData(x[:-1]).fingerprint]
     x = x.clone()
     x[-1] += 1  # the last row is one of those that are read
@@ -690,17 +709,17 @@ def test_fingerprint_reads_some_rows_of_large_data(monkeypatch):
 def test_a_mapped_array_stays_in_its_file(tmp_path, monkeypatch):
     file = tmp_path / "x.npy"
     np.save(file, np.random.default_rng(0).standard_normal((9000, 2), dtype=np.float32))
-    mapped = np.load(file, mmap_mode="c")
-    found = as_dataset(mapped)
-    assert found.mapped is mapped and found.x.data_ptr() == mapped.ctypes.data
-    assert as_dataset(TensorData(mapped)).mapped is mapped
-    assert torch.equal(as_dataset(mapped.astype(np.float64)).x, found.x)
+    rows = np.load(file, mmap_mode="c")
+    found = as_dataset(rows)
+    assert found.mapped is rows and found.x.data_ptr() == rows.ctypes.data
+    assert as_dataset(TensorData(rows)).mapped is rows
+    assert torch.equal(as_dataset(rows.astype(np.float64)).x, found.x)
     assert found.sha256 == TensorData(np.load(file)).sha256
-    assert torch.equal(standardize(mapped).x, standardize(np.load(file)).x)
+    assert torch.equal(standardize(rows).x, standardize(np.load(file)).x)
     # of a large file some rows are checked, the first and the last among them
-    monkeypatch.setattr(tensor_data, "FULL_READ_BYTES", 1000)
-    assert TensorData(mapped).fingerprint == TensorData(np.load(file)).fingerprint
-    mapped[8999, 1] = np.nan
+    monkeypatch.setattr(mapped, "FULL_READ_BYTES", 1000)
+    assert TensorData(rows).fingerprint == TensorData(np.load(file)).fingerprint
+    rows[8999, 1] = np.nan
     with pytest.raises(ValueError) as error:
-        as_dataset(mapped)
+        as_dataset(rows)
     assert "NaN" in one_line(error)

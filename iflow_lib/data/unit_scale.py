@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from ..scaling import Standardization
-from .tensor_data import SPACED_ROWS, TensorData, checked, row_blocks, spaced_rows, unpack
+from .checks import checked_floats
+from .mapped import SPACED_ROWS, row_blocks, spaced_rows
+from .tensor_data import TensorData, resolved, values_and_labels
 
 #: Beyond these, ``scale_warning`` speaks up.
 WIDEST, NARROWEST, FARTHEST = 10.0, 0.1, 5.0
@@ -41,13 +43,14 @@ def standardize(data: Any) -> TensorData:
     Raises:
         ValueError: As ``as_dataset``, and if a column varies too little around its mean for float32.
     """
+    data = resolved(data)
     if isinstance(data, TensorData) and data.scaling is not None:
         return data
-    values, labels = unpack(data)
+    values, labels = values_and_labels(data)
     name, noise = "tensor", None
     if isinstance(data, TensorData):
         name, noise = data.name, data.noise
-    x = checked(values)  # in its own type: float64 is more exact here
+    x = checked_floats(values, "data")  # in its own type: float64 is more exact here
     mapped = values if isinstance(values, np.memmap) else None
     mean, std, varies = _moments(x, mapped)
     lost = varies & (std < FLOAT32_SHARE * mean.abs())
