@@ -622,6 +622,7 @@ def test_shape_hint(given, expected, hint):
 def test_data_far_from_unit_scale_are_named(x, words):
     warning = scale_warning(x)
     assert "\n" not in warning and all(word in warning for word in words), warning
+    assert scale_warning(TensorData(x)) == scale_warning(x.float())
 
 
 @pytest.mark.parametrize(

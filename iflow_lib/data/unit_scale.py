@@ -70,7 +70,7 @@ def standardize(data: Any) -> TensorData:
     return TensorData(out, labels, name, noise, scaling)
 
 
-def scale_warning(x: Tensor) -> str | None:
+def scale_warning(x: Tensor | TensorData) -> str | None:
     """Say in one line whether data are far from unit scale, and what to do about it.
 
     A column (a channel of images or series) is far if its mean is beyond 5 or its standard deviation
@@ -79,14 +79,15 @@ def scale_warning(x: Tensor) -> str | None:
     examples are looked at.
 
     Args:
-        x: Examples (B, ...).
+        x: Examples (B, ...), as a tensor or a ``TensorData``.
 
     Returns:
         One line that names the numbers and the remedy, or None if the scale is fine.
     """
+    x, mapped = (x.x, x.mapped) if isinstance(x, TensorData) else (x.detach(), None)
     fewest, numbers = 16, 1 << 20  # enough examples, and not too many numbers
-    rows = spaced_rows(x.detach(), min(SPACED_ROWS, max(fewest, numbers // max(1, x[0].numel()))))
-    rows = rows.cpu().double()
+    count = min(SPACED_ROWS, max(fewest, numbers // max(1, x[0].numel())))
+    rows = spaced_rows(x, count, mapped).cpu().double()
     mean, std, varies = (part.flatten() for part in _moments(rows))
     wide, off = std > WIDEST, mean.abs() > FARTHEST
     narrow = varies & (std < NARROWEST)
