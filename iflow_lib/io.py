@@ -5,21 +5,35 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import nn
 
-def write_atomic(file, content: bytes | str) -> None:
+AnyPath = str | os.PathLike[str]
+
+
+def write_atomic(file: AnyPath, content: bytes | str) -> None:
     """Write a file whole or not at all: into a temporary file beside it, then one rename.
 
-    Raises OSError with one line that names the file if it cannot be written.
+    Args:
+        file: Where to write; its folder is made if it is missing.
+        content: Bytes, or text to be encoded as UTF-8.
+
+    Raises:
+        OSError: If it cannot be written; one line that names the file.
     """
     write_together({file: content})
 
 
-def write_together(contents: dict) -> None:
-    """Write files ``{file: content}`` that belong together: all are on the disk before the first takes its place.
+def write_together(contents: Mapping[AnyPath, bytes | str]) -> None:
+    """Write files that belong together: all are on the disk before the first takes its place.
 
-    Raises OSError with one line that names the file that cannot be written.
+    Args:
+        contents: ``{file: content}``, see ``write_atomic``.
+
+    Raises:
+        OSError: If one cannot be written; one line that names it.
     """
     staged: list[tuple[str, Path]] = []
     try:
@@ -47,11 +61,30 @@ def write_together(contents: dict) -> None:
 
 
 def sha256(content: bytes) -> str:
+    """Return the sha256 of some bytes, in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
-def read_checked(file, digest: str) -> bytes:
-    """The file's bytes, if their sha256 is ``digest``. FileNotFoundError or ValueError with one clear line if not."""
+def file_sha256(file: AnyPath) -> str:
+    """Return the sha256 of a file, in hexadecimal, without holding the file in memory."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_checked(file: AnyPath, digest: str) -> bytes:
+    """Return a file's bytes, if their sha256 is the expected one.
+
+    Args:
+        file: File to read.
+        digest: Its sha256, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it has another sha256.
+    """
     file = Path(file)
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing")
@@ -63,8 +96,8 @@ def read_checked(file, digest: str) -> bytes:
     return content
 
 
-def weights_digest(model) -> str:
-    """sha256 of a module's weights as float32, in the order of its state."""
+def weights_digest(model: nn.Module) -> str:
+    """Return the sha256 of a module's weights and buffers as float32, in the order of its state."""
     return sha256(
         b"".join(
             w.detach().cpu().float().contiguous().numpy().tobytes()

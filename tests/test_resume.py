@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,8 +13,8 @@ import pandas as pd
 import pytest
 import torch
 from exact import one_line, randomise
+from torch import nn
 
-from iflow_lib import training
 from iflow_lib import zoo as studies
 from iflow_lib.data import TensorData, load
 from iflow_lib.model import FlowMap
@@ -27,8 +28,7 @@ from iflow_lib.objectives import (
 )
 from iflow_lib.objectives.x0_regression import X0Regression
 from iflow_lib.paths import PoissonFlow, RectifiedFlow
-from iflow_lib.training import TrainConfig, fit
-from iflow_lib.training import checkpoints as run_folder
+from iflow_lib.training import TrainConfig, checkpoints, fit, loop
 from iflow_lib.training.checkpoints import RunFolder
 
 STEPS = 150
@@ -46,6 +46,47 @@ OBJECTIVES = {
 linux = pytest.mark.skipif(os.name != "posix", reason="kills by signals")
 
 
+class Averages(FlowMatching):
+    """A user's objective that carries something from step to step, made in the first one: a running mean."""
+
+    def __init__(self):
+        object.__setattr__(self, "kept", {})
+
+    def config(self):
+        return {}
+
+    def update_state(self, batch, drawn, loss, estimate):
+        if batch.step == 0:
+            self.kept["mean"] = batch.x_0.mean(0)
+        self.kept["mean"] = self.kept["mean"].lerp(batch.x_0.mean(0), 0.1)
+
+    def state(self):
+        return dict(self.kept)
+
+    def load_state(self, state):
+        self.kept.update(state)
+
+
+class Noisy(nn.Module):
+    """A network with dropout and batch normalisation."""
+
+    data_shape = (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2)
+        )
+
+    def forward(self, x, t, s):
+        return self.layers(torch.cat([x, t[:, None], s[:, None]], 1))
+
+
+OBJECTIVES |= {"Noisy": IntegralIdentity, "Averages": Averages}
+#: What every run of the tests kills; the others are killed in `make test-all`.
+BRIEF = ("X0Regression, per_example", "Noisy", "Averages")
+
+
 def data():
     g = torch.Generator().manual_seed(0)
     x, z = torch.randn(2, 200, 2, generator=g)
@@ -60,7 +101,8 @@ def setup(name, out_dir, **options):
         "X0Regression, per_example",
     )
     path = RectifiedFlow() if name == "Distillation" else PoissonFlow(aug_dim=8)
-    model = FlowMap(randomise(MLP(dim=2, hidden=16, layers=2, anchor=anchored)), path)
+    net = Noisy() if name == "Noisy" else MLP(dim=2, hidden=16, layers=2, anchor=anchored)
+    model = FlowMap(randomise(net), path)
     x = data() if name == "Distillation" else data().x
     config = TrainConfig(
         **{
@@ -84,7 +126,7 @@ def killed(name, out_dir, steps, in_save):
     checkpoint is written."""
     torch.set_num_threads(1)
     model, objective, x, config = setup(name, out_dir)
-    done, rate, digest = [0], training.learning_rate, run_folder._digest
+    done, rate, digest = [0], loop.learning_rate, checkpoints.file_sha256
 
     def count(*arguments):
         done[0] += 1  # called once a step
@@ -94,9 +136,9 @@ def killed(name, out_dir, steps, in_save):
         if done[0] >= steps:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    training.learning_rate = count
+    loop.learning_rate = count
     if in_save:
-        run_folder._digest = lambda file: (
+        checkpoints.file_sha256 = lambda file: (
             die() if file.parent.name.endswith(".partial") else None,
             digest(file),
         )[1]
@@ -105,33 +147,33 @@ def killed(name, out_dir, steps, in_save):
     fit(model, objective, x, config, resume="auto")
 
 
-@linux
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_killed_ten_times_and_continued_is_the_undisturbed_run(name, tmp_path):
-    model, objective, x, config = setup(name, tmp_path / "whole")
-    whole = fit(model, objective, x, config)
-    estimates = (
-        objective.store.read(torch.arange(200)) if getattr(objective, "store", None) else None
-    )
-    context, rng, kills = multiprocessing.get_context("forkserver"), random.Random(name), 0
+def process(target, *arguments):
+    """Start a function in a process of its own, which has imported the slow modules already."""
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch._dynamo", "iflow_lib.training", "pandas", "safetensors.torch", "pytest"]
     )
-    while kills < 10:
-        in_save = kills % 3 == 2
-        process = context.Process(
-            target=killed, args=(name, tmp_path / "killed", rng.randint(5, 17), in_save)
-        )
-        process.start()
-        process.join(60)
-        assert process.exitcode == -signal.SIGKILL
-        kills += 1
-    again_from = int(RunFolder(tmp_path / "killed").checkpoints()[0].name[5:])
-    again, objective, x, config = setup(name, tmp_path / "killed")
-    run = fit(again, objective, x, config, resume="auto")
-    for mine, theirs in ((again, model), (run.model, whole.model)):
+    started = context.Process(target=target, args=arguments)
+    started.start()
+    return started
+
+
+def kill_and_continue(name, folder, kills):
+    """A run that is killed again and again, every third time in a save, ends as one that is not."""
+    model, objective, x, config = setup(name, folder / "whole")
+    whole = fit(model, objective, x, config)
+    rng = random.Random(name)
+    for i in range(kills):
+        steps, in_save = rng.randint(5, 17), i % 3 == 2
+        one = process(killed, name, folder / "killed", steps, in_save)
+        one.join(60)
+        assert one.exitcode == -signal.SIGKILL
+    again_from = int(RunFolder(folder / "killed").checkpoints()[0].name[5:])
+    again, theirs, x, config = setup(name, folder / "killed")
+    run = fit(again, theirs, x, config, resume="auto")
+    for mine, other in ((again, model), (run.model, whole.model)):
         for (k, a), (_, b) in zip(
-            mine.state_dict().items(), theirs.state_dict().items(), strict=True
+            mine.state_dict().items(), other.state_dict().items(), strict=True
         ):
             assert torch.equal(a, b), k
     assert (
@@ -140,10 +182,84 @@ def test_killed_ten_times_and_continued_is_the_undisturbed_run(name, tmp_path):
     )
     assert 5 < again_from < STEPS
     assert run.manifest["steps_done"] == STEPS and not run.manifest["interrupted"]
-    if estimates is not None:
-        assert torch.equal(objective.store.read(torch.arange(200)), estimates)
-    assert len(RunFolder(tmp_path / "killed").checkpoints()) <= 2  # and the last two are kept
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+    states = objective.state(), theirs.state()
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    assert len(RunFolder(folder / "killed").checkpoints()) <= 2  # and the last two are kept
+    assert not list((folder / "killed" / "checkpoints").glob(".*"))
+
+
+@linux
+@pytest.mark.parametrize("name", BRIEF)
+def test_killed_and_continued_is_the_undisturbed_run(name, tmp_path):
+    kill_and_continue(name, tmp_path, kills=3)
+
+
+@linux
+@pytest.mark.long
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_killed_ten_times_and_continued_is_the_undisturbed_run(name, tmp_path):
+    kill_and_continue(name, tmp_path, kills=10)
+
+
+def test_dropout_goes_on_with_its_own_random_numbers(tmp_path):
+    """Whatever the caller drew in between."""
+    whole = fit(*setup("Noisy", tmp_path / "whole", keep=50))
+    torch.rand(5)
+    early = tmp_path / "whole" / "checkpoints" / "step-00000008"
+    run = fit(*setup("Noisy", tmp_path / "run"), resume=early)
+    for (k, a), (_, b) in zip(
+        run.model.state_dict().items(), whole.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), k
+
+
+def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
+    """One without the states of the global generators and without the first loss."""
+    whole = fit(*setup("IntegralIdentity", tmp_path / "whole"))
+    fit(*setup("IntegralIdentity", tmp_path / "run", keep=50))
+    for newer in RunFolder(tmp_path / "run").checkpoints()[:-3]:
+        shutil.rmtree(newer)
+    old = RunFolder(tmp_path / "run").checkpoints()[0]
+    tensors, info, _ = RunFolder(tmp_path / "run").load(old)
+    del tensors["rng.cpu"], info["first_loss"]
+    with RunFolder(tmp_path / "run") as folder:
+        folder.save(int(old.name[5:]), tensors, info)
+    again = fit(*setup("IntegralIdentity", tmp_path / "run"), resume="auto")
+    assert torch.equal(again.model.net.out.weight, whole.model.net.out.weight)
+    assert again.history.loss.equals(whole.history.loss)
+
+
+def test_a_checkpoint_of_another_kind_of_device_is_refused(tmp_path):
+    fit(*setup("FlowMatching", tmp_path))
+    tensors, info, place = RunFolder(tmp_path).load()
+    with RunFolder(tmp_path) as folder:
+        folder.save(STEPS, tensors | {"generator": tensors["generator"][:16].clone()}, info)
+    with pytest.raises(ValueError) as error:
+        fit(*setup("FlowMatching", tmp_path), resume="auto")
+    assert "another kind of device than cpu" in one_line(error) and str(place) in str(error.value)
+
+
+def test_a_short_run_leaves_a_checkpoint_and_tied_weights_are_kept(tmp_path):
+    class Tied(nn.Module):
+        data_shape = (2,)
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.second.weight = self.first.weight
+
+        def forward(self, x, t, s):
+            return self.second(self.first(torch.cat([x, t[:, None], s[:, None]], 1)))[:, :2]
+
+    ends = []
+    for steps, resume in ((1, None), (1, "auto")):
+        model = FlowMap(randomise(Tied()), RectifiedFlow())
+        config = TrainConfig(steps=steps, device="cpu", progress=False, out_dir=tmp_path)
+        ends.append(fit(model, FlowMatching(), data().x, config, resume=resume).model)
+    assert [p.name for p in RunFolder(tmp_path).checkpoints()] == ["step-00000001"]
+    assert torch.equal(ends[0].net.first.weight, ends[1].net.first.weight)
+    assert ends[1].net.first.weight is ends[1].net.second.weight
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path):
@@ -227,8 +343,6 @@ def test_an_earlier_run_is_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match="holds an earlier run"):
         fit(*setup("FlowMatching", tmp_path))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    with pytest.raises(ValueError, match="resume needs a folder"):
-        fit(*setup("FlowMatching", ""), resume="auto")
 
 
 def test_a_run_in_use_is_refused(tmp_path):
@@ -251,14 +365,14 @@ def stopped(out_dir, ready):
 def stopped_in_a_save(out_dir):
     torch.set_num_threads(1)
     model, objective, x, config = setup("FlowMatching", out_dir)
-    digest, sent = run_folder._digest, []
+    digest, sent = checkpoints.file_sha256, []
 
     def terminate(file):
         if not sent:
             sent.append(os.kill(os.getpid(), signal.SIGTERM))
         return digest(file)
 
-    run_folder._digest = terminate
+    checkpoints.file_sha256 = terminate
     run = fit(model, objective, x, config)
     os._exit(7 if sent and run.manifest["interrupted"] and run.manifest["steps_done"] == 4 else 1)
 
@@ -266,15 +380,13 @@ def stopped_in_a_save(out_dir):
 @linux
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_step_and_leaves_a_checkpoint(tmp_path, number):
-    context = multiprocessing.get_context("forkserver")
-    ready = context.Event()
-    process = context.Process(target=stopped, args=(tmp_path, ready))
-    process.start()
+    ready = multiprocessing.get_context("forkserver").Event()
+    one = process(stopped, tmp_path, ready)
     assert ready.wait(60)
     time.sleep(0.1)
-    os.kill(process.pid, number)
-    process.join(60)
-    assert process.exitcode == 7
+    os.kill(one.pid, number)
+    one.join(60)
+    assert one.exitcode == 7
     model, objective, x, config = setup("FlowMatching", tmp_path, steps=100_000)
     with RunFolder(tmp_path) as folder:
         assert folder.load()[1]["step"] > 0
@@ -304,11 +416,7 @@ def without_room(out_dir):
 
 @linux
 def test_no_room_names_the_last_good_checkpoint(tmp_path):
-    process = multiprocessing.get_context("forkserver").Process(
-        target=without_room, args=(tmp_path / "run",)
-    )
-    process.start()
-    process.join(60)
+    process(without_room, tmp_path / "run").join(60)
     text = (tmp_path / "error.txt").read_text()
     assert (
         "step 12" in text and "too large" in text and "step-00000008" in text and "\n" not in text
@@ -324,12 +432,9 @@ def test_no_room_names_the_last_good_checkpoint(tmp_path):
 
 @linux
 def test_sigterm_while_a_checkpoint_is_written(tmp_path):
-    process = multiprocessing.get_context("forkserver").Process(
-        target=stopped_in_a_save, args=(tmp_path / "run",)
-    )
-    process.start()
-    process.join(60)
-    assert process.exitcode == 7
+    one = process(stopped_in_a_save, tmp_path / "run")
+    one.join(60)
+    assert one.exitcode == 7
     whole = fit(*setup("FlowMatching", tmp_path / "whole"))
     run = fit(*setup("FlowMatching", tmp_path / "run"), resume="auto")
     assert all(

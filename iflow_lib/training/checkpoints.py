@@ -1,14 +1,13 @@
-"""Where ``fit`` keeps a run, so that it can be continued to the bit: checkpoints of safetensors and JSON, no pickle.
+"""Where ``fit`` keeps a run, so that it can be continued to the bit: safetensors and JSON, no pickle.
 
-    <folder>/checkpoints/step-00001200/   state.safetensors, state.json, files of the objective (its anchor store)
-    <folder>/anchors/                     the anchor store at work, if there is one
+    <folder>/checkpoints/step-00001200/   state.safetensors, state.json
+    <folder>/run.lock                     held by the process that trains here
 
 A checkpoint appears whole or not at all; ``state.json`` holds the sha256 of every other file in it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,29 +15,60 @@ import shutil
 import signal
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from .distributed import Team
+from ..io import file_sha256
+from .distributed import Processes
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds.
+
+    Args:
+        tensors: Everything that a step reads or changes, by name.
+        info: The rest, JSON values.
+        folder: Where it lies.
+    """
+
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+    folder: Path
 
 
 class RunFolder:
-    """A run's folder, for one process at a time (``with RunFolder(folder) as run:``), or for one ``Team``.
+    """The folder of a run, locked against other runs within a ``with`` block.
 
-    keep: newest checkpoints that stay. Raises OSError with one line if the folder cannot be written or is in use.
+    The first process writes; every process raises what went wrong there.
+
+    Args:
+        folder: Where the run is kept.
+        keep: Newest checkpoints that stay.
+        processes: Processes that share the run; one, if not given.
+
+    Raises:
+        OSError: On entering, if the folder cannot be written or is in use.
     """
 
-    def __init__(self, folder, keep: int = 2, team: Team | None = None):
-        self.folder, self.keep, self.team = Path(os.path.abspath(folder)), keep, team or Team()
+    def __init__(
+        self, folder: str | os.PathLike[str], keep: int = 2, processes: Processes | None = None
+    ):
+        self.folder, self.keep = Path(os.path.abspath(folder)), keep
+        self.processes = processes or Processes()
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> RunFolder:
-        from filelock import FileLock, Timeout
+        self.processes.on_first(self._open)
+        return self
 
-        self._lock = None
-        if self.team.rank:
-            self.team.wait()
-            return self
+    def _open(self) -> None:
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.folder / "run.lock")
@@ -51,50 +81,46 @@ class RunFolder:
             raise OSError(
                 f"cannot write to {self.folder}: {error.strerror or error}; choose another out_dir"
             ) from error
-        for left in (self.folder / "checkpoints").glob(
-            ".*.partial"
-        ):  # of a run that was killed while it wrote
+        for left in (self.folder / "checkpoints").glob(".*.partial"):  # of a run killed in a save
             shutil.rmtree(left, ignore_errors=True)
-        self.team.wait()
-        return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.release()
 
     def checkpoints(self) -> list[Path]:
-        """Folders of the checkpoints, newest first."""
-        found = (
+        """Return the folders of the checkpoints, newest first."""
+        found = [
             p for p in (self.folder / "checkpoints").iterdir() if re.fullmatch(r"step-\d+", p.name)
-        )
+        ]
         return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
 
-    def save(self, step: int, tensors: dict[str, Tensor], info: dict, add_files=None) -> Path:
-        """Write a checkpoint and drop the oldest beyond ``keep``. add_files(folder): writes more files into it. Of a team,
-        the first writes, and all go through add_files.
+    def newest(self) -> str:
+        """Return one phrase on the newest checkpoint, for errors."""
+        found = self.checkpoints()
+        return f"the last good checkpoint is {found[0]}" if found else "there is no checkpoint yet"
 
-        Raises OSError that names the step and the newest good checkpoint; nothing half-written is left.
+    def save(self, step: int, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
+        """Write a checkpoint, and drop the oldest beyond ``keep``.
+
+        Args:
+            step: Steps done.
+            tensors: See ``Checkpoint``.
+            info: See ``Checkpoint``.
+
+        Raises:
+            OSError: If it cannot be written. It names the step and the newest good checkpoint, and
+                nothing half-written is left.
         """
-        from safetensors.torch import save as to_bytes
+        self.processes.on_first(lambda: self._write(step, tensors, info))
 
+    def _write(self, step: int, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
         target = self.folder / "checkpoints" / f"step-{step:08d}"
         partial = target.with_name(f".{target.name}.partial")
-        if self.team.rank:
-            self.team.wait()
-            if add_files is not None:
-                add_files(partial)
-            self.team.wait()
-            return target
         try:
             partial.mkdir()
-            content = to_bytes(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-            )
-            (partial / "state.safetensors").write_bytes(content)
-            self.team.wait()
-            if add_files is not None:
-                add_files(partial)
-            digests = {p.name: _digest(p) for p in sorted(partial.iterdir())}
+            (partial / "state.safetensors").write_bytes(to_bytes(_on_cpu(tensors)))
+            digests = {p.name: file_sha256(p) for p in sorted(partial.iterdir())}
             text = json.dumps({"format": 1, "step": step, "info": info, "sha256": digests})
             (partial / "state.json").write_text(text, encoding="utf-8")
             for file in partial.iterdir():
@@ -111,19 +137,41 @@ class RunFolder:
             shutil.rmtree(partial, ignore_errors=True)
         for old in self.checkpoints()[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
-        self.team.wait()
-        return target
 
-    def newest(self) -> str:
-        """One phrase on the newest checkpoint, for errors."""
-        found = self.checkpoints()
-        return f"the last good checkpoint is {found[0]}" if found else "there is no checkpoint yet"
+    def load(self, wanted: Path | None = None) -> Checkpoint | None:
+        """Return the newest whole checkpoint, or None if there is none at all.
 
-    def load(self, wanted: Path | None = None) -> tuple[dict[str, Tensor], dict, Path] | None:
-        """Tensors, info and folder of the newest whole checkpoint, or of ``wanted``; None if there is none.
+        A damaged one is passed over with a warning. The first process chooses, and all read the same.
 
-        A damaged one is passed over with a warning. ValueError if all there are are damaged, or ``wanted`` is.
+        Args:
+            wanted: Folder of the checkpoint to read instead.
+
+        Raises:
+            ValueError: If ``wanted`` is damaged, or all there are.
+            OSError: If a process cannot read what the first one reads.
         """
+        found: Checkpoint | None = None
+
+        def choose() -> Path | None:
+            nonlocal found
+            found = self._newest_whole(wanted)
+            return found and found.folder
+
+        place = self.processes.on_first(choose)
+        if place is None:
+            return None
+        if found is None:
+            try:
+                found = _read(place)
+            except (OSError, ValueError, KeyError, TypeError):
+                pass  # reported below, by all processes together
+        if self.processes.any(found is None)[0]:
+            raise OSError(
+                f"a process cannot read {place}: out_dir must be a folder that all of them see"
+            )
+        return found
+
+    def _newest_whole(self, wanted: Path | None) -> Checkpoint | None:
         candidates = [wanted] if wanted else self.checkpoints()
         for folder in candidates:
             try:
@@ -142,42 +190,48 @@ class RunFolder:
         return None
 
 
-def _read(folder: Path) -> tuple[dict[str, Tensor], dict, Path]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors, each with memory of its own: safetensors refuses weights that are tied."""
+    out: dict[str, Tensor] = {}
+    owned = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        out[name] = tensor.clone() if memory in owned else tensor
+        owned.add(memory)
+    return out
 
+
+def _read(folder: Path) -> Checkpoint:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     for name, digest in state["sha256"].items():
-        if _digest(folder / name) != digest:
+        if file_sha256(folder / name) != digest:
             raise ValueError(f"the sha256 of {name} is wrong")
     try:
-        return from_bytes((folder / "state.safetensors").read_bytes()), state["info"], folder
+        tensors = from_bytes((folder / "state.safetensors").read_bytes())
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return Checkpoint(tensors, state["info"], folder)
 
 
 class Signals:
-    """Ctrl-C and SIGTERM are noted once, so that the step at work can end; the second time they do what they always do."""
+    """Note Ctrl-C and SIGTERM within a ``with`` block, so that the step at work can end.
+
+    ``received`` says whether one came. The second one does what it always does.
+    """
 
     def __enter__(self) -> Signals:
-        self.seen, self.earlier = False, {}
+        self.received = False
+        self.earlier: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.earlier[number] = signal.signal(number, self._note)
         return self
 
-    def _note(self, number, frame) -> None:
-        self.seen = True
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
         signal.signal(number, self.earlier[number])
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.earlier.items():
             signal.signal(number, handler)

@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
+import numpy as np
 import torch
 
-from ..utils import check_int
+from ..utils import check_int, check_seed
+
+#: Settings that may differ between a run and its continuation, because they do not change what is
+#: learned: whether a bar is shown, where and how often checkpoints are written and how many stay, and
+#: the CPU threads (another number rounds differently). With any other change, a checkpoint is that of
+#: another run, and ``fit`` refuses it.
+FREE_SETTINGS = ("progress", "out_dir", "threads", "checkpoint_every", "checkpoint_minutes", "keep")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of ``fit``. Raises ValueError for values out of range.
+    """Settings of ``fit``. Numbers of numpy and devices of torch are taken wherever one fits.
 
-    steps: gradient steps; batch_size: examples a step; lr: peak learning rate (Adam); warmup: steps of linear rise,
-    then half a cosine down to zero; ema: decay of the weight average, reached gradually; clip: largest gradient norm,
-    None for any; seed: of initial data order, times and noise (the network's own start is the caller's); device: auto,
-    cpu, cuda, mps; log_every: steps between rows of the history; progress: show a bar; label_dropout: share of examples
-    whose class is withheld, for guidance (only with labels).
-    channels_last: memory layout for images (faster convolutions); compile: True: ``torch.compile`` the loss, with its
-    derivatives, and the model that is returned; "graphs": both as CUDA graphs; False: neither; "auto": the loss, on CUDA,
-    for 2,000 steps or more, because it takes a while first (docs/scaling.md);
-    precision: "float32", or "bfloat16" for products and convolutions (weights, losses and averages stay float32);
-    threads: of a CPU, 0 for as many as the network keeps busy.
-    out_dir: folder of the run, "" for none: checkpoints go there every ``checkpoint_every`` steps (0: never) and every
-    ``checkpoint_minutes``, at the end, and when the run is interrupted; the newest ``keep`` stay. At the end there are
-    also history.csv and manifest.json.
+    Args:
+        steps: Gradient steps.
+        batch_size: Examples a step. They are drawn with replacement, so it may exceed the data.
+        lr: Peak learning rate of Adam.
+        warmup: Steps over which the rate rises to ``lr``; then half a cosine falls to zero.
+        ema: Decay of the weight average, in [0, 1), which is reached gradually.
+        clip: Largest norm of the gradient, or None for any.
+        seed: Seed for data order, times, noise and dropout. The network's first weights are up to the caller.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps" or a ``torch.device``.
+        channels_last: Memory layout of images for faster convolutions.
+        compile: True: ``torch.compile`` the loss with its derivatives, and the model that is returned.
+            "graphs": the same, as CUDA graphs. False: neither. "auto": the loss, on CUDA, for 2,000
+            steps or more, because compiling takes a while first (docs/scaling.md).
+        precision: "float32", or "bfloat16" for products and convolutions; weights, losses and averages
+            stay float32.
+        threads: CPU threads, or 0 for as many as the network keeps busy.
+        log_every: Steps between two rows of the history.
+        progress: Show a progress bar on the terminal or in the notebook.
+        label_dropout: Share of examples whose class is withheld, in [0, 1), for guidance.
+        out_dir: Folder of the run, or "" for none. It holds the checkpoints, at the end also
+            history.csv and manifest.json, and during training progress.txt, the text of the bar.
+        checkpoint_every: Steps between two checkpoints, or 0 for none by steps. There is also one every
+            ``checkpoint_minutes``, one at the end, and one when the run is interrupted.
+        checkpoint_minutes: Minutes between two checkpoints.
+        keep: Newest checkpoints that stay.
+
+    Raises:
+        ValueError: If a value is of the wrong kind or out of range.
     """
 
     steps: int
@@ -36,7 +62,7 @@ class TrainConfig:
     ema: float = 0.999
     clip: float | None = 1.0
     seed: int = 0
-    device: str = "auto"
+    device: str | torch.device = "auto"
     channels_last: bool = True
     compile: bool | str = "auto"
     precision: str = "float32"
@@ -44,66 +70,73 @@ class TrainConfig:
     log_every: int = 50
     progress: bool = True
     label_dropout: float = 0.1
-    out_dir: str = ""
+    out_dir: str | os.PathLike[str] = ""
     checkpoint_every: int = 0
     checkpoint_minutes: float = 10.0
     keep: int = 2
 
-    def __post_init__(self):
-        object.__setattr__(self, "out_dir", str(self.out_dir))
-        if (
-            isinstance(self.checkpoint_every, bool)
-            or self.checkpoint_every != int(self.checkpoint_every)
-            or self.checkpoint_every < 0
-            or not self.checkpoint_minutes > 0
-        ):
-            raise ValueError(
-                f"need checkpoint_every a whole number of at least 0 and checkpoint_minutes > 0, got "
-                f"{self.checkpoint_every!r} and {self.checkpoint_minutes!r}"
-            )
-        if self.compile not in ("auto", "graphs", True, False) or self.precision not in (
-            "float32",
-            "bfloat16",
-        ):
-            raise ValueError(
-                f'need compile "auto", True, False or "graphs" and precision "float32" or "bfloat16", got '
-                f"{self.compile!r} and {self.precision!r}"
-            )
-        if isinstance(self.threads, bool) or self.threads != int(self.threads) or self.threads < 0:
-            raise ValueError(f"threads must be a whole number, 0 to choose; got {self.threads!r}")
+    def __post_init__(self) -> None:
+        """Check every value, and turn it into one that JSON can hold."""
         for name in ("steps", "batch_size", "log_every", "keep"):
-            object.__setattr__(
-                self, name, check_int(name, getattr(self, name))
-            )  # numpy's numbers are not JSON
-        if (
-            not 0 < self.lr < math.inf
-            or self.clip is not None
-            and not self.clip > 0
-            or self.warmup < 0
-        ):
-            raise ValueError(
-                f"need lr > 0, clip > 0 or None, warmup >= 0; got {self.lr!r}, {self.clip!r}, {self.warmup!r}"
-            )
+            self._set(name, check_int(name, getattr(self, name)))
+        for name in ("warmup", "threads", "checkpoint_every"):
+            self._set(name, check_int(name, getattr(self, name), minimum=0))
+        self._set("seed", check_seed(self.seed))
+        for name in ("lr", "checkpoint_minutes"):
+            self._set_number(name, "a number above 0", lambda v: 0 < v < math.inf)
         for name in ("ema", "label_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+            self._set_number(name, "in [0, 1)", lambda v: 0 <= v < 1)
+        if self.clip is not None:
+            self._set_number("clip", "a number above 0, or None", lambda v: v > 0)
+        for name in ("channels_last", "progress"):
+            self._set_choice(name, True, False)
+        self._set_choice("compile", "auto", "graphs", True, False)
+        self._set_choice("precision", "float32", "bfloat16")
+        if not isinstance(self.device, (str, torch.device)):
+            raise ValueError(
+                f'device must be a name such as "cuda:1" or a torch.device, got {self.device!r}'
+            )
+        self._set("device", str(self.device))
+        if not isinstance(self.out_dir, (str, os.PathLike)):
+            raise ValueError(f'out_dir must be a folder, or "" for none, got {self.out_dir!r}')
+        self._set("out_dir", os.fspath(self.out_dir))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the class is frozen
+
+    def _set_number(self, name: str, expected: str, allowed: Callable[[float], bool]) -> None:
+        value = getattr(self, name)
+        number = value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+        if isinstance(number, bool) or not isinstance(number, Real) or not allowed(float(number)):
+            raise ValueError(f"{name} must be {expected}, got {value!r}")
+        self._set(name, float(number))
+
+    def _set_choice(self, name: str, *choices: bool | str) -> None:
+        value = getattr(self, name)
+        value = bool(value) if isinstance(value, np.bool_) else value
+        if not isinstance(value, (bool, str)) or value not in choices:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
+            )
+        self._set(name, value)
 
     def compiles(self, device: torch.device) -> bool | str:
-        """Whether to compile on this device, "graphs" included."""
+        """Return whether to compile on this device: True, False or "graphs"."""
         return (
             device.type == "cuda" and self.steps >= 2000 if self.compile == "auto" else self.compile
         )
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear rise over ``warmup`` steps, then half a cosine down to zero at ``steps``."""
+    """Return the learning rate of a step: a linear rise over ``warmup`` steps, then half a cosine to zero.
+
+    Args:
+        config: Settings of the run. A rise longer than a tenth of the run is shortened to that.
+        step: Number of the step, from 0.
+    """
     warmup = min(config.warmup, config.steps // 10)
     if step < warmup:
         return config.lr * (step + 1) / warmup
     return (
         config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.steps - warmup)))
     )
-
-
-#: Settings that may differ between a run and its continuation: they do not change what is learned.
-FREE_SETTINGS = ("progress", "out_dir", "threads", "checkpoint_every", "checkpoint_minutes", "keep")

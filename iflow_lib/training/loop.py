@@ -1,4 +1,8 @@
-"""``fit``: one training loop for every objective, from one core to many GPUs."""
+"""``fit``: one training loop for every objective, from one core to many GPUs.
+
+A batch goes from the data to the gradient in ``Trainer.one_step``: ``Batches.draw`` takes it from the data,
+``Objective.draw`` adds all that is random, ``Objective.loss`` makes one number of it.
+"""
 
 from __future__ import annotations
 
@@ -7,442 +11,601 @@ import json
 import math
 import platform
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+import warnings
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from os import PathLike
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
-from .. import unattended
-from ..data import TensorData, as_tensor, portions
+from ..data import scale_warning
+from ..data.tensor_data import TensorData, as_dataset, shape_hint
 from ..io import write_together
 from ..model import FlowMap
 from ..objectives.base import Batch, Objective
-from ..utils import GRAPHS, Compiled, __version__
+from ..utils import GRAPHS, Compiled, __version__, is_out_of_memory
+from .batches import Batches
 from .checkpoints import RunFolder, Signals
-from .compile import Threads, autocast, hardware
+from .compile import (
+    Threads,
+    autocast,
+    hardware,
+    own_random_numbers,
+    random_state,
+    set_random_state,
+)
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
-from .distributed import Team
+from .distributed import Processes
+from .progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: A run is stopped when its mean loss exceeds this many times the loss of the first step, which the
+#: untrained network had (or 1, if that was smaller). See ``Trainer.check_loss``.
+RUNAWAY = 1e4
+#: Steps that the mean must cover: a single step may be far out and harm nothing, as its gradient is clipped.
+RUNAWAY_STEPS = 10
 
 
 @dataclass
 class TrainRun:
-    """What ``fit`` returns. ``model``: a ``FlowMap`` with the averaged weights, on the training device;
-    ``history``: pandas table with columns step, loss, seconds; ``manifest``: settings, versions, hardware, time."""
+    """What ``fit`` returns.
+
+    Args:
+        model: The trained model with averaged weights, on the training device.
+        history: Table with columns step, loss (mean since the row before) and seconds.
+        manifest: Settings, versions, hardware and time, as in manifest.json.
+    """
 
     model: FlowMap
-    history: object
-    manifest: dict = field(repr=False)
+    history: pd.DataFrame
+    manifest: dict[str, Any] = field(repr=False)
 
 
-def fit(model: FlowMap, objective: Objective, data, config: TrainConfig, resume=None) -> TrainRun:
-    """Train ``model`` with ``objective`` and return a run whose model carries the averaged (EMA) weights.
+def fit(
+    model: FlowMap,
+    objective: Objective,
+    data: Any,
+    config: TrainConfig,
+    resume: str | PathLike[str] | None = None,
+) -> TrainRun:
+    """Train a model with an objective, and return it with averaged (EMA) weights.
 
-    data: a float tensor (B, ...), a data set of ``iflow_lib.data`` or a torch Dataset; it is kept on the device and
-    batches are drawn by index; a float32 array mapped from a file (``np.load("x.npy", mmap_mode="c")``) stays there if the
-    device is a CPU. Its labels are used by a network with classes; its noise, if it has any, is the z of each
-    example (``samplers.reflow``). The given model is trained in place and left with its last, unaveraged weights.
+    The given model is trained in place and left with its last, unaveraged weights. Both models know
+    afterwards what was learned (``model.learned``) and the scale of the data (``model.scaling``).
 
-    resume: with ``config.out_dir``, "auto" continues from its newest whole checkpoint, if there is one; the path of a
-    checkpoint continues from there; None starts anew, in a folder without an earlier run. A run that was stopped at any
-    moment and continued ends with the weights, EMA and history of one that was not, bit for bit on the same machine with
-    the same number of threads (all of them but the seconds; an objective of your own must draw from its generator only).
-    Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was learned so far, with
-    ``manifest["interrupted"]``; a second Ctrl-C stops at once.
+    With ``config.out_dir``, a run that was stopped at any moment and continued ends with the weights,
+    averages and history of one that was not: bit for bit, on the same machine with the same number of
+    threads, in all but the seconds. What an objective of your own carries from step to step must be in
+    its ``state()``, and be taken back by ``load_state()``, because steps that were done before the stop
+    are not repeated. It may draw from its generator and from torch's global one. The global one is
+    seeded with ``config.seed``, and afterwards has the state that it had before.
 
-    Started by ``torchrun``, the processes share the run: each batch is spread over them (DistributedDataParallel), each
-    keeps its share of the data and of the anchor store on its device, and the first one writes. The result is that
-    of one process up to rounding. On several machines ``out_dir`` must be a folder that all of them see.
+    Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was
+    learned so far, with ``manifest["interrupted"]``. A second Ctrl-C stops at once.
 
-    Raises ValueError for data of the wrong shape or type or with NaN, for an unknown device, for a model whose weights take
-    no gradients, and for a checkpoint of another run; OSError for an out_dir that is in use or cannot be written;
-    FloatingPointError if the loss or the weights stop being finite.
+    Started by ``torchrun``, the processes share the run. Each batch is spread over them
+    (DistributedDataParallel), each keeps its share of the data on its device, and the first one writes.
+    The result is that of one process up to rounding. On several machines ``out_dir`` must be a folder
+    that all of them see.
+
+    Args:
+        model: Network and path.
+        objective: What to learn, such as ``IntegralIdentity()``.
+        data: A float tensor (examples, ...), or anything else that ``iflow_lib.data.as_dataset`` takes.
+            It is kept on the device. A float32 array that is mapped from a file
+            (``np.load("x.npy", mmap_mode="c")``) stays there if the device is a CPU. Labels are used by a
+            network with classes. Noise, if there is any, is the z of each example (``reflow``).
+        config: Settings of the run.
+        resume: "auto" continues from the newest whole checkpoint in ``config.out_dir``, and starts if
+            there is none, or no folder. The path of a checkpoint continues from there. None starts anew,
+            in a folder without an earlier run.
+
+    Returns:
+        The run: model, history and manifest.
+
+    Raises:
+        ValueError: For an argument of the wrong kind, data of the wrong shape or type or with NaN, an
+            unknown device, a model whose weights take no gradients, or a checkpoint of another run.
+        OSError: For an ``out_dir`` that is in use or cannot be written.
+        FloatingPointError: If the loss runs away, or the loss or the weights stop being finite.
+        torch.OutOfMemoryError: If the device has too little memory.
     """
-    team = Team.assemble(config.device)
-    device, x = team.device, as_tensor(data)
-    if config.batch_size % team.world:
+    _check_arguments(model, objective, config, resume)
+    processes = Processes.join(config.device)
+    _check_processes(objective, config, processes)
+    dataset = as_dataset(data)
+    _check_data(model, dataset)
+    far = scale_warning(dataset.x) if processes.rank == 0 else None
+    if far:
+        warnings.warn(far, UserWarning, stacklevel=2)
+    device = processes.device
+    folder = RunFolder(config.out_dir, config.keep, processes) if config.out_dir else None
+    with (
+        folder or nullcontext(),
+        Threads(config.threads, model.parameter_count * config.batch_size),
+        own_random_numbers(config.seed + processes.rank, device),
+    ):
+        if folder and resume is None and processes.on_first(folder.checkpoints):
+            raise ValueError(
+                f'{config.out_dir} holds an earlier run: continue it with resume="auto", or choose '
+                "another out_dir"
+            )
+        try:
+            trainer = Trainer(model, objective, dataset, config, processes, folder)
+            if folder and resume is not None:
+                trainer.resume(None if resume == "auto" else Path(resume))
+            interrupted = trainer.run()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise torch.OutOfMemoryError(
+                f"out of memory on {device}, with batch_size {config.batch_size}: free the device, lower "
+                f"batch_size, or take a smaller network; {_newest(folder)}"
+            ) from error
+        manifest = trainer.manifest | {
+            "steps_done": trainer.step,
+            "interrupted": interrupted,
+            "seconds": round(trainer.seconds(), 3),
+            "hardware": hardware(device),  # here: with the threads of this run
+            "processes": processes.world_size,
+            "versions": {
+                "iflow_lib": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+    if config.compile != "auto" and trainer.compiled:
+        trainer.average.compile(**(GRAPHS if trainer.compiled == "graphs" else {}))
+    run = TrainRun(model=trainer.average, history=trainer.history(), manifest=manifest)
+    if folder:
+        processes.on_first(lambda: _write_run(folder.folder, run))
+    return run
+
+
+# ---------------------------------------------------------------- what is given
+
+
+def _check_arguments(model: Any, objective: Any, config: Any, resume: Any) -> None:
+    if not isinstance(model, FlowMap):
         raise ValueError(
-            f"batch_size {config.batch_size} does not divide by the {team.world} processes"
+            f"model must be a FlowMap, such as FlowMap(MLP(dim=2), RectifiedFlow()), got {_kind(model)}"
         )
-    if team.world > 1 and type(objective).__call__ is not Objective.__call__:
+    if isinstance(objective, type) and issubclass(objective, Objective):
+        name = objective.__name__
+        raise ValueError(f"objective is the class {name}: give an instance, {name}()")
+    if not isinstance(objective, Objective):
         raise ValueError(
-            f"{objective.name} has a __call__ of its own in place of draw and loss: it cannot be spread over "
-            f"{team.world} processes"
+            f"objective must be an Objective, such as IntegralIdentity(), got {_kind(objective)}"
         )
-    if tuple(x.shape[1:]) != model.data_shape:
+    if not isinstance(config, TrainConfig):
         raise ValueError(
-            f"the network takes examples of shape {model.data_shape}, the data have {tuple(x.shape[1:])}"
+            f"config must be a TrainConfig, such as TrainConfig(steps=1000), got {_kind(config)}"
         )
     if not any(w.requires_grad for w in model.parameters()):
         raise ValueError(
             "no weight of the model takes gradients: call model.requires_grad_(True) to train it on"
         )
-    labels, noise = (getattr(data, name, None) for name in ("labels", "noise"))
-    if model.classes and (
-        labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < model.classes
-    ):
-        raise ValueError(
-            f"a network with {model.classes} classes needs data with labels 0 to {model.classes - 1}"
-        )
-    if resume is not None and not config.out_dir:
+    if resume is not None and not isinstance(resume, (str, PathLike)):
+        raise ValueError(f'resume must be "auto", a checkpoint\'s folder or None, got {resume!r}')
+    if resume not in (None, "auto") and not config.out_dir:
         raise ValueError('resume needs a folder: give TrainConfig(out_dir="...")')
-    known = data if isinstance(data, (TensorData, np.memmap)) else x
-    known = known if isinstance(known, TensorData) else TensorData(known)
-    asked, shelf = (
-        config,
-        ""
-        if config.out_dir
-        else unattended.shelf(
-            model,
-            objective.name,
-            objective.config(),
-            model.path.name,
-            model.path.config(),
-            config,
-            x.shape,
-            known.sha256,
-        ),
-    )
-    if shelf:
-        config, resume = (
-            replace(config, out_dir=shelf, checkpoint_minutes=unattended.SECONDS / 60),
-            "auto",
-        )
-    folder = RunFolder(config.out_dir, config.keep, team) if config.out_dir else nullcontext()
-    with folder as folder, Threads(config.threads, model.parameter_count * config.batch_size):
-        if folder and resume is None and folder.checkpoints():
-            raise ValueError(
-                f'{config.out_dir} holds an earlier run: continue it with resume="auto", or choose another '
-                "out_dir"
-            )
-        place = folder and folder.folder / (f"anchors-{team.rank}" if team.world > 1 else "anchors")
-        objective.prepare(model, known, folder=place, seed=config.seed, team=team)
-        loop = _Loop(
-            model, objective, x, labels if model.classes else None, noise, config, team, folder
-        )
-        loop.brief = unattended.SECONDS if shelf else 0.0
-        loop.mapped = (
-            known.mapped if device.type == "cpu" else None
-        )  # elsewhere the data have left their file
-        manifest = {
-            "objective": {"name": objective.name, **objective.config()},
-            "path": {"name": model.path.name, **model.path.config()},
-            "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
-            "config": asdict(asked),
-            "compiled": config.compiles(device),
-            "data": {
-                "name": getattr(data, "name", "tensor"),
-                "shape": list(x.shape),
-                "sha256": known.sha256,
-            },
-        }
-        loop.identity = json.loads(
-            json.dumps(
-                {
-                    **manifest,
-                    "config": {
-                        k: v for k, v in manifest["config"].items() if k not in FREE_SETTINGS
-                    },
-                }
-            )
-        )
-        if resume is not None:
-            loop.resume(None if resume == "auto" else Path(resume))
-        interrupted = loop.run()
-        machine = hardware(device)  # here: with the threads of this run
-    manifest |= {
-        "steps_done": loop.step,
-        "interrupted": interrupted,
-        "seconds": round(loop.seconds(), 3),
-        "hardware": machine,
-        "processes": team.world,
-        "versions": {
-            "iflow_lib": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    if config.compile != "auto" and config.compile:
-        loop.average.compile(**(GRAPHS if config.compile == "graphs" else {}))
-    run = TrainRun(model=loop.average, history=loop.history(), manifest=manifest)
-    if asked.out_dir and team.rank == 0:
-        write_together(
-            {
-                Path(config.out_dir) / "history.csv": run.history.to_csv(
-                    index=False, lineterminator="\n"
-                ),
-                Path(config.out_dir) / "manifest.json": json.dumps(manifest, indent=2) + "\n",
-            }
-        )
-    return run
 
 
-class _Loop:
-    """The state of a run between two steps, and what a step does to it."""
+def _kind(value: Any) -> str:
+    return f"{value!r}" if isinstance(value, (str, type)) else f"a {type(value).__name__}"
+
+
+def _check_processes(objective: Objective, config: TrainConfig, processes: Processes) -> None:
+    if config.batch_size % processes.world_size:
+        raise ValueError(
+            f"batch_size {config.batch_size} does not divide by the {processes.world_size} processes"
+        )
+    if processes.world_size > 1 and _own_call(objective):
+        raise ValueError(
+            f"{objective.name} has a __call__ of its own in place of draw and loss: it cannot be spread "
+            f"over {processes.world_size} processes"
+        )
+
+
+def _own_call(objective: Objective) -> bool:
+    """Whether a user's objective is one function, and not ``draw`` and ``loss``."""
+    return type(objective).__call__ is not Objective.__call__
+
+
+def _check_data(model: FlowMap, dataset: TensorData) -> None:
+    shape, labels, classes = tuple(dataset.x.shape[1:]), dataset.labels, model.classes
+    if shape != model.data_shape:
+        hint = shape_hint(dataset.x, model.data_shape)
+        raise ValueError(
+            f"the network takes examples of shape {model.data_shape}, the data have {shape}"
+            + (f": {hint}" if hint else "")
+        )
+    if classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < classes):
+        raise ValueError(
+            f"a network with {classes} classes needs data with labels 0 to {classes - 1}"
+        )
+
+
+# ---------------------------------------------------------------- the loop
+
+
+class Trainer:
+    """The state of a run between two steps, and what a step does to it.
+
+    Args:
+        model: Model to train, in place.
+        objective: What it learns.
+        data: Its data, float32.
+        config: Settings of the run.
+        processes: Processes that share it; one on the device of ``config``, if not given.
+        folder: Where it is kept, or None.
+    """
 
     def __init__(
         self,
-        model,
-        objective,
-        x,
-        labels,
-        noise,
+        model: FlowMap,
+        objective: Objective,
+        data: TensorData,
         config: TrainConfig,
-        team: Team,
-        folder: RunFolder | None,
+        processes: Processes | None = None,
+        folder: RunFolder | None = None,
     ):
-        device = team.device
-        self.model, self.objective, self.config, self.device, self.folder = (
-            model,
-            objective,
-            config,
-            device,
-            folder,
-        )
-        self.team, self.mapped, self.images, self.size = (
-            team,
-            None,
-            config.channels_last and x.ndim == 4,
-            len(x),
-        )
-        self.x = team.rows(x).to(device)
-        self.labels = labels.to(device) if labels is not None else None
-        self.noise = team.rows(noise).to(device, x.dtype) if noise is not None else None
-        model.to(
-            device, memory_format=torch.channels_last if self.images else torch.preserve_format
-        ).train()
+        self.processes = processes or Processes.join(config.device)
+        self.device = device = self.processes.device
+        self.model, self.objective, self.config, self.folder = model, objective, config, folder
+        self.batches = Batches(data, model, config, self.processes)
+        objective.prepare(model, data, seed=config.seed, device=device)
+        self.compiled = _compiles(objective, model, config, device)
+        self.manifest = self._describe(data)
+        model.learned, model.scaling = objective.learns, data.scaling
+        layout = torch.channels_last if self.batches.channels_last else torch.preserve_format
+        model.to(device, memory_format=layout).train()
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.weights, self.averaged = list(model.parameters()), list(self.average.parameters())
+        self.averaged_buffers = list(self.average.buffers())
         self.optimizer = torch.optim.Adam(
             self.weights,
             lr=config.lr,
             betas=(0.9, 0.99),
             fused=device.type in ("cpu", "cuda") or None,
         )
-        self.source = (
-            device if device.type == "cuda" else torch.device("cpu")
-        )  # mps cannot draw all the noise laws
+        # mps cannot draw all the noise laws
+        self.source = device if device.type == "cuda" else torch.device("cpu")
         self.generator = torch.Generator(self.source).manual_seed(config.seed)
-        self.step, self.rows, self.losses, self.identity, self.brief = 0, [], [], {}, 0.0
-        self.loss = _Loss(
-            model, objective, config.compiles(device), autocast(device, config.precision)
+        self.loss: nn.Module = _Loss(
+            model, objective, self.compiled, autocast(device, config.precision)
         )
-        if team.world > 1:
-            self.loss = torch.nn.parallel.DistributedDataParallel(
+        if self.processes.world_size > 1:
+            self.loss = nn.parallel.DistributedDataParallel(
                 self.loss, device_ids=[device] if device.type == "cuda" else None
             )
+        self.step = self.saved_step = 0
+        self.rows: list[tuple[int, float, float]] = []
+        self.losses: list[Tensor] = []  # since the last row
+        self.first_loss: float | None = None
         self.start = self.saved = time.perf_counter()
-        self.saved_step = 0
+
+    def _describe(self, data: TensorData) -> dict[str, Any]:
+        """The part of the manifest that is known beforehand. With a folder it also identifies the data."""
+        model, objective = self.model, self.objective
+        marks = {}
+        if self.folder is not None:
+            marks["sha256"] = self.processes.on_first(lambda: data.fingerprint)
+        return {
+            "objective": {"name": objective.name, **objective.config()},
+            "path": {"name": model.path.name, **model.path.config()},
+            "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
+            "config": asdict(self.config),
+            "compiled": self.compiled,
+            "data": {"name": data.name, "shape": list(data.x.shape), **marks},
+        }
 
     def seconds(self) -> float:
+        """Return the seconds of training so far, those before a stop included."""
         return time.perf_counter() - self.start
 
-    def history(self):
+    def history(self) -> pd.DataFrame:
+        """Return the logged rows as a table."""
         import pandas as pd
 
         return pd.DataFrame(self.rows, columns=["step", "loss", "seconds"])
 
     def run(self) -> bool:
-        """Train to the end. True if a signal ended it earlier."""
-        shown = self.config.progress and self.team.rank == 0
+        """Train to the end.
+
+        Returns:
+            Whether a signal ended it earlier.
+        """
+        first = self.processes.rank == 0
         with (
             Signals() as signals,
-            unattended.bar(self.config.steps, self.step, self.objective.name, shown) as bar,
+            Progress(
+                self.objective.name,
+                self.config.steps,
+                self.step,
+                shown=self.config.progress and first,
+                file=self.folder.folder / "progress.txt" if self.folder and first else None,
+            ) as progress,
         ):
             try:
                 stop = False
                 while self.step < self.config.steps and not stop:
                     self.one_step()
-                    bar.update()
-                    if self.rows and self.rows[-1][0] == self.step:
-                        bar.set_postfix_str(f"loss {self.rows[-1][1]:.4f}", refresh=False)
-                    stop, due = signals.seen, self.due()
-                    if (
-                        self.team.world > 1
-                    ):  # all must do the same; asking at every step would make the devices wait
-                        stop, due = (
-                            self.team.any(stop, due) if self.step % 10 == 0 else (False, False)
-                        )
-                    if self.folder and due and not stop:
+                    logged = self.rows and self.rows[-1][0] == self.step
+                    progress.update(self.rows[-1][1] if logged else None)
+                    stop, due = self._agreed(signals.received, self._save_is_due())
+                    if due and not stop:
                         self.save()
-                    stop = stop or self.team.world == 1 and signals.seen  # while it was written
+                        # a signal may have come while it was written
+                        stop = self.processes.world_size == 1 and signals.received
             except KeyboardInterrupt:  # a second Ctrl-C, or one where signals are not ours to catch
                 return True
-        if self.folder and self.seconds() >= self.brief:
+        if self.folder:
             self.save()
         return self.step < self.config.steps
 
-    def one_step(self) -> None:
-        config, step = self.config, self.step + 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, step - 1)
-        index = torch.randint(
-            self.size, (config.batch_size,), generator=self.generator, device=self.source
-        )
-        place = index.to(self.device)
-        x_0, known = self.team.fetch(self.examples, place, self.model.data_shape), None
-        noise = (
-            None
-            if self.noise is None
-            else self.team.fetch(self.noise.__getitem__, place, self.model.data_shape)
-        )
-        if self.images:
-            x_0 = x_0.contiguous(memory_format=torch.channels_last)
-        if self.labels is not None:
-            told = torch.rand(len(place), generator=self.generator, device=self.source).to(
-                self.device
-            )
-            known = torch.where(told >= config.label_dropout, self.labels[place], -1)
-        loss = self.evaluate(
-            Batch(
-                x_0,
-                labels=known,
-                index=index,
-                noise=noise,
-                step=step - 1,
-                steps=config.steps,
-                epoch=(step - 1) * config.batch_size // self.size,
-            )
-        )
-        for w in self.weights:
-            w.grad = None  # the optimizer's zero_grad does the same in ten times the time
-        loss.backward()
-        if config.clip is not None:
-            torch.nn.utils.clip_grad_norm_(
-                self.weights, config.clip, foreach=self.device.type != "mps" or None
-            )
-        self.optimizer.step()
-        # a short run must not average over its random start: (1 + step) / (10 + step) rises towards the decay
-        decay = min(config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights], 1 - decay)
-        self.losses.append(self.team.mean(loss.detach()))
-        log = step % config.log_every == 0 or step == config.steps
-        if (
-            log or self.device.type == "cpu"
-        ):  # elsewhere, asking for the value at every step would make the device wait
-            mean = float(torch.stack(self.losses).mean() if log else self.losses[-1])
-            if not math.isfinite(mean):
-                where = f"; {self.folder.newest()}" if self.folder else ""
-                raise FloatingPointError(
-                    f"the loss of {self.objective.name} is not finite by step {step}: lower lr or "
-                    f"look at the data's scale{where}"
-                )
-        if log:
-            self.losses.clear()
-            self.rows.append((step, mean, self.seconds()))
-        self.step = step
+    def _agreed(self, stop: bool, due: bool) -> tuple[bool, bool]:
+        """What all processes do: they must stop, and save, together."""
+        if self.processes.world_size == 1:
+            return stop, due
+        if self.step % 10:  # asking at every step would make the devices wait
+            return False, False
+        stop, due = self.processes.any(stop, due)
+        return stop, due
 
-    def examples(self, place: torch.Tensor) -> torch.Tensor:
-        """Rows of the data on the device."""
-        if self.mapped is None:
-            return self.x.index_select(0, place)
-        out = self.x.new_empty(len(place), *self.x.shape[1:])
-        for part in portions(len(place), self.mapped):
-            out[part] = self.x[place[part]]
-        return out
-
-    def evaluate(self, batch: Batch) -> torch.Tensor:
-        """The loss of this process's rows."""
-        if type(self.objective).__call__ is not Objective.__call__:
-            return self.objective(self.model, batch, self.generator)
-        drawn = self.objective.draw(self.model, batch, self.generator)
-        loss, estimate = self.loss(**{name: self.team.rows(value) for name, value in drawn.items()})
-        everyones = None if estimate is None else self.team.gather(estimate)
-        self.objective.update_state(batch, drawn, self.team.mean(loss.detach()), everyones)
-        return loss
-
-    # ------------------------------------------------------------------ checkpoints
-    def due(self) -> bool:
+    def _save_is_due(self) -> bool:
+        if self.folder is None:
+            return False
         every = self.config.checkpoint_every
         return (
             bool(every and self.step // every > self.saved_step // every)
             or time.perf_counter() - self.saved > 60 * self.config.checkpoint_minutes
         )
 
+    # ------------------------------------------------------------ a step
+    def one_step(self) -> None:
+        """Draw a batch, take its gradient, and move the weights and their average."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        loss, mean = self._evaluate(self.batches.draw(self.step, self.generator))
+        for w in self.weights:
+            w.grad = None  # the optimizer's zero_grad does the same in ten times the time
+        loss.backward()
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(
+                self.weights, self.config.clip, foreach=self.device.type != "mps" or None
+            )
+        self.optimizer.step()
+        self._move_average()
+        self._note_loss(mean)
+        self.step += 1
+
+    def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The loss of this process's rows, to be differentiated, and the mean over all rows."""
+        objective, processes = self.objective, self.processes
+        if _own_call(objective):
+            loss = objective(self.model, batch, self.generator)
+            return loss, loss.detach()
+        drawn = objective.draw(self.model, batch, self.generator)
+        own = {k: v if v is None else processes.shard(v) for k, v in drawn.items()}
+        loss, estimate = self.loss(**own)
+        mean = processes.mean(loss.detach())
+        estimates = None if estimate is None else processes.gather(estimate)
+        objective.update_state(batch, drawn, mean, estimates)
+        return loss, mean
+
+    def _move_average(self) -> None:
+        """``average <- d average + (1 - d) weights``; buffers, such as BatchNorm's statistics, are copied.
+
+        torch.optim.swa_utils.AveragedModel gives the same bits in four times the time of this line, on
+        CUDA with a copy to the device at each step, and its first update would not average.
+        """
+        step = self.step + 1
+        # a short run must not average over its random start: (1 + step) / (10 + step) rises to the decay
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights], 1 - decay)
+        if self.averaged_buffers:
+            torch._foreach_copy_(self.averaged_buffers, list(self.model.buffers()))
+
+    # ------------------------------------------------------------ the loss that is logged
+    def _note_loss(self, loss: Tensor) -> None:
+        """Keep the loss of the step at work, and write a row of the history where one is due."""
+        step, config = self.step + 1, self.config
+        if self.first_loss is None:
+            self.first_loss = float(loss)
+        self.losses.append(loss)
+        if step % config.log_every == 0 or step == config.steps:
+            self.rows.append((step, self._mean_loss(), self.seconds()))
+            self.losses.clear()
+            self._check_loss(step)
+        elif self.device.type == "cpu":  # elsewhere, asking at every step would make the device wait
+            self._check_finite(float(loss), step)
+
+    def _mean_loss(self) -> float:
+        return float(torch.stack(self.losses).mean())
+
+    def _check_loss(self, step: int) -> None:
+        """Stop a run whose loss is not finite, or runs away: see ``RUNAWAY``.
+
+        All means of the last ``RUNAWAY_STEPS`` steps must be too large, so that one bad step is not enough.
+        """
+        means = [mean for at, mean, _ in self.rows[-RUNAWAY_STEPS:] if at > step - RUNAWAY_STEPS]
+        means += [self._mean_loss()] if self.losses else []
+        for mean in means:
+            self._check_finite(mean, step)
+        first = self.first_loss if self.first_loss is not None else math.inf
+        if step >= RUNAWAY_STEPS and means and min(means) > RUNAWAY * max(first, 1.0):
+            raise FloatingPointError(
+                f"the loss of {self.objective.name} ran away, from {first:.3g} in the first step to "
+                f"{means[-1]:.3g} by step {step}: lower lr, which is {self.config.lr:g}; {_newest(self.folder)}"
+            )
+
+    def _check_finite(self, loss: float, step: int) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of {self.objective.name} is not finite by step {step}: lower lr, which is "
+                f"{self.config.lr:g}, or look at the scale of the data; {_newest(self.folder)}"
+            )
+
+    # ------------------------------------------------------------ checkpoints
     def save(self) -> None:
-        bad = [
-            name for name, w in self.model.named_parameters() if not bool(torch.isfinite(w).all())
-        ]
+        """Write a checkpoint of the run as it is after the last step."""
+        assert self.folder is not None
+        self._check_loss(self.step)  # a checkpoint is to be a good one
+        bad = [k for k, w in self.model.named_parameters() if not bool(torch.isfinite(w).all())]
         if bad:
             raise FloatingPointError(
                 f"the weights of {self.objective.name} are not finite at step {self.step} ({bad[0]}); "
                 f"{self.folder.newest()}"
             )
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        tensors = _prefixed("model.", self.model.state_dict())
+        tensors |= _prefixed("average.", self.average.state_dict())
         for i, w in enumerate(self.weights):
-            tensors |= {f"optimizer.{i}.{k}": v for k, v in self.optimizer.state.get(w, {}).items()}
-        tensors |= {f"objective.{k}": v for k, v in self.objective.state().items()}
+            tensors |= _prefixed(f"optimizer.{i}.", self.optimizer.state.get(w, {}))
+        tensors |= _prefixed("objective.", self.objective.state())
         tensors["generator"] = self.generator.get_state()
+        for name, state in random_state(self.device).items():  # a row for each process
+            tensors[f"rng.{name}"] = self.processes.gather(state.to(self.device)[None])
         if self.losses:
             tensors["losses"] = torch.stack(self.losses)
         info = {
             "step": self.step,
             "rows": self.rows,
+            "first_loss": self.first_loss,
             "seconds": self.seconds(),
-            "identity": self.identity,
+            "identity": self._identity(),
         }
-        self.folder.save(self.step, tensors, info, self.objective.save_files)
+        self.folder.save(self.step, tensors, info)
         self.saved, self.saved_step = time.perf_counter(), self.step
 
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in a run and its continuation, as JSON gives it back."""
+        config = {k: v for k, v in self.manifest["config"].items() if k not in FREE_SETTINGS}
+        return json.loads(json.dumps({**self.manifest, "config": config}, default=str))
+
     def resume(self, wanted: Path | None) -> None:
+        """Take the state of a checkpoint, if there is one.
+
+        Args:
+            wanted: Folder of the checkpoint, or None for the newest whole one in the folder of the run.
+
+        Raises:
+            ValueError: If it is damaged, or of another run.
+        """
+        assert self.folder is not None
         found = self.folder.load(wanted)
         if found is None:
             return
         tensors, info, place = found
-        for part, mine in self.identity.items():
+        for part, mine in self._identity().items():
             theirs = info["identity"].get(part)
             if theirs != mine:
                 raise ValueError(
                     f"{place} is a checkpoint of another run: its {part} is {_difference(theirs, mine)}"
                 )
-
-        def part(name: str) -> dict:
-            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-
-        self.model.load_state_dict(part("model."))
-        self.average.load_state_dict(part("average."))
+        if len(tensors["generator"]) != len(self.generator.get_state()):
+            raise ValueError(
+                f"{place} was trained on another kind of device than {self.device}: name that device"
+            )
+        self.model.load_state_dict(_part("model.", tensors))
+        self.average.load_state_dict(_part("average.", tensors))
         for i, w in enumerate(self.weights):
-            state = part(f"optimizer.{i}.")
-            self.optimizer.state[
-                w
-            ] = {  # in the layout of w: a fused Adam reads the moments as they lie in memory
+            # in the layout of w: a fused Adam reads the moments as they lie in memory
+            self.optimizer.state[w] = {
                 k: torch.empty_like(w, dtype=v.dtype).copy_(v)
                 if v.shape == w.shape
                 else v.to(w.device)
-                for k, v in state.items()
+                for k, v in _part(f"optimizer.{i}.", tensors).items()
             }
         self.generator.set_state(tensors["generator"])
-        self.objective.load_state(part("objective."))
-        self.objective.load_files(place)
+        self._resume_random_numbers(_part("rng.", tensors))
+        self.objective.load_state(_part("objective.", tensors))
         self.losses = list(tensors["losses"].to(self.device)) if "losses" in tensors else []
-        self.step, self.rows = info["step"], [tuple(row) for row in info["rows"]]
+        self.step = self.saved_step = info["step"]
+        self.rows = [tuple(row) for row in info["rows"]]
+        self.first_loss = info.get("first_loss", self.rows[0][1] if self.rows else None)
         self.start -= info["seconds"]
-        self.saved_step = self.step
+
+    def _resume_random_numbers(self, states: dict[str, Tensor]) -> None:
+        """Take this process's row; a process without one, or an old checkpoint, has the state of its start."""
+        if states and self.processes.rank < len(states["cpu"]):
+            own = {name: rows[self.processes.rank].clone() for name, rows in states.items()}
+            set_random_state(own, self.device)
 
 
-class _Loss(torch.nn.Module):
+class _Loss(nn.Module):
     """The pure half of a step, as a module for DistributedDataParallel, compiled if that is wanted."""
 
-    def __init__(self, model: FlowMap, objective: Objective, compiled: bool | str, context):
+    def __init__(
+        self,
+        model: FlowMap,
+        objective: Objective,
+        compiled: bool | str,
+        context: AbstractContextManager[Any],
+    ):
         super().__init__()
         self.model, self.context = model, context
-        self.call = partial(objective.loss, model)
+        self.call: Any = partial(objective.loss, model)
         if compiled:
-            self.call = Compiled(
-                self.call, dynamic=False, **(GRAPHS if compiled == "graphs" else {})
-            )
+            options = GRAPHS if compiled == "graphs" else {}
+            self.call = Compiled(self.call, dynamic=False, **options)
 
-    def forward(self, **drawn):
+    def forward(self, **drawn: Tensor | None) -> tuple[Tensor, Tensor | None]:
         with self.context:
             return self.call(**drawn)
 
 
-def _difference(theirs, mine) -> str:
-    """Two settings side by side: of dicts, only what differs."""
+def _compiles(
+    objective: Objective, model: FlowMap, config: TrainConfig, device: torch.device
+) -> bool | str:
+    """Whether the loss is compiled: as the settings say, unless the objective refuses for this network."""
+    wanted = config.compiles(device)
+    if not wanted or objective.compiles(model):
+        return wanted
+    if config.compile != "auto":
+        warnings.warn(
+            f"going on without torch.compile: {objective.name} does not compile with the network "
+            f"{type(model.net).__name__}, which draws random numbers or keeps statistics",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return False
+
+
+# ---------------------------------------------------------------- words and files
+
+
+def _newest(folder: RunFolder | None) -> str:
+    """One phrase on the last good checkpoint, for errors."""
+    return folder.newest() if folder else "there is no checkpoint, because no out_dir was given"
+
+
+def _difference(theirs: Any, mine: Any) -> str:
+    """Two settings side by side; of dicts only what differs."""
     if isinstance(theirs, dict) and isinstance(mine, dict):
         keys = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
         theirs, mine = ({k: d.get(k) for k in keys} for d in (theirs, mine))
     return f"{theirs}, here it is {mine}"
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def _part(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _write_run(folder: Path, run: TrainRun) -> None:
+    write_together(
+        {
+            folder / "history.csv": run.history.to_csv(index=False, lineterminator="\n"),
+            folder / "manifest.json": json.dumps(run.manifest, indent=2, default=str) + "\n",
+        }
+    )
