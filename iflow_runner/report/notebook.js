@@ -1,7 +1,9 @@
 // In the frame of a notebook: tells the page around it how high it is and where its links lead.
 "use strict";
 (() => {
-  const tell = message => parent.postMessage(message, "*");
+  // each message has the height of the page, which is not that of the window
+  const height = () => Math.ceil(document.documentElement.getBoundingClientRect().height);
+  const tell = message => parent.postMessage({height: height(), ...message}, "*");
   const decode = text => { try { return decodeURIComponent(text); } catch { return text; } };
   // A link's kind and place: another site, or a notebook ("" is this one) and a heading in it.
   const parse = link => {
@@ -33,8 +35,5 @@
   addEventListener("click", follow);
   addEventListener("auxclick", follow);
   addEventListener("load", () => tell({ready: true}));
-  addEventListener("DOMContentLoaded", () => {
-    const root = document.documentElement;
-    new ResizeObserver(() => tell({height: Math.ceil(root.getBoundingClientRect().height)})).observe(root);
-  });
+  new ResizeObserver(() => tell({})).observe(document.documentElement);
 })();

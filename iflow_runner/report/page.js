@@ -109,13 +109,13 @@ addEventListener("message", ({source, data}) => {
   const section = sections.find(section => frameOf(section).contentWindow === source);
   if (!section || typeof data !== "object" || data === null) return;
   const frame = frameOf(section);
+  if (Number(data.height) > 0) frame.style.height = `${Math.min(Number(data.height), HIGHEST)}px`;
   if (data.ready) {
     source.postMessage({names, heading: section.heading}, "*");
     if (awaited === section) section.scrollIntoView();
     awaited = null;
   }
-  if (data.height > 0) frame.style.height = `${Math.min(data.height, HIGHEST)}px`;
-  if (data.top >= 0 && section.heading) {
+  if (Number(data.top) >= 0 && section.heading) {
     delete section.heading; // one answer to one question: a frame cannot scroll the page by itself
     const above = section.querySelector("summary").offsetHeight + 8;
     scrollTo(0, scrollY + frame.getBoundingClientRect().top + Number(data.top) - above);
