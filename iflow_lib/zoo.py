@@ -26,7 +26,7 @@ import torch
 
 from . import data as data_sets
 from . import metrics
-from .model import FlowMap, read_config
+from .model import FlowMap
 from .networks import MLP, UNet
 from .objectives import (
     ANCHORS,
@@ -39,6 +39,7 @@ from .objectives import (
     X0Regression,
 )
 from .paths import Path, PoissonFlow, RectifiedFlow, VarianceExploding
+from .pretrained import read_config
 from .sampling import SampleResult, sample
 from .training import TrainConfig, TrainRun, fit
 

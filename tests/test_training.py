@@ -504,7 +504,9 @@ def test_too_little_memory_is_one_line(tmp_path):
     class Full(FlowMatching):
         def __call__(self, model, batch, generator=None):
             if batch.step == 7:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more")
+                raise torch.OutOfMemoryError(
+                    "CUDA out of memory. Tried to allocate 2 GiB\nand more"
+                )
             return super().__call__(model, batch, generator)
 
     for options, words in (
@@ -563,13 +565,28 @@ class Foreign:
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"objective": IntegralIdentity}, "class IntegralIdentity: give an instance, IntegralIdentity()"),
-        ({"objective": "integral"}, "must be an Objective, such as IntegralIdentity(), got 'integral'"),
-        ({"objective": Foreign()}, "must be an Objective, such as IntegralIdentity(), got a Foreign"),
+        (
+            {"objective": IntegralIdentity},
+            "class IntegralIdentity: give an instance, IntegralIdentity()",
+        ),
+        (
+            {"objective": "integral"},
+            "must be an Objective, such as IntegralIdentity(), got 'integral'",
+        ),
+        (
+            {"objective": Foreign()},
+            "must be an Objective, such as IntegralIdentity(), got a Foreign",
+        ),
         ({"objective": None}, "must be an Objective"),
-        ({"model": MLP(2, 8, 1)}, "must be a FlowMap, such as FlowMap(MLP(dim=2), RectifiedFlow()), got a MLP"),
+        (
+            {"model": MLP(2, 8, 1)},
+            "must be a FlowMap, such as FlowMap(MLP(dim=2), RectifiedFlow()), got a MLP",
+        ),
         ({"model": FlowMap}, "must be a FlowMap"),
-        ({"config": {"steps": 5}}, "must be a TrainConfig, such as TrainConfig(steps=1000), got a dict"),
+        (
+            {"config": {"steps": 5}},
+            "must be a TrainConfig, such as TrainConfig(steps=1000), got a dict",
+        ),
         ({"config": 100}, "must be a TrainConfig"),
         ({"resume": True}, 'resume must be "auto"'),
         ({"resume": "step-00000008"}, "resume needs a folder"),
@@ -585,7 +602,9 @@ def test_wrong_arguments_are_one_line(change, words):
 
 def test_resume_without_a_folder_starts():
     run = fit(tiny(), FlowMatching(), DATA, config(), resume="auto")
-    assert torch.equal(weights(run.model), weights(fit(tiny(), FlowMatching(), DATA, config()).model))
+    assert torch.equal(
+        weights(run.model), weights(fit(tiny(), FlowMatching(), DATA, config()).model)
+    )
 
 
 def test_the_device_that_was_asked_for(monkeypatch):

@@ -29,6 +29,7 @@ from torch import Tensor
 from ..io import file_sha256
 from .distributed import Processes
 
+
 class Checkpoint(NamedTuple):
     """What a checkpoint holds.
 

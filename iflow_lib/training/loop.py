@@ -424,7 +424,9 @@ class Trainer:
             self.rows.append((step, self._mean_loss(), self.seconds()))
             self.losses.clear()
             self._check_loss(step)
-        elif self.device.type == "cpu":  # elsewhere, asking at every step would make the device wait
+        elif (
+            self.device.type == "cpu"
+        ):  # elsewhere, asking at every step would make the device wait
             self._check_finite(float(loss), step)
 
     def _mean_loss(self) -> float:

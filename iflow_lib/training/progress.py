@@ -22,7 +22,9 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int, done: int, *, shown: bool, file: Path | None):
-        from tqdm.auto import tqdm  # late: in a notebook it looks for its widgets, and warns if there are none
+        from tqdm.auto import (
+            tqdm,  # late: in a notebook it looks for its widgets, and warns if there are none
+        )
 
         self.name, self.total, self.first, self.done = name, total, done, done
         self.file, self.postfix = file, ""
