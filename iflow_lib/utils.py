@@ -1,14 +1,14 @@
-"""Small helpers that every module may use: devices, whole numbers, compiling."""
+"""Small helpers that every module may use: devices, numbers that users give, compiling."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import operator
 import warnings
+from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
-import numpy as np
 import torch
 
 __version__ = "0.1.0"
@@ -16,29 +16,44 @@ __version__ = "0.1.0"
 #: torch.compile's name for CUDA graphs
 GRAPHS = {"mode": "reduce-overhead"}
 
+#: Where exceptions of torch.compile are defined; a function's own errors come from elsewhere.
+COMPILER_PACKAGES = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
+
 
 class Compiled:
-    """``function``, which returns a tensor or a tuple of tensors and None, under ``torch.compile``: compiled at its first
-    call; where that fails, ``function`` itself from then on, with a warning of one line. options: of ``torch.compile``."""
+    """A function under ``torch.compile``, which falls back to the function itself if that cannot be compiled.
 
-    def __init__(self, function, **options):
-        self.function, self.fast = function, torch.compile(function, **options)
+    It is compiled at its first call. If the compiler fails, a warning of one line says so, and the
+    function runs as it is from then on. Errors of the function itself are raised, and so is a lack of
+    memory: the next call may have enough, and then it is to run compiled.
+
+    Args:
+        function: Returns a tensor, or a tuple of tensors and None.
+        **options: Of ``torch.compile``.
+    """
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        self.function = function
+        self.compiled: Callable[..., Any] | None = torch.compile(function, **options)
         self.graphs = options.get("mode") == GRAPHS["mode"]
 
-    def __call__(self, *args, **kwargs):
-        if self.fast is None:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        if self.compiled is None:
             return self.function(*args, **kwargs)
         try:
             if not self.graphs:
-                return self.fast(*args, **kwargs)
+                return self.compiled(*args, **kwargs)
             torch.compiler.cudagraph_mark_step_begin()
-            out = self.fast(
-                *args, **kwargs
-            )  # in the graph's own memory, which the next call writes over
+            out = self.compiled(*args, **kwargs)
+            # it lies in the graph's own memory, which the next call writes over
             return _copy(out) if torch.is_tensor(out) else tuple(map(_copy, out))
-        except Exception as error:  # whatever a compiler says; if the fault is the function's own, it says so once more
+        except Exception as error:
+            if not _is_compiler_failure(error):
+                raise
+            # a compiler also reports faults of the function: then the function raises its own error here
             result = self.function(*args, **kwargs)
-            self.fast, why = None, (str(error).strip().splitlines() or [""])[0][:200]
+            self.compiled, why = None, (str(error).strip().splitlines() or [""])[0][:200]
             warnings.warn(
                 f"going on without torch.compile, which failed: {type(error).__name__}: {why}",
                 RuntimeWarning,
@@ -47,13 +62,30 @@ class Compiled:
             return result
 
 
-def _copy(value):
+def _copy(value: Any) -> Any:
     return value.clone() if torch.is_tensor(value) else value
+
+
+def _is_compiler_failure(error: Exception) -> bool:
+    if is_out_of_memory(getattr(error, "inner_exception", None) or error):
+        return False
+    return any(kind.__module__.startswith(COMPILER_PACKAGES) for kind in type(error).__mro__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device, or the machine, has no memory left."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError)
+        and ("DefaultCPUAllocator" in str(error) or "MPS backend out of memory" in str(error))
+    )
 
 
 @functools.cache
 def load_jvp_rules() -> None:
-    """torch loads its rules for forward mode at their first use, with a warning about itself that no user can act on."""
+    """Load torch's rules for forward mode, which warn about themselves at their first use.
+
+    No user can act on that warning, so it is silenced here.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         try:
@@ -63,7 +95,17 @@ def load_jvp_rules() -> None:
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
-    """ "auto" is cuda, else mps, else cpu. ValueError for an unknown name or a device that this machine lacks."""
+    """Return a device of this machine.
+
+    Args:
+        device: "cpu", "cuda", "cuda:1", "mps", a ``torch.device``, or "auto" for cuda, else mps, else cpu.
+
+    Returns:
+        The device, with the index that was asked for.
+
+    Raises:
+        ValueError: If the name is unknown or this machine lacks the device.
+    """
     name = str(device)
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
@@ -74,7 +116,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         or (index and not index.isdecimal())
         or name.endswith(":")
     ):
-        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or mps")
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda, cuda:1 or mps")
     found = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}[kind]
     if int(index or 0) >= found:
         raise ValueError(f"device {name!r} is not available on this machine: use auto or cpu")
@@ -82,42 +124,32 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def check_int(name: str, value: Any, minimum: int = 1) -> int:
-    """Return ``value`` as an int if it is a whole number of any type.
+    """Return ``value`` as an int.
 
     Args:
-        name: What errors call the value.
-        value: A whole number: of Python, of numpy, or a torch tensor of one element.
-        minimum: The least value that is allowed.
-
-    Returns:
-        The value.
+        name: What the error calls it.
+        value: A whole number: of Python, of numpy, or a torch tensor that holds one. No bool.
+        minimum: The smallest one allowed.
 
     Raises:
-        ValueError: If it is not a whole number of at least ``minimum``; True and False are none.
+        ValueError: If it is no whole number, or smaller than ``minimum``.
     """
-    boolean = isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) is torch.bool
-    try:
-        number = None if boolean else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < minimum:
+    number = value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+    if not isinstance(number, Integral) or isinstance(number, bool) or number < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-    return number
+    return int(number)
 
 
 def check_seed(value: Any) -> int:
-    """Return ``value`` as a seed that every generator takes.
+    """Return a seed as an int.
 
     Args:
-        value: A whole number from 0 to 2^63 - 1, of Python, numpy or torch.
-
-    Returns:
-        The seed.
+        value: A whole number from 0 to 2^63 - 1, of any kind that ``check_int`` takes.
 
     Raises:
-        ValueError: If it is not such a number.
+        ValueError: If it is anything else.
     """
     seed = check_int("seed", value, minimum=0)
     if seed >= 1 << 63:
-        raise ValueError(f"seed must be a whole number below 2^63, got {value!r}")
+        raise ValueError(f"seed must be smaller than 2**63, got {value!r}")
     return seed
