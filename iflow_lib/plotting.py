@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # heavy, and needed only where figures are drawn
     import pandas as pd
     from matplotlib.axes import Axes
 
-#: Colours of methods, safe for colour-blind readers (after Okabe and Ito): cold for Integration Flow, warm for
-#: the solvers that it is compared with.
+#: Colours of methods, safe for colour-blind readers (after Okabe and Ito): cold for Integration Flow,
+#: warm for the solvers that it is compared with.
 METHOD_COLORS = {
     "Integration Flow, rectified": "#0072B2",
     "Integration Flow, VE": "#56B4E9",

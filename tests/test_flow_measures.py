@@ -5,6 +5,7 @@ import torch
 from exact import MEAN, STD, GaussianNet
 
 from iflow_lib.analytic import GaussianFlow, MixtureFlow
+from iflow_lib.data import Standardization
 from iflow_lib.metrics import anchor_variance, jump_error, straightness
 from iflow_lib.model import FlowMap
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
@@ -27,6 +28,14 @@ def test_straightness():
         assert straightness(FlowMap(Straight(), path), 50, 10) < 1e-12
     with pytest.raises(ValueError, match="at least 2 steps"):
         straightness(model, 10, 1)
+
+
+def test_straightness_is_that_of_the_standardized_data():
+    """``sample`` returns the units of the original data, in which the line would be another one."""
+    model = FlowMap(GaussianNet(), VariancePreserving())
+    expected = straightness(model, 50, 10)
+    model.scaling = Standardization(torch.tensor([3.0, -2.0]), torch.tensor([10.0, 0.1]))
+    assert straightness(model, 50, 10) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Large data, in memory or in a mapped file: how to go through them without holding or reading them all."""
+"""Large data, in memory or in a mapped file: going through them without holding or reading them all."""
 
 from __future__ import annotations
 

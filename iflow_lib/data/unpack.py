@@ -126,8 +126,8 @@ def _from_items(items: Any, name: str) -> tuple[Tensor, Any]:
         stacked = torch.stack(examples)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"the examples of {name} do not make one tensor: {first_line(error)}; expected items x or (x, y), "
-            "every x a tensor of one shape"
+            f"the examples of {name} do not make one tensor: {first_line(error)}; expected items x or "
+            "(x, y), every x a tensor of one shape"
         ) from error
     if all(y is None for y in labels):
         return stacked, None
