@@ -32,7 +32,7 @@ class Compiled:
         **options: Of ``torch.compile``.
     """
 
-    def __init__(self, function: Callable[..., Any], **options: Any):
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
         self.function = function
         self.compiled: Callable[..., Any] | None = torch.compile(function, **options)
         self.graphs = options.get("mode") == GRAPHS["mode"]

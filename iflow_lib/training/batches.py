@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data.tensor_data import TensorData, portions, row_blocks
+from ..data import TensorData, portions
+from ..data.mapped import row_blocks
 from ..model import FlowMap
 from ..objectives.base import Batch
 from .config import TrainConfig
@@ -38,9 +39,7 @@ class Batches:
         _check_finite(share, data, processes)
         self.mapped = data.mapped if device.type == "cpu" else None
         self.x = share.to(device)
-        self.labels = (
-            data.labels.to(device) if model.classes and data.labels is not None else None
-        )
+        self.labels = data.labels.to(device) if model.classes and data.labels is not None else None
         self.noise = (
             None if data.noise is None else processes.shard(data.noise).to(device, self.x.dtype)
         )

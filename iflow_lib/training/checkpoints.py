@@ -29,6 +29,7 @@ from torch import Tensor
 from ..io import file_sha256
 from .distributed import Processes
 
+
 class Checkpoint(NamedTuple):
     """What a checkpoint holds.
 
@@ -59,7 +60,7 @@ class RunFolder:
 
     def __init__(
         self, folder: str | os.PathLike[str], keep: int = 2, processes: Processes | None = None
-    ):
+    ) -> None:
         self.folder, self.keep = Path(os.path.abspath(folder)), keep
         self.processes = processes or Processes()
         self._lock: FileLock | None = None

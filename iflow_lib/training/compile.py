@@ -39,7 +39,7 @@ class Threads:
         work: Multiplications in a step.
     """
 
-    def __init__(self, number: int, work: int):
+    def __init__(self, number: int, work: int) -> None:
         self.before = torch.get_num_threads()
         self.number = min(self.before, number or max(1, work // WORK_PER_THREAD))
 
@@ -66,7 +66,9 @@ def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
         torch.cuda.device(device) if cuda else nullcontext(),
         torch.random.fork_rng(devices=[torch.cuda.current_device()] if cuda else []),
     ):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed every other device too
+        torch.default_generator.manual_seed(
+            seed
+        )  # torch.manual_seed would seed every other device too
         if cuda:
             torch.cuda.manual_seed(seed)
         yield

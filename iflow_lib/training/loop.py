@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..data import scale_warning
-from ..data.tensor_data import TensorData, as_dataset, shape_hint
+from ..data import TensorData, as_dataset, scale_warning, shape_hint
 from ..io import write_together
 from ..model import FlowMap
 from ..objectives.base import Batch, Objective
@@ -255,7 +254,7 @@ class Trainer:
         config: TrainConfig,
         processes: Processes | None = None,
         folder: RunFolder | None = None,
-    ):
+    ) -> None:
         self.processes = processes or Processes.join(config.device)
         self.device = device = self.processes.device
         self.model, self.objective, self.config, self.folder = model, objective, config, folder
@@ -424,7 +423,9 @@ class Trainer:
             self.rows.append((step, self._mean_loss(), self.seconds()))
             self.losses.clear()
             self._check_loss(step)
-        elif self.device.type == "cpu":  # elsewhere, asking at every step would make the device wait
+        elif (
+            self.device.type == "cpu"
+        ):  # elsewhere, asking at every step would make the device wait
             self._check_finite(float(loss), step)
 
     def _mean_loss(self) -> float:
@@ -548,7 +549,7 @@ class _Loss(nn.Module):
         objective: Objective,
         compiled: bool | str,
         context: AbstractContextManager[Any],
-    ):
+    ) -> None:
         super().__init__()
         self.model, self.context = model, context
         self.call: Any = partial(objective.loss, model)

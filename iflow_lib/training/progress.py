@@ -21,8 +21,10 @@ class Progress:
             removed at the end. Training goes on if it cannot be written.
     """
 
-    def __init__(self, name: str, total: int, done: int, *, shown: bool, file: Path | None):
-        from tqdm.auto import tqdm  # late: in a notebook it looks for its widgets, and warns if there are none
+    def __init__(self, name: str, total: int, done: int, *, shown: bool, file: Path | None) -> None:
+        from tqdm.auto import (
+            tqdm,
+        )  # late: in a notebook it looks for its widgets, and warns if there are none
 
         self.name, self.total, self.first, self.done = name, total, done, done
         self.file, self.postfix = file, ""
