@@ -263,10 +263,12 @@ class Trainer:
         self.compiled = _compiles(objective, model, config, device)
         self.manifest = self._describe(data)
         model.learned, model.scaling = objective.learns, data.scaling
-        layout = torch.channels_last if self.batches.channels_last else torch.preserve_format
-        model.to(device, memory_format=layout).train()
+        model.to(device).train()
+        if self.batches.channels_last:
+            model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self.weights, self.averaged = list(model.parameters()), list(self.average.parameters())
+        self.weights: list[Tensor] = list(model.parameters())
+        self.averaged: list[Tensor] = list(self.average.parameters())
         self.averaged_buffers = list(self.average.buffers())
         self.optimizer = torch.optim.Adam(
             self.weights,
