@@ -12,12 +12,14 @@ from . import (
     training,
     zoo,
 )
+from .data import TensorData
 from .model import FlowMap
-from .networks import MLP, Transformer, UNet
+from .networks import MLP, Transformer, UNet, register_network
 from .objectives import (
     Batch,
     ConsistencyTraining,
     Distillation,
+    FlowMapDistillation,
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
@@ -31,8 +33,9 @@ from .paths import (
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
+    register_path,
 )
-from .sampling import SampleResult, reflow, sample
+from .sampling import Sampler, SampleResult, reflow, register_sampler, sample
 from .training import TrainConfig, TrainRun, fit
 from .utils import __version__, pick_device
 
@@ -42,6 +45,7 @@ __all__ = [
     "ConsistencyTraining",
     "Distillation",
     "FlowMap",
+    "FlowMapDistillation",
     "FlowMatching",
     "IntegralAdditivity",
     "IntegralIdentity",
@@ -51,6 +55,8 @@ __all__ = [
     "PoissonFlow",
     "RectifiedFlow",
     "SampleResult",
+    "Sampler",
+    "TensorData",
     "TrainConfig",
     "TrainRun",
     "Transformer",
@@ -69,6 +75,9 @@ __all__ = [
     "pick_device",
     "plotting",
     "reflow",
+    "register_network",
+    "register_path",
+    "register_sampler",
     "sample",
     "sampling",
     "training",

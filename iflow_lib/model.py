@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import inspect
 from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .io import read_checked, sha256, write_together
-from .networks import NETWORKS
-from .paths import PATHS, Path, expand
-from .utils import Compiled
-
-FORMAT = 1
+from . import pretrained
+from .paths import Path, expand
+from .scaling import Standardization
+from .utils import Compiled, check_int, pick_device
 
 
 class FlowMap(nn.Module):
@@ -21,32 +20,55 @@ class FlowMap(nn.Module):
 
     Written with ``v`` the velocity of the probability-flow ODE and the trajectory through ``x_t``,
 
-        integral G(x_t; t -> s) = int_s^t v(x_r, r) dr = (t - s) * average_velocity,
+        integral G(x_t; t -> s) = int_s^t v(x_t', t') dt' = (t - s) * average_velocity,
         jump       x_s = x_t - G(x_t; t -> s)          (one network call; s = 0 generates in one step).
 
     The boundary ``jump(x, t, t) == x`` is exact by construction. All methods take and return tensors in the path's
-    own scale and clock: x (B, ...), t and s (B,), with ``0 <= s <= t <= t_max`` (ValueError otherwise).
+    own scale and clock: x (B, ...), t and s (B,), with ``0 <= s <= t <= t_max``.
 
-    net: any module with the call ``net(x_line, tau_t, tau_s)`` and an attribute ``data_shape``, the shape of one example;
-    with an attribute ``anchor`` that is true it is also given ``anchor=``, with ``classes`` > 0 ``labels=``; path: see
-    ``iflow_lib.paths``.
+    Args:
+        net: A module with the call ``net(x_line, tau_t, tau_s)`` and an attribute ``data_shape``, the shape of one
+            example. With an attribute ``anchor`` that is true it is also given ``anchor=``, with ``classes`` > 0
+            ``labels=``; see ``iflow_lib.networks``.
+        path: A path, such as ``RectifiedFlow()``.
+
+    Attributes:
+        learned: What the network was trained for, which decides what ``sample`` does by default: "velocity", "jump"
+            (between any two times), "jump_to_data", "refinement" (of an anchor), or None where nobody said. ``fit`` sets
+            it.
+        scaling: How the data were standardized before training, or None. ``fit`` takes it from the data and ``sample``
+            undoes it.
+
+    Raises:
+        ValueError: If net is not such a module, or path is not a path.
     """
 
-    def __init__(self, net: nn.Module, path: Path):
+    def __init__(self, net: nn.Module, path: Path) -> None:
         super().__init__()
-        if not isinstance(path, Path):
-            raise ValueError(
-                f"path must be a path such as RectifiedFlow(), got {type(path).__name__}"
-            )
+        for name, value, kind, example in (
+            ("net", net, nn.Module, "a network such as MLP(dim=2)"),
+            ("path", path, Path, "a path such as RectifiedFlow()"),
+        ):
+            if not isinstance(value, kind):
+                given = (
+                    f"the class {value.__name__}"
+                    if inspect.isclass(value)
+                    else type(value).__name__
+                )
+                raise ValueError(f"{name} must be {example}, got {given}")
+        _check_network(net)
         self.net, self.path = net, path
+        self.learned: str | None = None
+        self.scaling: Standardization | None = None
 
     @property
     def data_shape(self) -> tuple[int, ...]:
         """Shape of one example, as the network states it."""
-        return tuple(self.net.data_shape)
+        return tuple(int(side) for side in self.net.data_shape)  # type: ignore[union-attr]
 
     @property
     def parameter_count(self) -> int:
+        """Number of the network's parameters."""
         return sum(p.numel() for p in self.net.parameters())
 
     @property
@@ -67,10 +89,20 @@ class FlowMap(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """The network itself: average velocity on the line, shape of x_line. Objectives and samplers call this.
+        """Call the network itself, as objectives and samplers do.
 
-        anchor: (B, ...) for an anchored network; labels: classes (B,), -1 where unknown, for a network with classes, and
-        ignored by one without. Raises ValueError if the network returns another shape.
+        Args:
+            x_line: Points on the line, (B, ...).
+            tau_t: Their line times, (B,).
+            tau_s: Target line times, (B,).
+            anchor: An estimate of x_0, (B, ...), for an anchored network.
+            labels: Classes (B,), -1 where unknown, for a network with classes; one without ignores them.
+
+        Returns:
+            The average velocity on the line, shape of x_line.
+
+        Raises:
+            ValueError: If the network returns another shape.
         """
         given = {"anchor": anchor, "labels": labels if self.classes else None}
         out = self.net(
@@ -86,13 +118,17 @@ class FlowMap(nn.Module):
             )
         return out
 
-    def compile(self, **options) -> None:
-        """Run the network under ``torch.compile`` from now on, in ``sample`` too: compiled at its first call, and again
-        for another batch size or precision. Where that fails it goes on as it was, with a warning of one line. Pays
-        back after many samples. options: of ``torch.compile``. Copies and saved models are not compiled."""
-        self._compiled_call_impl = Compiled(
-            self._call_impl, **options
-        )  # where torch keeps it, and drops it from copies
+    def compile(self, **options: Any) -> None:
+        """Run the network under ``torch.compile`` from now on, in ``sample`` too.
+
+        It is compiled at its first call, and again for another batch size or precision; where that fails, it goes on as
+        it was, with a warning of one line. It pays back after many samples. Copies and saved models are not compiled.
+
+        Args:
+            **options: Of ``torch.compile``.
+        """
+        # where torch keeps it, and drops it from copies
+        self._compiled_call_impl = Compiled(self._call_impl, **options)
 
     def jump(
         self,
@@ -103,12 +139,25 @@ class FlowMap(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Solution at time ``s`` of the ODE through ``(x, t)``, in one network call. Shape of x."""
+        """Follow the ODE from (x, t) to time s, in one network call.
+
+        Args:
+            x: Points ``x_t``, (B, ...).
+            t: Their times, (B,).
+            s: Target times, (B,), ``0 <= s <= t <= t_max``.
+            anchor: An estimate of x_0, shape of x, for an anchored network.
+            labels: Classes, (B,), for a network with classes.
+
+        Returns:
+            The points ``x_s``, shape of x; where s == t, x bit for bit.
+
+        Raises:
+            ValueError: If a shape is wrong or a time is not on the path.
+        """
         self._check(x, t, s)
         (x_line, tau_t), tau_s = self.path.to_line(x, t), self.path.tau(s)
-        moved = expand(self.path.scale(s) * (tau_t - tau_s), x) * self(
-            x_line, tau_t, tau_s, anchor, labels
-        )
+        u = self(x_line, tau_t, tau_s, anchor, labels)
+        moved = expand(self.path.scale(s) * (tau_t - tau_s), x) * u
         # x / scale(t) * scale(s), arranged so that s == t returns x bit for bit: the ratio is then exactly 1
         return expand(self.path.scale(s) / self.path.scale(t), x) * x - moved
 
@@ -121,7 +170,10 @@ class FlowMap(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """``G(x; t -> s) = x - jump``: the integral of the velocity from s to t along the trajectory through x."""
+        """Return ``G(x; t -> s) = x - jump``, the integral of the velocity from s to t along the trajectory through x.
+
+        Arguments and errors are those of ``jump``; the result has the shape of x.
+        """
         return x - self.jump(x=x, t=t, s=s, anchor=anchor, labels=labels)
 
     def average_velocity(
@@ -133,34 +185,51 @@ class FlowMap(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """``G / (t - s)``; where s == t, its limit, the velocity."""
-        span, known = expand(t - s, x), {"anchor": anchor, "labels": labels}
-        mean = self.integral(x=x, t=t, s=s, **known) / torch.where(
-            span > 0, span, torch.ones_like(span)
-        )
-        return (
-            torch.where(span > 0, mean, self.velocity(x=x, t=t, **known))
-            if bool((t == s).any())
-            else mean
-        )
+        """Return ``G / (t - s)`` and, where s == t, its limit, the velocity.
+
+        Arguments and errors are those of ``jump``; the result has the shape of x.
+        """
+        span = expand(t - s, x)
+        moves = span > 0
+        mean = self.integral(x=x, t=t, s=s, anchor=anchor, labels=labels)
+        mean = mean / torch.where(moves, span, torch.ones_like(span))
+        if not bool((t == s).any()):
+            return mean
+        return torch.where(moves, mean, self.velocity(x=x, t=t, anchor=anchor, labels=labels))
 
     def velocity(
         self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        """``v(x, t) = alpha'(t) x_0 + sigma'(t) z`` at the network's own estimates of ``x_0`` and ``z``."""
+        """Return ``v(x, t) = alpha'(t) x_0 + sigma'(t) z`` at the network's own estimates of ``x_0`` and ``z``.
+
+        Args:
+            x: Points ``x_t``, (B, ...).
+            t: Their times, (B,).
+            anchor: An estimate of x_0, shape of x, for an anchored network.
+            labels: Classes, (B,), for a network with classes.
+
+        Returns:
+            The velocity in the path's own scale and clock, shape of x.
+
+        Raises:
+            ValueError: If a shape is wrong or a time is not on the path.
+        """
         x_0, z = self._ends(x, t, anchor, labels)
         return expand(self.path.alpha_dot(t), x) * x_0 + expand(self.path.sigma_dot(t), x) * z
 
     def denoise(
         self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        """``E[x_0 | x_t]`` as the instantaneous velocity implies it: the end of the tangent, not of the trajectory."""
+        """Return ``E[x_0 | x_t]`` as the velocity implies it: the end of the tangent, not of the trajectory.
+
+        Arguments and errors are those of ``velocity``; the result has the shape of x.
+        """
         return self._ends(x, t, anchor, labels)[0]
 
     def _ends(
         self, x: Tensor, t: Tensor, anchor: Tensor | None, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """On the line the velocity is ``E[z - x_0 | x]``, so both ends of the tangent follow from it."""
+        """Return both ends of the tangent: on the line the velocity is ``E[z - x_0 | x]``, so they follow from it."""
         self._check(x, t, t)
         x_line, tau = self.path.to_line(x, t)
         v = self(x_line, tau, tau, anchor, labels)
@@ -179,106 +248,85 @@ class FlowMap(nn.Module):
 
     # ------------------------------------------------------------------ files
     def save_pretrained(
-        self, folder, *, card: str | None = None, dtype: torch.dtype | None = None, **info
+        self,
+        folder: str | FilePath,
+        *,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+        **info: Any,
     ) -> None:
-        """Write ``model.safetensors``, ``config.json`` and, if given, the model card ``README.md`` into ``folder``.
+        """Write the model into a folder: ``model.safetensors``, ``config.json`` and, if given, ``README.md``.
 
-        Safetensors and JSON only; each file is written whole or not at all. dtype: store weights as, for example,
-        ``torch.float16``; info: JSON values kept in the configuration. Raises OSError if the folder cannot be written.
+        The classes of the network and of the path must be registered, as ours are: a class of your own is decorated with
+        ``@ifl.register_network`` or ``@ifl.register_path``. Each file is written whole or not at all.
+
+        Args:
+            folder: Where the files go; it is made if it is missing.
+            card: Text of a model card, ``README.md``.
+            dtype: Type in which floats are stored, such as ``torch.float16``; None keeps theirs.
+            **info: JSON values that are kept in ``config.json``.
+
+        Raises:
+            ValueError: If a class is not registered, its ``config()`` does not build it again, or info is not JSON.
+            OSError: If the folder cannot be written.
         """
-        save(self, folder, card=card, dtype=dtype, info=info)
+        pretrained.save(
+            folder,
+            self.net,
+            self.path,
+            learned=self.learned,
+            scaling=self.scaling,
+            card=card,
+            dtype=dtype,
+            info=info,
+        )
 
     @classmethod
-    def from_pretrained(cls, folder, *, device="cpu") -> FlowMap:
-        """Load what ``save_pretrained`` wrote. Raises FileNotFoundError if a file is missing and ValueError if one is
-        damaged or was changed (``config.json`` holds checksums of both) or names an unknown network or path. Where a
-        model of this package is missing, the error says how to train it, and how long that takes."""
-        return load(cls, folder, device=device)
+    def from_pretrained(
+        cls, folder: str | FilePath, *, device: str | torch.device = "cpu"
+    ) -> FlowMap:
+        """Load what ``save_pretrained`` wrote.
+
+        Args:
+            folder: The folder.
+            device: Where the model goes.
+
+        Returns:
+            The model in float32, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a file is damaged or was changed (``config.json`` holds checksums of both), names a class that
+                is not registered, or the device is not there.
+        """
+        device = pick_device(device)
+        net, path, learned, scaling = pretrained.load(folder)
+        model = cls(net, path)
+        model.learned, model.scaling = learned, scaling
+        return model.to(device).eval()
 
 
-def _config_digest(config: dict) -> str:
-    """Of everything in ``config.json`` but this digest, whatever its layout in the file."""
-    rest = {key: value for key, value in config.items() if key != "config_sha256"}
-    return sha256(json.dumps(rest, sort_keys=True).encode())
-
-
-def save(model, folder, *, card: str | None, dtype: torch.dtype | None, info: dict) -> None:
-    from safetensors.torch import save as to_bytes
-
-    net = model.net
-    if NETWORKS.get(type(net).__name__) is not type(net):
+def _check_network(net: nn.Module) -> None:
+    """Raise ValueError unless a network says what it takes."""
+    name = type(net).__name__
+    if not hasattr(net, "data_shape"):
         raise ValueError(
-            f"only {', '.join(NETWORKS)} can be saved, not {type(net).__name__}; save its state yourself"
+            f"the network {name} has no data_shape: set self.data_shape, the shape of one example, such as (3,)"
         )
-    state = {
-        k: v.detach().cpu().to(dtype if v.is_floating_point() else None).contiguous()
-        for k, v in net.state_dict().items()
-    }
-    weights = to_bytes(state)
-    config = {
-        "format": FORMAT,
-        "network": {"name": type(net).__name__, **net.config()},
-        "path": {"name": model.path.name, **model.path.config()},
-        "sha256": sha256(weights),
-        "info": info,
-    }
-    config["config_sha256"] = _config_digest(config)
-    text = (
-        json.dumps(config, indent=2) + "\n"
-    )  # before anything is written: info that is not JSON fails here
-    folder = FilePath(folder)
-    files = {folder / "model.safetensors": weights, folder / "config.json": text}
-    if card is not None:
-        files[folder / "README.md"] = card
-    write_together(files)
-
-
-def read_config(folder) -> dict:
-    """The checked ``config.json`` of a saved model."""
-    file = FilePath(folder) / "config.json"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no model in {folder}: {file.name} is missing; expected a folder from save_pretrained"
-        )
+    shape = net.data_shape
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        if config["format"] != FORMAT:
-            raise ValueError(f"format {config['format']} is not {FORMAT}")
-        config["network"]["name"], config["path"]["name"], config["sha256"]
-        if config["config_sha256"] != _config_digest(config):
-            raise ValueError("it was changed after it was written")
-    except (ValueError, KeyError, TypeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{file} is damaged or not a model's configuration ({why})") from error
-    return config
-
-
-def load(cls, folder, *, device="cpu"):
-    from safetensors import SafetensorError
-    from safetensors.torch import load as from_bytes
-
-    config = read_config(folder)
-    weights = read_checked(FilePath(folder) / "model.safetensors", config["sha256"])
-    parts = []
-    for kind, known in (("network", NETWORKS), ("path", PATHS)):
-        arguments = dict(config[kind])
-        name = arguments.pop("name")
-        if name not in known:
-            raise ValueError(
-                f"{folder} names an unknown {kind} {name!r}; this version knows {', '.join(known)}"
-            )
-        try:
-            parts.append(known[name](**arguments))
-        except TypeError as error:
-            raise ValueError(
-                f"{folder} has arguments that {name} does not take: {error}"
-            ) from error
-    model = cls(*parts)
-    try:
-        model.net.load_state_dict({k: v.float() for k, v in from_bytes(weights).items()})
-    except (RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:120]  # torch lists every tensor on a line of its own
+        sides = [check_int("a side", side) for side in shape]  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        sides = []
+    if not sides:
         raise ValueError(
-            f"{folder}: the weights do not fit the network in config.json ({why}...)"
-        ) from error
-    return model.to(device).eval()
+            f"data_shape of the network {name} must be the shape of one example, positive whole numbers such "
+            f"as (3,) or (1, 28, 28); got {shape!r}"
+        )
+    classes = getattr(net, "classes", 0)
+    try:
+        check_int("classes", classes, 0)
+    except ValueError:
+        raise ValueError(
+            f"classes of the network {name} must be the number of classes, 0 for none; got {classes!r}"
+        ) from None

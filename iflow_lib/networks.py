@@ -1,31 +1,69 @@
-"""Networks: ``net(x, t, s, anchor=None, labels=None) -> average velocity``, all on the canonical line.
+"""Networks: ``net(x, t, s, anchor=None, labels=None)`` returns an average velocity on the canonical line.
 
-``x``: (B, ...); ``t, s``: line times (B,), ``0 <= s <= t <= 1``; ``anchor``: an estimate of x_0, shaped like x, for
-networks built with ``anchor=True``; ``labels``: classes (B,) in [0, classes), -1 for "not told", for networks built with
-``classes``. Any module with this call works in a ``FlowMap``. All layers are smooth and
-support forward-mode differentiation, which the integral identity needs.
+Every network here, and any module of your own that works in a ``FlowMap``, is called with
+
+    x: points on the line, (B, ...);  t, s: line times (B,), ``0 <= s <= t <= 1``;
+    anchor: an estimate of x_0, shape of x, only if the network's attribute ``anchor`` is true;
+    labels: classes (B,) in [0, classes), -1 where none is told, only if its attribute ``classes`` is positive,
+
+and returns a tensor of the shape of x. Its attribute ``data_shape`` is the shape of one example. ``register_network`` lets
+its models be saved. All layers here are smooth and support forward-mode differentiation, which the integral identity
+needs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .registry import Registry
+from .utils import check_int
+
+NetworkClass = TypeVar("NetworkClass", bound="type[nn.Module]")
+
+#: Networks by name, for models on disk.
+NETWORKS = Registry("network", nn.Module, "torch.nn.Module")
+
+
+def register_network(cls: NetworkClass) -> NetworkClass:
+    """Register a class of networks, so that models with it are saved and loaded; a class decorator.
+
+    Args:
+        cls: A ``torch.nn.Module`` whose method ``config()`` returns its constructor's arguments as a dict of JSON values.
+
+    Returns:
+        The class itself.
+
+    Raises:
+        ValueError: If it is not such a class, has no ``config()``, or its name is taken.
+    """
+    return NETWORKS.add(cls)
+
 
 def time_features(
     t: Tensor, s: Tensor, frequencies: int, gap_frequencies: int | None = None
 ) -> Tensor:
-    """(B,), (B,) -> (B, 2 + 2 (frequencies + gap_frequencies)): t, t - s, their sines and cosines, at pi/2, pi, 2 pi, ...
+    """Return what a network is told of its two times: t, t - s, their sines and cosines, at pi/2, pi, 2 pi, ...
 
-    frequencies: of t; gap_frequencies: of t - s, at most as many (None). They are kept low, above all those of t - s: the
-    identity differentiates the network in both, and a high frequency w multiplies that derivative, and its noise, by w.
+    The frequencies are kept low, above all those of t - s: the identity differentiates the network in both times, and a
+    high frequency w multiplies that derivative, and its noise, by w.
+
+    Args:
+        t: Line times, (B,).
+        s: Target line times, (B,).
+        frequencies: Number of octaves for t.
+        gap_frequencies: Number of octaves for t - s, at most as many; None takes as many.
+
+    Returns:
+        The features, (B, 2 + 2 (frequencies + gap_frequencies)).
     """
-    times = torch.stack(
-        [t, t - s], dim=1
-    )  # a view of t itself could not be differentiated forward where it is compiled
+    # stacked: a view of t itself could not be differentiated in forward mode where it is compiled
+    times = torch.stack([t, t - s], dim=1)
     w = math.pi / 2 * 2 ** torch.arange(frequencies, dtype=t.dtype, device=t.device)
     angles = (times[:, :, None] * w).flatten(1)
     if gap_frequencies is not None:
@@ -33,20 +71,23 @@ def time_features(
     return torch.cat([times, angles.sin(), angles.cos()], dim=1)
 
 
-def _check_anchor(net: nn.Module, x: Tensor, anchor: Tensor | None) -> None:
-    if net.anchor and (anchor is None or anchor.shape != x.shape):
+def _start_at_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _check_anchor(anchored: bool, x: Tensor, anchor: Tensor | None) -> None:
+    if anchored and (anchor is None or anchor.shape != x.shape):
         got = None if anchor is None else tuple(anchor.shape)
         raise ValueError(
             f"this network was built with anchor=True: give an anchor of shape {tuple(x.shape)}, got {got}"
         )
-    if not net.anchor and anchor is not None:
+    if not anchored and anchor is not None:
         raise ValueError("this network takes no anchor: build it with anchor=True to use one")
 
 
 def _class_table(classes: int, width: int) -> nn.Embedding | None:
-    """One vector for each class and, last, one for "not told"; zero at first. None without classes."""
-    if not isinstance(classes, int) or classes < 0:
-        raise ValueError(f"classes must be a whole number, 0 for none; got {classes!r}")
+    """Return one vector for each class and, last, one for "not told", zero at first; None without classes."""
     if not classes:
         return None
     table = nn.Embedding(classes + 1, width)
@@ -55,7 +96,7 @@ def _class_table(classes: int, width: int) -> nn.Embedding | None:
 
 
 def _class_vectors(table: nn.Embedding | None, labels: Tensor | None, x: Tensor) -> Tensor | float:
-    """(B, width) to add to an embedding, 0 without classes. ValueError for labels that do not fit."""
+    """Return (B, width) to add to an embedding, 0 without classes; ValueError for labels that do not fit."""
     if table is None:
         if labels is not None:
             raise ValueError("this network takes no labels: build it with classes=... to use them")
@@ -70,12 +111,21 @@ def _class_vectors(table: nn.Embedding | None, labels: Tensor | None, x: Tensor)
     return table(torch.where(labels < 0, last, labels))
 
 
+@register_network
 class MLP(nn.Module):
     """A plain network for vectors, x: (B, dim).
 
-    dim: data dimension; hidden: width; layers: hidden layers; anchor: concatenate an estimate of x_0 to the input;
-    classes: number of classes, 0 for data without labels; features: that many octaves of sines and cosines of each
-    coordinate beside x (w x, w = 1, 2, 4, ...), which help with fine structure in few dimensions (arXiv 2006.10739).
+    Args:
+        dim: Data dimension.
+        hidden: Width.
+        layers: Number of hidden layers.
+        anchor: Whether an estimate of x_0 is concatenated to the input.
+        classes: Number of classes, 0 for data without labels.
+        features: Number of octaves of sines and cosines of each coordinate beside x (w x, w = 1, 2, 4, ...), which help
+            with fine structure in few dimensions (arXiv 2006.10739).
+
+    Raises:
+        ValueError: If a number is not a whole number in range.
     """
 
     frequencies = 4
@@ -88,28 +138,31 @@ class MLP(nn.Module):
         anchor: bool = False,
         classes: int = 0,
         features: int = 0,
-    ):
+    ) -> None:
         super().__init__()
-        if min(dim, hidden, layers, features + 1) < 1:
-            raise ValueError(
-                f"dim, hidden and layers must be positive, features not negative; got {dim}, {hidden}, "
-                f"{layers}, {features}"
-            )
-        self.anchor, self.classes, self.features, self.data_shape = (
-            anchor,
-            classes,
-            features,
-            (dim,),
+        dim, hidden, layers = (
+            check_int("dim", dim),
+            check_int("hidden", hidden),
+            check_int("layers", layers),
         )
+        classes, features = check_int("classes", classes, 0), check_int("features", features, 0)
+        self.anchor, self.classes, self.features = bool(anchor), classes, features
+        self.data_shape = (dim,)
         self._config = dict(
-            dim=dim, hidden=hidden, layers=layers, anchor=anchor, classes=classes, features=features
+            dim=dim,
+            hidden=hidden,
+            layers=layers,
+            anchor=self.anchor,
+            classes=classes,
+            features=features,
         )
-        sizes = [dim * (1 + 2 * features + anchor) + 4 * self.frequencies + 2] + [hidden] * layers
+        sizes = [dim * (1 + 2 * features + self.anchor) + 4 * self.frequencies + 2] + [
+            hidden
+        ] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.table = _class_table(classes, hidden)
         self.out = nn.Linear(hidden, dim)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _start_at_zero(self.out)
 
     def forward(
         self,
@@ -119,8 +172,9 @@ class MLP(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        _check_anchor(self, x, anchor)
-        inputs = [x, time_features(t, s, self.frequencies)] + ([anchor] if self.anchor else [])
+        """Return the average velocity on the line, shape of x; arguments as in the module's description."""
+        _check_anchor(self.anchor, x, anchor)
+        inputs = [x, time_features(t, s, self.frequencies)] + ([] if anchor is None else [anchor])
         if self.features:
             angles = (
                 x[:, :, None] * 2 ** torch.arange(self.features, dtype=x.dtype, device=x.device)
@@ -131,12 +185,13 @@ class MLP(nn.Module):
             h = h + F.silu(layer(h))  # residual: deeper nets keep training well
         return self.out(h)
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
         return self._config
 
 
 class _GroupNorm(nn.GroupNorm):
-    """torch's; written out where it is compiled, because the fused one cannot be traced in forward mode."""
+    """torch's, written out where it is compiled: the fused one cannot be traced in forward mode."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
@@ -149,9 +204,9 @@ class _GroupNorm(nn.GroupNorm):
 
 
 class _Block(nn.Module):
-    """Residual block: norm, SiLU, conv, scale and shift by the time embedding, SiLU, conv."""
+    """A residual block: norm, SiLU, conv, norm with scale and shift by the embedding, SiLU, conv."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int):
+    def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
         self.norm1, self.conv1 = _GroupNorm(8, inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm2, self.conv2 = _GroupNorm(8, outputs), nn.Conv2d(outputs, outputs, 3, padding=1)
@@ -166,16 +221,108 @@ class _Block(nn.Module):
         return self.skip(x) + h
 
 
-class UNet(nn.Module):
-    """One compact U-Net for images of 8x8 to 64x64, x: (B, channels, size, size).
+class _UShape(nn.Module):
+    """One resolution of a U-Net and, within it, the coarser ones."""
+
+    def add_levels(self, width: int, blocks: int, embedding: int, halvings: int) -> None:
+        """Build blocks on the way down, a coarser middle, and blocks on the way up.
+
+        Args:
+            width: Channels at this resolution; the next one has twice as many.
+            blocks: Residual blocks on each way.
+            embedding: Width of the embedding of times and classes.
+            halvings: How often the resolution is halved, at least once.
+        """
+        self.down = nn.ModuleList(_Block(width, width, embedding) for _ in range(blocks))
+        self.shrink = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.middle = nn.ModuleList(
+            (_Block(2 * width, 2 * width, embedding) for _ in range(blocks + 1))
+            if halvings == 1
+            else [_Level(2 * width, blocks, embedding, halvings - 1)]
+        )
+        self.grow = nn.Sequential(nn.Conv2d(2 * width, 4 * width, 1), nn.PixelShuffle(2))
+        self.up = nn.ModuleList(
+            _Block(2 * width if i == 0 else width, width, embedding) for i in range(blocks)
+        )
+
+    def go_down(self, h: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of this resolution and of the coarser one, after its middle."""
+        for block in self.down:
+            h = block(h, e)
+        skip, h = h, self.shrink(h)
+        for block in self.middle:
+            h = block(h, e)
+        return skip, h
+
+    def go_up(self, skip: Tensor, h: Tensor, e: Tensor) -> Tensor:
+        """Return the features of this resolution, made of both."""
+        h = torch.cat([self.grow(h), skip], dim=1)
+        for block in self.up:
+            h = block(h, e)
+        return h
+
+
+class _Level(_UShape):
+    """The coarser resolutions of a U-Net for large images."""
+
+    def __init__(self, width: int, blocks: int, embedding: int, halvings: int) -> None:
+        super().__init__()
+        self.add_levels(width, blocks, embedding, halvings)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        return self.go_up(*self.go_down(h, e), e)
+
+
+def _image_plan(size: int | Sequence[int]) -> tuple[tuple[int, int], int, int]:
+    """Return height and width, the fold, and the number of halvings; ValueError for a size that does not fit."""
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        sides = tuple(size)
+    else:
+        sides = (size, size)
+    if len(sides) != 2:
+        raise ValueError(f"size must be one number or a pair (height, width), got {size!r}")
+    height, width = (check_int("size", side) for side in sides)
+    longest, fold = max(height, width), 2
+    if min(height, width) < 16:
+        fold = 1
+    elif longest > 64:
+        fold = 4
+    halvings = 1 if longest <= 32 * fold else 2
+    unit = fold * 2**halvings
+    for side in (height, width):
+        if not 8 <= side <= 256:
+            raise ValueError(f"size must be from 8 to 256 on each side, got {size!r}")
+        if side % unit:
+            fits = [near for near in (side // unit * unit, side // unit * unit + unit) if near >= 8]
+            raise ValueError(
+                f"size {size!r} does not fit: at this size both sides must be multiples of {unit}, so "
+                f"{' or '.join(map(str, fits))} instead of {side}"
+            )
+    return (height, width), fold, halvings
+
+
+@register_network
+class UNet(_UShape):
+    """One compact U-Net for images from 8x8 to 256x256, x: (B, channels, height, width).
 
     Images of 16x16 and more are first folded 2x2 into channels (a lossless PixelUnshuffle), so that a 28x28 image is
-    worked on at 14x14 and 7x7: about four times cheaper than at full size, which is what makes CPUs enough.
+    worked on at 14x14 and 7x7: about four times cheaper than at full size, which is what makes CPUs enough. Images with
+    a side above 64 are folded 4x4, and those above 128 are worked on at three resolutions instead of two: 256x256 at
+    64x64, 32x32 and 16x16.
 
-    channels: 1 or 3 (any number works); size: 8 to 64, divisible by 4 (by 2 below 16); width: channels at the higher
-    resolution, a multiple of 8; blocks: residual blocks at each stage; anchor: concatenate an estimate of x_0; classes:
-    number of classes, 0 for data without labels; gap_frequencies: octaves of sines and cosines of t - s, see
-    ``time_features``: with more than two, several jumps train badly (docs/findings.md).
+    Args:
+        channels: 1 or 3; any number works.
+        size: The side of square images, or a pair (height, width). Sides are from 8 to 256 and multiples of 4, of 8 where
+            one is above 64, of 16 where one is above 128; small images of sides below 16 need multiples of 2.
+        width: Channels at the highest resolution, a multiple of 8; twice as many at each coarser one.
+        blocks: Residual blocks at each resolution.
+        anchor: Whether an estimate of x_0 is concatenated to the input.
+        classes: Number of classes, 0 for data without labels.
+        gap_frequencies: Octaves of sines and cosines of t - s, see ``time_features``: with more than two, several jumps
+            train badly (docs/findings.md).
+
+    Raises:
+        ValueError: If a size does not fit, or a number is not a whole number in range.
     """
 
     frequencies = 6
@@ -183,32 +330,32 @@ class UNet(nn.Module):
     def __init__(
         self,
         channels: int = 1,
-        size: int = 28,
+        size: int | Sequence[int] = 28,
         width: int = 48,
         blocks: int = 2,
         anchor: bool = False,
         classes: int = 0,
         gap_frequencies: int = 2,
-    ):
+    ) -> None:
         super().__init__()
-        fold = 2 if size >= 16 else 1
-        if not 8 <= size <= 64 or size % (2 * fold):
-            raise ValueError(f"size must be from 8 to 64 and divisible by {2 * fold}, got {size}")
-        if not 0 <= gap_frequencies <= self.frequencies:
+        sides, fold, halvings = _image_plan(size)
+        channels, blocks = check_int("channels", channels), check_int("blocks", blocks)
+        classes = check_int("classes", classes, 0)
+        gap_frequencies = check_int("gap_frequencies", gap_frequencies, 0)
+        if gap_frequencies > self.frequencies:
             raise ValueError(
                 f"gap_frequencies must be from 0 to {self.frequencies}, got {gap_frequencies}"
             )
-        if channels < 1 or blocks < 1 or width < 8 or width % 8:
-            raise ValueError(
-                f"need channels, blocks >= 1, width a multiple of 8; got {channels}, {blocks}, {width}"
-            )
-        self.anchor, self.classes, self.data_shape = anchor, classes, (channels, size, size)
+        if check_int("width", width) % 8:
+            raise ValueError(f"width must be a multiple of 8, got {width}")
+        width = int(width)
+        self.anchor, self.classes, self.data_shape = bool(anchor), classes, (channels, *sides)
         self._config = dict(
             channels=channels,
-            size=size,
+            size=sides[0] if sides[0] == sides[1] else list(sides),
             width=width,
             blocks=blocks,
-            anchor=anchor,
+            anchor=self.anchor,
             classes=classes,
             gap_frequencies=gap_frequencies,
         )
@@ -218,34 +365,22 @@ class UNet(nn.Module):
         self.table = _class_table(classes, e)
         self.fold, self.unfold = nn.PixelUnshuffle(fold), nn.PixelShuffle(fold)
         self.stem = nn.Conv2d(folded * (2 if anchor else 1), width, 3, padding=1)
-        self.down = nn.ModuleList(_Block(width, width, e) for _ in range(blocks))
-        self.shrink = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
-        self.middle = nn.ModuleList(_Block(2 * width, 2 * width, e) for _ in range(blocks + 1))
-        self.grow = nn.Sequential(nn.Conv2d(2 * width, 4 * width, 1), nn.PixelShuffle(2))
-        self.up = nn.ModuleList(
-            _Block(2 * width if i == 0 else width, width, e) for i in range(blocks)
-        )
+        self.add_levels(width, blocks, e, halvings)
         self.norm, self.out = _GroupNorm(8, width), nn.Conv2d(width, folded, 3, padding=1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _start_at_zero(self.out)
 
     def _down(
         self, x: Tensor, t: Tensor, s: Tensor, anchor: Tensor | None, labels: Tensor | None
-    ) -> list[Tensor]:
-        """What times and classes tell, and the features of both stages."""
-        _check_anchor(self, x, anchor)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the embedding of times and classes, and the features of both resolutions."""
+        _check_anchor(self.anchor, x, anchor)
         e = self.embed(
             time_features(t, s, self.frequencies, self.gap_frequencies)
         ) + _class_vectors(self.table, labels, x)
-        h = self.stem(self.fold(torch.cat([x, anchor], dim=1) if self.anchor else x))
-        for block in self.down:
-            h = block(h, e)
-        skip, h = h, self.shrink(h)
-        for block in self.middle:
-            h = block(h, e)
-        return [e, skip, h]
+        h = self.stem(self.fold(x if anchor is None else torch.cat([x, anchor], dim=1)))
+        return e, *self.go_down(h, e)
 
-    def hidden(
+    def features_at(
         self,
         x: Tensor,
         t: Tensor,
@@ -253,7 +388,18 @@ class UNet(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Features of the lower resolution (B, 2 width, height, width); arguments as of a call."""
+        """Return the features of the lower resolution, which the self-perceptual loss compares.
+
+        Args:
+            x: Points on the line, as for a call; t, s, anchor and labels too.
+            t: Line times, (B,).
+            s: Target line times, (B,).
+            anchor: An estimate of x_0, shape of x, or None.
+            labels: Classes, (B,), or None.
+
+        Returns:
+            The features, (B, 2 width, rows, columns).
+        """
         return self._down(x, t, s, anchor, labels)[2]
 
     def forward(
@@ -264,22 +410,55 @@ class UNet(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
+        """Return the average velocity on the line, shape of x; arguments as in the module's description."""
         e, skip, h = self._down(x, t, s, anchor, labels)
-        h = torch.cat([self.grow(h), skip], dim=1)
-        for block in self.up:
-            h = block(h, e)
-        return self.unfold(self.out(F.silu(self.norm(h))))
+        return self.unfold(self.out(F.silu(self.norm(self.go_up(skip, h, e)))))
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
         return self._config
 
 
+class _TransformerLayer(nn.Module):
+    """Attention and two linear layers, each after a norm, with scale and shift by the embedding."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.times = nn.Linear(width, 4 * width)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        scale1, shift1, scale2, shift2 = self.times(e)[:, None].chunk(4, dim=2)
+        q, k, v = (
+            a.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for a in self.qkv(self.norm1(h) * (1 + scale1) + shift1).chunk(3, dim=2)
+        )
+        weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[3]), dim=3)
+        h = h + self.merge((weights @ v).transpose(1, 2).flatten(2))
+        return h + self.narrow(F.silu(self.wide(self.norm2(h) * (1 + scale2) + shift2)))
+
+
+@register_network
 class Transformer(nn.Module):
     """A small transformer for sequences, x: (B, length, channels); every time step is a token.
 
-    length: of the sequence; channels: values at each step (1 for a plain series, which is then (B, length, 1)); width:
-    of a token, a multiple of heads; layers; heads; anchor: concatenate an estimate of x_0; classes: 0 for none.
-    Attention is written out: forward-mode differentiation has no rule for the fused kernels.
+    Attention is written out, because forward-mode differentiation has no rule for the fused kernels.
+
+    Args:
+        length: Length of the sequence.
+        channels: Values at each step; a plain series has 1, and shape (B, length, 1).
+        width: Width of a token, a multiple of heads.
+        layers: Number of layers.
+        heads: Attention heads of a layer.
+        anchor: Whether an estimate of x_0 is concatenated to the input.
+        classes: Number of classes, 0 for data without labels.
+
+    Raises:
+        ValueError: If a number is not a whole number in range, or width is not a multiple of heads.
     """
 
     frequencies = 4
@@ -293,26 +472,26 @@ class Transformer(nn.Module):
         heads: int = 4,
         anchor: bool = False,
         classes: int = 0,
-    ):
+    ) -> None:
         super().__init__()
-        if min(length, channels, width, layers, heads) < 1 or width % heads:
-            raise ValueError(
-                f"need positive sizes and width a multiple of heads; got length {length}, "
-                f"channels {channels}, width {width}, layers {layers}, heads {heads}"
-            )
-        self.anchor, self.classes, self.data_shape, self.heads = (
-            anchor,
-            classes,
-            (length, channels),
-            heads,
+        length, channels, width = (
+            check_int("length", length),
+            check_int("channels", channels),
+            check_int("width", width),
         )
+        layers, heads = check_int("layers", layers), check_int("heads", heads)
+        classes = check_int("classes", classes, 0)
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads, got width {width}, heads {heads}")
+        self.anchor, self.classes, self.heads = bool(anchor), classes, heads
+        self.data_shape = (length, channels)
         self._config = dict(
             length=length,
             channels=channels,
             width=width,
             layers=layers,
             heads=heads,
-            anchor=anchor,
+            anchor=self.anchor,
             classes=classes,
         )
         self.stem = nn.Linear(channels * (2 if anchor else 1), width)
@@ -324,23 +503,9 @@ class Transformer(nn.Module):
             nn.SiLU(),
         )
         self.table = _class_table(classes, width)
-        self.layers = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "norm1": nn.LayerNorm(width, elementwise_affine=False),
-                    "qkv": nn.Linear(width, 3 * width),
-                    "merge": nn.Linear(width, width),
-                    "norm2": nn.LayerNorm(width, elementwise_affine=False),
-                    "wide": nn.Linear(width, 4 * width),
-                    "narrow": nn.Linear(4 * width, width),
-                    "times": nn.Linear(width, 4 * width),
-                }
-            )
-            for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(_TransformerLayer(width, heads) for _ in range(layers))
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _start_at_zero(self.out)
 
     def forward(
         self,
@@ -350,26 +515,16 @@ class Transformer(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        _check_anchor(self, x, anchor)
+        """Return the average velocity on the line, shape of x; arguments as in the module's description."""
+        _check_anchor(self.anchor, x, anchor)
         e = self.embed(time_features(t, s, self.frequencies)) + _class_vectors(
             self.table, labels, x
         )
-        h = self.stem(torch.cat([x, anchor], dim=2) if self.anchor else x) + self.place
+        h = self.stem(x if anchor is None else torch.cat([x, anchor], dim=2)) + self.place
         for layer in self.layers:
-            scale1, shift1, scale2, shift2 = layer["times"](e)[:, None].chunk(4, dim=2)
-            q, k, v = (
-                a.unflatten(2, (self.heads, -1)).transpose(1, 2)
-                for a in layer["qkv"](layer["norm1"](h) * (1 + scale1) + shift1).chunk(3, dim=2)
-            )
-            weights = torch.softmax(q @ k.transpose(2, 3) / math.sqrt(q.shape[3]), dim=3)
-            h = h + layer["merge"]((weights @ v).transpose(1, 2).flatten(2))
-            h = h + layer["narrow"](
-                F.silu(layer["wide"](layer["norm2"](h) * (1 + scale2) + shift2))
-            )
+            h = layer(h, e)
         return self.out(self.norm(h))
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
         return self._config
-
-
-NETWORKS: dict[str, type[nn.Module]] = {"MLP": MLP, "UNet": UNet, "Transformer": Transformer}

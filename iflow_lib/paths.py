@@ -8,29 +8,53 @@ Divide by ``alpha + sigma`` and every such path is the same straight line,
 run with another clock ``t -> tau`` and, for PFGM++, another noise law. Networks, objectives and samplers work on
 the line only, so they know nothing of the families. Because a change of scale and clock maps solutions of the
 probability-flow ODE onto each other, the flow map on the line is the flow map of every family.
-
-This module imports nothing of ours.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from .registry import Registry, plain
+from .utils import check_int
+
+PathClass = TypeVar("PathClass", bound="type[Path]")
+
 
 def expand(t: Tensor, x: Tensor) -> Tensor:
-    """Shape (B,) -> (B, 1, ..., 1), so that a time multiplies a batch of any rank."""
+    """Give times as many dimensions as a batch has, so that they multiply it example by example.
+
+    Args:
+        t: One number for each example, shape (B,).
+        x: A batch of any rank, (B, ...).
+
+    Returns:
+        The numbers of t in shape (B, 1, ..., 1).
+    """
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
 class PathSample:
-    """One draw from a path. ``x_t, x_0, noise, velocity``: (B, ...); ``t``: (B,).
+    """One draw from a path.
 
-    ``velocity`` is conditional: ``alpha'(t) x_0 + sigma'(t) z``. Its mean given ``x_t`` is the velocity of the ODE.
+    Args:
+        x_t: Points on the path, (B, ...).
+        x_0: Data, (B, ...).
+        noise: The noise z, (B, ...).
+        t: Times in the path's clock, (B,).
+        velocity: The conditional velocity ``alpha'(t) x_0 + sigma'(t) z``, (B, ...). Its mean given ``x_t`` is the
+            velocity of the probability-flow ODE.
     """
 
     x_t: Tensor
@@ -41,46 +65,64 @@ class PathSample:
 
 
 class Path:
-    """A clock and a noise law. Sub-classes give ``alpha, sigma`` and their derivatives, and the inverse clock."""
+    """A clock and a noise law.
 
-    #: Largest time: pure noise (on a line with tau < 1, as good as).
+    A path of your own gives ``alpha``, ``sigma``, their derivatives ``alpha_dot`` and ``sigma_dot``, the inverse clock
+    ``time``, and ``config`` if its constructor takes arguments; ``register_path`` lets its models be saved. Everything
+    else follows from these.
+    """
+
+    #: The largest time, at which x_t is noise (or as good as noise, where the line ends at tau < 1).
     t_max: float = 1.0
-    #: Law of training times (``sample_times``) and kind of sampling grid (``grid``).
+    #: The law of training times: see ``sample_times``.
     time_density: tuple[float, float] | str = (0.0, 1.0)
+    #: The kind of grid that solvers use: see ``grid``.
     grid_kind: str = "uniform"
 
     # ------------------------------------------------------------------ the clock
     def alpha(self, t: Tensor) -> Tensor:
+        """Return the weight of the data at times t (B,)."""
         raise NotImplementedError
 
     def sigma(self, t: Tensor) -> Tensor:
+        """Return the weight of the noise at times t (B,)."""
         raise NotImplementedError
 
     def alpha_dot(self, t: Tensor) -> Tensor:
+        """Return the derivative of ``alpha`` at times t (B,)."""
         raise NotImplementedError
 
     def sigma_dot(self, t: Tensor) -> Tensor:
+        """Return the derivative of ``sigma`` at times t (B,)."""
         raise NotImplementedError
 
     def time(self, tau: Tensor) -> Tensor:
-        """The inverse clock: line time ``tau`` -> time ``t`` of this path."""
+        """Return the times t (B,) of this path at line times tau (B,): the inverse of ``tau``."""
         raise NotImplementedError
 
     def scale(self, t: Tensor) -> Tensor:
-        """``alpha + sigma``: what ``x_t`` is divided by to reach the line."""
+        """Return ``alpha + sigma`` at times t (B,): what ``x_t`` is divided by to reach the line."""
         return self.alpha(t) + self.sigma(t)
 
     def tau(self, t: Tensor) -> Tensor:
-        """The clock: time ``t`` of this path -> line time ``tau``."""
+        """Return the line times ``sigma / (alpha + sigma)`` (B,) at times t (B,)."""
         return self.sigma(t) / self.scale(t)
 
     @property
     def tau_max(self) -> float:
-        """Line time of ``t_max``: 1 for the rectified path, 80/81 for VE and PFGM++."""
+        """The line time of ``t_max``: 1 for the rectified path, 80/81 for VE and PFGM++."""
         return float(self.tau(torch.tensor(self.t_max, dtype=torch.float64)))
 
     def check_times(self, t: Tensor, s: Tensor | None = None) -> None:
-        """Raise ValueError unless ``0 <= s <= t <= t_max`` holds everywhere."""
+        """Check that ``0 <= s <= t <= t_max`` holds everywhere.
+
+        Args:
+            t: Times of any shape.
+            s: Target times of the same shape, or None.
+
+        Raises:
+            ValueError: If it does not hold, or a time is NaN.
+        """
         for name, value in (("t", t), ("s", s)):
             if value is not None and not bool(((value >= 0) & (value <= self.t_max)).all()):
                 raise ValueError(
@@ -94,28 +136,63 @@ class Path:
 
     # ------------------------------------------------------------------ the line
     def to_line(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """``(x_t, t) -> (x_line, tau)``. Shapes (B, ...) and (B,)."""
+        """Carry points of this path to the line.
+
+        Args:
+            x: Points ``x_t``, (B, ...).
+            t: Their times, (B,).
+
+        Returns:
+            The points on the line, (B, ...), and their line times, (B,).
+        """
         return x / expand(self.scale(t), x), self.tau(t)
 
     def from_line(self, x_line: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
-        """``(x_line, tau) -> (x_t, t)``. Shapes (B, ...) and (B,)."""
+        """Carry points of the line to this path: the inverse of ``to_line``.
+
+        Args:
+            x_line: Points on the line, (B, ...).
+            tau: Their line times, (B,).
+
+        Returns:
+            The points ``x_t``, (B, ...), and their times, (B,).
+        """
         t = self.time(tau)
         return x_line * expand(self.scale(t), x_line), t
 
     # ------------------------------------------------------------------ the noise law
     def noise(
-        self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Noise ``z`` of the given shape (B, ...). Drawn where the generator lives (CPU by default), then moved."""
+        """Draw noise z from the path's law: standard normal unless a path says otherwise.
+
+        Args:
+            shape: Shape of a batch, (B, ...).
+            generator: Source of randomness. The numbers are drawn where it lives, which is the CPU by default.
+            device: Where the result goes; None leaves it where it was drawn.
+            dtype: Type of the result.
+
+        Returns:
+            The noise, of the given shape.
+        """
         source = generator.device if generator is not None else "cpu"
-        return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(
-            device or source
-        )
+        z = torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype)
+        return z.to(device or source)
 
     def prior(
-        self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Start of sampling at ``t_max``: ``sigma(t_max) z``, shape (B, ...)."""
+        """Draw the start of sampling at ``t_max``, ``sigma(t_max) z``; arguments as for ``noise``."""
         sigma_max = float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
         return sigma_max * self.noise(shape, generator=generator, device=device, dtype=dtype)
 
@@ -129,8 +206,17 @@ class Path:
     ) -> PathSample:
         """Draw ``x_t = alpha(t) x_0 + sigma(t) z``.
 
-        x_0: data (B, ...); t: times (B,) in [0, t_max]; noise: (B, ...), drawn from the path's law if not given.
-        Raises ValueError for times of another shape or outside the path, or noise of another shape.
+        Args:
+            x_0: Data, (B, ...).
+            t: Times (B,) in [0, t_max].
+            noise: The noise z, (B, ...); None draws it from the path's law.
+            generator: Source of randomness for the noise.
+
+        Returns:
+            The points with what they were made of, and their conditional velocity.
+
+        Raises:
+            ValueError: If the times have another shape or leave the path, or the noise has another shape.
         """
         if t.shape != x_0.shape[:1]:
             raise ValueError(
@@ -154,139 +240,199 @@ class Path:
         *,
         density: tuple[float, float] | str | None = None,
         generator: torch.Generator | None = None,
-        device=None,
+        device: torch.device | str | None = None,
     ) -> Tensor:
-        """``n`` training times (n,) of this path's clock.
+        """Draw training times in this path's clock.
 
-        density: "uniform", in t; or (mean, std) of a normal law of ``ln(sigma / alpha) = logit(tau)``, cut at ``t_max``:
-        on the rectified path, where sigma / alpha = t / (1 - t), that is the logit-normal law (arXiv 2403.03206); on VE
-        and PFGM++, where it is t itself, the log-normal one of EDM (arXiv 2206.00364). Default: ``time_density``.
-        Raises ValueError for another density.
+        Args:
+            n: How many times.
+            density: "uniform" in t; or the mean and standard deviation of a normal law of
+                ``ln(sigma / alpha) = logit(tau)``, cut at ``t_max``. On the rectified path, where
+                sigma / alpha = t / (1 - t), that is the logit-normal law (arXiv 2403.03206); on VE and PFGM++, where it
+                is t itself, it is EDM's log-normal law (arXiv 2206.00364). None takes ``time_density``.
+            generator: Source of randomness.
+            device: Where the result goes; None leaves it where it was drawn.
+
+        Returns:
+            The times, (n,).
+
+        Raises:
+            ValueError: If the density is another one.
         """
         density = self.time_density if density is None else density
         source = generator.device if generator is not None else "cpu"
         if density == "uniform":
-            return (self.t_max * torch.rand(n, generator=generator, device=source)).to(
-                device or source
-            )
+            t = self.t_max * torch.rand(n, generator=generator, device=source)
+            return t.to(device or source)
         if isinstance(density, str) or len(density) != 2 or not density[1] >= 0:
             raise ValueError(
                 f'density must be "uniform" or a mean and a standard deviation, got {density!r}'
             )
-        tau = torch.sigmoid(
-            density[0] + density[1] * torch.randn(n, generator=generator, device=source)
-        )
+        mean, std = density
+        tau = torch.sigmoid(mean + std * torch.randn(n, generator=generator, device=source))
         return self.time(tau.clamp(max=self.tau_max)).clamp(max=self.t_max).to(device or source)
 
     def grid(self, steps: int, kind: str | None = None) -> Tensor:
-        """Sampling times for a solver, from ``t_max`` down to 0, shape (steps + 1,), float64.
+        """Return a solver's times, from ``t_max`` down to 0.
 
-        kind: "uniform" in t; or "rho", EDM's (rho = 7): ``steps`` noise levels ``sigma / alpha`` between that of
-        ``t_max`` (80 at most) and 0.002, evenly spaced in their seventh root, then 0. Default: ``grid_kind``.
+        Args:
+            steps: How many steps the solver makes.
+            kind: "uniform" in t; or "rho", EDM's grid with rho = 7 (arXiv 2206.00364, eq. 5): ``steps`` noise levels
+                ``sigma / alpha`` between that of ``t_max`` (80 at most) and 0.002, evenly spaced in their seventh root,
+                and then 0. None takes ``grid_kind``.
+
+        Returns:
+            The times, (steps + 1,), float64.
+
+        Raises:
+            ValueError: If the kind is another one, or steps is not a whole number of at least 1.
         """
-        kind = kind or self.grid_kind
+        kind, steps = kind or self.grid_kind, check_int("steps", steps)
         if kind not in ("uniform", "rho"):
             raise ValueError(f'kind must be "uniform" or "rho", got {kind!r}')
         if kind == "uniform":
             return torch.linspace(self.t_max, 0.0, steps + 1, dtype=torch.float64)
         last = min(self.tau_max, 80 / 81)
         high, low = (last / (1 - last)) ** (1 / 7), 0.002 ** (1 / 7)
-        ratio = (
-            high + torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps] * (low - high)
-        ) ** 7
-        grid = torch.cat([self.time(ratio / (1 + ratio)), torch.zeros(1, dtype=torch.float64)])
-        grid[0] = self.t_max  # exactly, also where that is pure noise
-        return grid
+        part = torch.linspace(0, 1, max(steps, 2), dtype=torch.float64)[:steps]
+        level = (high + part * (low - high)) ** 7
+        times = torch.cat([self.time(level / (1 + level)), torch.zeros(1, dtype=torch.float64)])
+        times[0] = self.t_max  # exactly, also where that is pure noise
+        return times
 
     # ------------------------------------------------------------------ identity
-    def config(self) -> dict:
-        """Constructor arguments, for ``save_pretrained`` and result tables."""
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments, for saved models and result tables."""
         return {}
 
     @property
     def name(self) -> str:
+        """The name of the class."""
         return type(self).__name__
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.config().items())})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.config() == other.config()
+        return (
+            isinstance(other, Path)
+            and type(self) is type(other)
+            and self.config() == other.config()
+        )
 
     def __hash__(self) -> int:
-        return hash(repr(self))
+        return hash(type(self))  # 8 and 8.0 are equal, and so are paths with them
 
 
+#: Paths by name, for models on disk.
+PATHS = Registry("path", Path, "ifl.Path")
+
+
+def register_path(cls: PathClass) -> PathClass:
+    """Register a class of paths, so that models on it are saved and loaded; a class decorator.
+
+    Args:
+        cls: A class that extends ``Path``. Where its constructor takes arguments, ``config()`` returns them as a dict
+            of JSON values.
+
+    Returns:
+        The class itself.
+
+    Raises:
+        ValueError: If it is not such a class, has no ``config()``, or its name is taken.
+    """
+    return PATHS.add(cls)
+
+
+@register_path
 class RectifiedFlow(Path):
-    """``x_t = (1 - t) x_0 + t z``, t in [0, 1]: the line itself (Rectified Flow, arXiv 2209.03003, data at t = 0)."""
+    """The line itself: ``x_t = (1 - t) x_0 + t z``, t in [0, 1] (Rectified Flow, arXiv 2209.03003, with data at t = 0)."""
 
     def alpha(self, t: Tensor) -> Tensor:
+        """Return ``1 - t``."""
         return 1 - t
 
     def sigma(self, t: Tensor) -> Tensor:
+        """Return ``t``."""
         return t
 
     def alpha_dot(self, t: Tensor) -> Tensor:
+        """Return -1."""
         return -torch.ones_like(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
+        """Return 1."""
         return torch.ones_like(t)
 
     def scale(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)  # (1 - t) + t, without its rounding
+        """Return 1, which is ``(1 - t) + t`` without its rounding."""
+        return torch.ones_like(t)
 
     def tau(self, t: Tensor) -> Tensor:
+        """Return ``t``."""
         return t
 
     def time(self, tau: Tensor) -> Tensor:
+        """Return ``tau``."""
         return tau
 
 
+@register_path
 class VariancePreserving(Path):
-    """``alpha^2 + sigma^2 = 1``, ``alpha = exp(-t^2 beta_d / 4 - t beta_min / 2)``, t in [0, 1] (arXiv 2011.13456).
+    """The path with ``alpha^2 + sigma^2 = 1`` and ``alpha = exp(-t^2 beta_d / 4 - t beta_min / 2)`` (arXiv 2011.13456).
 
-    beta_min: rate of noise at t = 0; beta_d: its rise until t = 1. At t = 1 a trace of the data is left (alpha = 0.0066):
-    pure noise stands in for it, as it does for VE at 80.
+    t is in [0, 1]. At t = 1 a trace of the data is left (alpha = 0.0066): pure noise stands in for it, as it does for VE
+    at 80.
+
+    Args:
+        beta_min: Rate of the noise at t = 0, positive.
+        beta_d: Rise of that rate until t = 1, at least 0.
+
+    Raises:
+        ValueError: If an argument is out of range.
     """
 
-    def __init__(self, beta_min: float = 0.1, beta_d: float = 19.9):
-        if not (math.isfinite(beta_min) and math.isfinite(beta_d) and beta_min > 0 and beta_d >= 0):
+    def __init__(self, beta_min: float = 0.1, beta_d: float = 19.9) -> None:
+        if not (_is_finite(beta_min) and _is_finite(beta_d) and beta_min > 0 and beta_d >= 0):
             raise ValueError(f"need beta_min > 0 and beta_d >= 0, got {beta_min!r} and {beta_d!r}")
-        self.beta_min, self.beta_d = beta_min, beta_d
+        self.beta_min, self.beta_d = plain(beta_min), plain(beta_d)
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return -0.25 * t * t * self.beta_d - 0.5 * t * self.beta_min
 
     def alpha(self, t: Tensor) -> Tensor:
+        """Return ``exp(-t^2 beta_d / 4 - t beta_min / 2)``."""
         return self._log_alpha(t).exp()
 
     def sigma(self, t: Tensor) -> Tensor:
+        """Return ``sqrt(1 - alpha^2)``, exact for small t."""
         return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
 
     def alpha_dot(self, t: Tensor) -> Tensor:
+        """Return ``-(beta_min + beta_d t) alpha / 2``."""
         return -0.5 * (self.beta_min + self.beta_d * t) * self.alpha(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        """Infinite at t = 0, where sigma starts like a square root."""
+        """Return ``(beta_min + beta_d t) alpha^2 / (2 sigma)``: infinite at t = 0, where sigma starts like a root."""
         return 0.5 * (self.beta_min + self.beta_d * t) * self.alpha(t) ** 2 / self.sigma(t)
 
     def time(self, tau: Tensor) -> Tensor:
-        wanted = 2 * torch.log1p(
-            (tau / (1 - tau)) ** 2
-        )  # beta_d t^2 + 2 beta_min t, since alpha^2 = 1 / (1 + ratio^2)
+        """Solve ``beta_d t^2 + 2 beta_min t = 2 ln(1 + (sigma / alpha)^2)``, since ``alpha^2 = 1 / (1 + (sigma / alpha)^2)``."""
+        wanted = 2 * torch.log1p((tau / (1 - tau)) ** 2)
         t = wanted / (self.beta_min + (self.beta_min**2 + self.beta_d * wanted).sqrt())
-        return torch.where(
-            tau <= self.tau_max, t.clamp(max=self.t_max), t
-        )  # rounding must not leave the path
+        # rounding must not leave the path
+        return torch.where(tau <= self.tau_max, t.clamp(max=self.t_max), t)
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
+        """Return beta_min and beta_d."""
         return {"beta_min": self.beta_min, "beta_d": self.beta_d}
 
 
+@register_path
 class VarianceExploding(Path):
-    """``x_t = x_0 + t z``, t = sigma in [0, 80] (EDM's clock, arXiv 2206.00364); on the line ``tau = t / (1 + t)``.
+    """EDM's clock: ``x_t = x_0 + t z``, t = sigma in [0, 80] (arXiv 2206.00364); on the line ``tau = t / (1 + t)``.
 
-    Training times are log-normal with mean -1.2 and deviation 1.2, the grid has rho = 7 and ends at 0.002, as in EDM.
+    As in EDM, training times are log-normal with mean -1.2 and deviation 1.2, and the grid has rho = 7 and ends at 0.002.
     """
 
     t_max = 80.0
@@ -294,24 +440,29 @@ class VarianceExploding(Path):
     grid_kind = "rho"
 
     def alpha(self, t: Tensor) -> Tensor:
+        """Return 1."""
         return torch.ones_like(t)
 
     def sigma(self, t: Tensor) -> Tensor:
+        """Return ``t``."""
         return t
 
     def alpha_dot(self, t: Tensor) -> Tensor:
+        """Return 0."""
         return torch.zeros_like(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
+        """Return 1."""
         return torch.ones_like(t)
 
     def time(self, tau: Tensor) -> Tensor:
-        t = tau / (
-            1 - tau
-        )  # in float32 the last time comes back as 80.0004: rounding must not leave the path
+        """Return ``tau / (1 - tau)``."""
+        t = tau / (1 - tau)
+        # in float32 the last time comes back as 80.0004: rounding must not leave the path
         return torch.where(tau <= self.tau_max, t.clamp(max=self.t_max), t)
 
 
+@register_path
 class PoissonFlow(VarianceExploding):
     """PFGM++ (arXiv 2302.04265): the VE clock with a heavy-tailed noise law.
 
@@ -321,35 +472,40 @@ class PoissonFlow(VarianceExploding):
 
         z = g sqrt(aug_dim / chi2),       chi2 ~ chi-square with aug_dim degrees of freedom,
 
-    a multivariate Student t: the same law, drawn with one scalar more than a Gaussian. ``aug_dim -> infinity`` is VE.
+    is a multivariate Student t: the same law, drawn with one scalar more than a Gaussian. ``aug_dim -> infinity`` is VE.
 
-    aug_dim: augmented dimension, > 0 (the paper's D; it tries 64 to 2048 on CIFAR-10). The variance of z is
-    ``aug_dim / (aug_dim - 2)``, finite for aug_dim > 2.
+    Args:
+        aug_dim: Augmented dimension, positive: the paper's D, of which it tries 64 to 2048 on CIFAR-10. The variance of
+            z is ``aug_dim / (aug_dim - 2)``, finite for aug_dim > 2.
+
+    Raises:
+        ValueError: If aug_dim is not a positive number.
     """
 
-    def __init__(self, aug_dim: float = 128):
-        if not (math.isfinite(aug_dim) and aug_dim > 0):
+    def __init__(self, aug_dim: float = 128) -> None:
+        if not (_is_finite(aug_dim) and aug_dim > 0):
             raise ValueError(
                 f"aug_dim must be a positive number, got {aug_dim!r} (VarianceExploding is the limit)"
             )
-        self.aug_dim = aug_dim
+        self.aug_dim = plain(aug_dim)
 
     def noise(
-        self, shape, *, generator: torch.Generator | None = None, device=None, dtype=None
+        self,
+        shape: Sequence[int],
+        *,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
+        """Draw ``z = g sqrt(aug_dim / chi2)``; arguments as for ``Path.noise``."""
         gauss = super().noise(shape, generator=generator, device=device, dtype=dtype)
         source = generator.device if generator is not None else "cpu"
         half = torch.full((len(gauss),), self.aug_dim / 2, dtype=torch.float64, device=source)
-        chi2 = 2 * torch._standard_gamma(
-            half, generator=generator
-        )  # the public Gamma takes no generator
+        # torch's public Gamma takes no generator
+        chi2 = 2 * torch._standard_gamma(half, generator=generator)
         # float32 first, then the device: mps has no float64
         return gauss * expand((self.aug_dim / chi2).sqrt().to(gauss.dtype).to(gauss.device), gauss)
 
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
+        """Return aug_dim."""
         return {"aug_dim": self.aug_dim}
-
-
-PATHS: dict[str, type[Path]] = {
-    p.__name__: p for p in (RectifiedFlow, VarianceExploding, VariancePreserving, PoissonFlow)
-}

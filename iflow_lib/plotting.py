@@ -1,4 +1,8 @@
-"""One look for every figure: the same colour and marker for the same method in every notebook. And for errors."""
+"""The shared style of figures, and short errors in notebooks.
+
+The same method has the same colour and marker in every figure. Only ``short_errors`` is about errors:
+``use_style`` switches it on, because every notebook calls that first.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,17 @@ import linecache
 import math
 import sys
 import traceback
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-#: Colour-blind-safe (after Okabe and Ito): cold for Integration Flow, warm for the solvers it is compared with.
+if TYPE_CHECKING:  # heavy, and needed only where figures are drawn
+    import numpy as np
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+#: Colours of methods, safe for colour-blind readers (after Okabe and Ito): cold for Integration Flow, warm for
+#: the solvers that it is compared with.
 METHOD_COLORS = {
     "Integration Flow, rectified": "#0072B2",
     "Integration Flow, VE": "#56B4E9",
@@ -22,8 +35,12 @@ METHOD_COLORS = {
     "data": "#3C4048",
 }
 _MARKERS = {"Integration Flow": "o", "Euler": "s", "Heun": "^"}
-#: Names of paths and of the sets in the plane, as figures and tables show them.
+_OTHER_COLOR = "#8A8F98"
+#: Packages whose errors are shown in two lines.
+_OURS = ("iflow_lib", "iflow_runner")
+#: How figures and tables name the paths.
 PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+#: How figures and tables name the sets in the plane.
 SETS = {
     "eight_gaussians": "eight Gaussians",
     "checkerboard": "checkerboard",
@@ -34,7 +51,10 @@ SETS = {
 
 
 def use_style() -> None:
-    """Seaborn's ticks theme with our sizes and palette, and ``short_errors``. Call it once, in a notebook's first cell."""
+    """Set seaborn's ticks theme with our sizes and palette, and switch on ``short_errors``.
+
+    Call it once, in the first cell of a notebook.
+    """
     import seaborn as sns
 
     short_errors()
@@ -73,14 +93,32 @@ def use_style() -> None:
 
 
 def short_errors() -> None:
-    """In a notebook, show a ValueError or OSError that this package or a cell raises in two lines: what is wrong, and which
-    line of the cell asked for it. ``%tb`` shows the way in between. Errors from elsewhere stay as they are."""
+    """Show errors that our packages or a cell raise in two lines, in a notebook.
+
+    A ValueError or OSError then says what is wrong, and which line of the cell asked for it; ``%tb`` shows
+    the calls in between. Errors from elsewhere stay as they are. Outside a notebook nothing changes.
+    """
     ipython = sys.modules.get("IPython")  # loaded, where there is a notebook
     if shell := ipython and ipython.get_ipython():
-        shell.set_custom_exc((ValueError, OSError), _show_error)
+        shell.set_custom_exc((ValueError, OSError), show_short_error)
 
 
-def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
+def show_short_error(
+    shell: Any,
+    kind: type[BaseException],
+    error: BaseException,
+    trace: TracebackType | None,
+    tb_offset: int | None = None,
+) -> None:
+    """Handle an error for IPython's ``set_custom_exc``; see ``short_errors``.
+
+    Args:
+        shell: The interactive shell.
+        kind: The class of the error.
+        error: The error.
+        trace: Its traceback.
+        tb_offset: How many frames IPython leaves out.
+    """
     frames = list(traceback.walk_tb(trace))
     cells = [
         (frame.f_code.co_filename, line)
@@ -88,14 +126,13 @@ def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
         if frame.f_globals is shell.user_global_ns
     ]
     raised_in = frames[-1][0].f_globals if frames else {}
-    if cells and (raised_in is shell.user_global_ns or raised_in.get("__package__") == __package__):
+    package = (raised_in.get("__package__") or "").partition(".")[0]
+    if cells and (raised_in is shell.user_global_ns or package in _OURS):
         file, line = cells[-1]
         code = linecache.getline(file, line).strip()
         where = f"    line {line} of this cell{'' if code.startswith('raise') else ': ' + code}"
-        error._render_traceback_ = lambda: [
-            f"{kind.__name__}: {error}",
-            where,
-        ]  # IPython asks the error itself
+        # IPython asks the error itself how to show it
+        vars(error)["_render_traceback_"] = lambda: [f"{kind.__name__}: {error}", where]
     try:
         shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
     finally:
@@ -103,7 +140,15 @@ def _show_error(shell, kind, error, trace, tb_offset=None) -> None:
 
 
 def method_name(path: str, method: str) -> str:
-    """Name of a method in figures, from the columns of a row of results: ("ve", "map") -> "Integration Flow, VE"."""
+    """Return how figures name a method.
+
+    Args:
+        path: Column path of a row of results, such as "ve".
+        method: Column method, such as "map".
+
+    Returns:
+        The name, such as "Integration Flow, VE".
+    """
     if method in ("floor", "data"):
         return method
     shown = PATHS.get(path, path)
@@ -113,30 +158,45 @@ def method_name(path: str, method: str) -> str:
 
 
 def quality_against_nfe(
-    df,
-    ax=None,
+    df: pd.DataFrame,
+    ax: Axes | None = None,
     *,
     metric: str | None = None,
     ylabel: str = "",
     title: str = "",
     band: str = "range",
     label: bool = True,
-):
-    """A metric against the network calls per sample, both axes logarithmic: mean over the rows of each method and NFE.
+) -> Axes:
+    """Plot a metric against the network calls for each sample, both axes logarithmic.
 
-    df: rows of results of one data set, with columns path, method, nfe, metric, value; one row a seed; rows with method
-    "floor" make the grey line, their mean, and the grey band, where nine in ten of them lie. metric: which one, if there
-    are several. band: "range" (least to greatest) or "interval" (95 % of the mean, Student's t). label: name the lines at
-    the right. Returns the axes. ValueError for no or mixed rows.
+    Each method is a line through the means of its rows. Rows with the method "floor" make a grey line at
+    their mean, and a grey band where nine in ten of them lie.
+
+    Args:
+        df: Rows of results of one data set, one for each seed, with columns dataset, path, method, nfe,
+            metric and value.
+        ax: The axes to draw on; None takes the current ones.
+        metric: Which metric, if there are several.
+        ylabel: Label of the vertical axis; the metric's name if empty.
+        title: Title of the axes.
+        band: "range" shades from the least to the greatest value, "interval" the 95 % interval of the
+            mean by Student's t.
+        label: Whether to name the lines at the right.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: For no rows, rows of several metrics or data sets, or an unknown band.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     df = df if metric is None else df[df["metric"] == metric]
     if df["metric"].nunique() != 1 or df["dataset"].nunique() > 1:
+        metrics, sets = sorted(set(df["metric"])), sorted(set(df["dataset"]))
         raise ValueError(
-            f"need rows of one metric and one data set, got metrics {sorted(set(df['metric']))} and data sets "
-            f"{sorted(set(df['dataset']))}"
+            f"need rows of one metric and one data set, got metrics {metrics} and data sets {sets}"
         )
     if band not in ("range", "interval"):
         raise ValueError(f"unknown band {band!r}: expected range or interval")
@@ -147,7 +207,7 @@ def quality_against_nfe(
     for name in sorted(set(names) - {"floor"}, key=lambda n: (order.get(n, len(order)), n)):
         values = df[[n == name for n in names]].groupby("nfe")["value"]
         mean, (low, high) = values.mean(), _band(values, band)
-        color, marker = METHOD_COLORS.get(name, "#8A8F98"), _marker(name)
+        color, marker = METHOD_COLORS.get(name, _OTHER_COLOR), _marker(name)
         ax.fill_between(mean.index.astype(float), low, high, color=color, alpha=0.18, linewidth=0)
         ax.plot(
             mean.index.astype(float),
@@ -187,7 +247,7 @@ def quality_against_nfe(
     return ax
 
 
-def _band(values, kind: str):
+def _band(values: Any, kind: str) -> tuple[Any, Any]:
     if kind == "range":
         return values.min(), values.max()
     from scipy.stats import t
@@ -201,23 +261,22 @@ def _marker(name: str) -> str:
     return next((m for part, m in _MARKERS.items() if part in name), "D")
 
 
-def _label_ends(ax, ends: dict) -> None:
-    """Names right of the axes, each at the height where its line ends, moved apart where they would touch."""
+def _label_ends(ax: Axes, ends: Mapping[str, float]) -> None:
+    """Write names right of the axes, each where its line ends, moved so that none touches another."""
     size = 9.5
     ax.figure.canvas.draw()  # the heights need the final limits and layout
     gap = 1.5 * size * ax.figure.dpi / 72 / ax.get_window_extent().height
     to_axes = ax.transAxes.inverted()
-    names = sorted(ends, key=ends.get)
+    names = sorted(ends, key=lambda name: ends[name])
     heights = [to_axes.transform(ax.transData.transform((1, ends[n])))[1] for n in names]
     for _ in range(200):
         for i in range(len(heights) - 1):
             push = max(0, gap - (heights[i + 1] - heights[i])) / 2
             heights[i], heights[i + 1] = heights[i] - push, heights[i + 1] + push
-    lift = max(
-        0, min(0.02 - heights[0], 0.98 - heights[-1])
-    )  # none below the axes, if there is room above
+    # none below the axes, if there is room above
+    lift = max(0, min(0.02 - heights[0], 0.98 - heights[-1]))
     for name, y in zip(names, [h + lift for h in heights]):
-        color = METHOD_COLORS.get(name, "#8A8F98")
+        color = METHOD_COLORS.get(name, _OTHER_COLOR)
         ax.plot(
             1.035,
             y,
@@ -238,14 +297,29 @@ def _label_ends(ax, ends: dict) -> None:
         )
 
 
-def _array(x):
+def _array(x: Any) -> np.ndarray:
     import numpy as np
 
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
 
-def image_grid(x, ax=None, *, columns: int | None = None, title: str = ""):
-    """Images (n, C, H, W) in [-1, 1], C = 1 or 3, side by side on one axes, as square as can be unless ``columns``."""
+def image_grid(
+    x: Any, ax: Axes | None = None, *, columns: int | None = None, title: str = ""
+) -> Axes:
+    """Show images side by side on one axes.
+
+    Args:
+        x: Images (n, C, H, W) in [-1, 1], C 1 or 3.
+        ax: The axes to draw on; None takes the current ones.
+        columns: Images in a row; None makes the sheet as square as can be.
+        title: Title of the axes.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: For another shape, or no images.
+    """
     import matplotlib.pyplot as plt
     import numpy as np
 
@@ -273,9 +347,28 @@ def image_grid(x, ax=None, *, columns: int | None = None, title: str = ""):
 
 
 def scatter_2d(
-    x, ax=None, *, color: str = METHOD_COLORS["data"], title: str = "", limit: float | None = None
-):
-    """Points (n, 2) on one axes, square, without ticks. limit: shows [-limit, limit] on both; else what holds them all."""
+    x: Any,
+    ax: Axes | None = None,
+    *,
+    color: str = METHOD_COLORS["data"],
+    title: str = "",
+    limit: float | None = None,
+) -> Axes:
+    """Show points in the plane on one axes, square, without ticks.
+
+    Args:
+        x: Points (n, 2).
+        ax: The axes to draw on; None takes the current ones.
+        color: Colour of the points.
+        title: Title of the axes.
+        limit: Both axes show [-limit, limit]; None holds all points.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: For another shape.
+    """
     import matplotlib.pyplot as plt
 
     x = _array(x)

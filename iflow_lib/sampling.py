@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from numbers import Real
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .data import TensorData
 from .model import FlowMap
-from .utils import pick_device, check_int
+from .registry import first_line
+from .utils import check_int, check_seed, pick_device
 
-METHODS = ("map", "euler", "heun", "rk45", "anchor")
 #: Noise is always drawn in blocks of this many samples, so that it does not depend on the batch size of the network.
 NOISE_BLOCK = 256
+
+SamplerClass = TypeVar("SamplerClass", bound="type[Sampler]")
 
 
 @dataclass(frozen=True)
 class SampleResult:
-    """``x``: samples (n, ...) on the CPU; ``nfe``: network calls per sample; ``trajectory``: (points, n, ...) in the
-    path's own scale with ``times`` (points,), or None."""
+    """What ``sample`` returns.
+
+    Args:
+        x: Samples (n, ...) on the CPU.
+        nfe: Network calls per sample.
+        trajectory: The points on the way, (points, n, ...), in the path's own scale, or None.
+        times: Their times in the path's clock, (points,), or None.
+    """
 
     x: Tensor
     nfe: int
@@ -27,12 +42,319 @@ class SampleResult:
     times: Tensor | None = None
 
 
-def initial_noise(model: FlowMap, n: int, seed: int = 0):
-    """The starting points on the line in blocks (<= NOISE_BLOCK, ...), drawn on the CPU in float32.
+class AverageVelocity:
+    """The network during sampling: with its labels and guidance, and with a count of its calls.
+
+    Args:
+        model: The model.
+        labels: Classes of the batch, (B,), or None.
+        guidance: The weight w in ``u = u_free + w (u_class - u_free)`` (arXiv 2207.12598).
+
+    Attributes:
+        count: Network calls so far.
+    """
+
+    def __init__(self, model: FlowMap, labels: Tensor | None = None, guidance: float = 1.0) -> None:
+        self.model, self.labels, self.guidance, self.count = model, labels, guidance, 0
+
+    def __call__(self, x: Tensor, t: float, s: float, anchor: Tensor | None = None) -> Tensor:
+        """Return ``u(x, t, s)`` on the line; where t == s it is the velocity.
+
+        Args:
+            x: Points on the line, (B, ...).
+            t: Their line time, one for all.
+            s: The target line time, one for all.
+            anchor: An estimate of x_0, shape of x; None gives an anchored network zeros, which stand for "no anchor".
+
+        Returns:
+            The average velocity, shape of x.
+        """
+        times = x.new_full((len(x),), t), x.new_full((len(x),), s)
+        if anchor is None and self.model.anchored:
+            anchor = torch.zeros_like(x)
+        self.count += 1
+        u = self.model(x, *times, anchor, self.labels)
+        if self.guidance == 1 or self.labels is None:
+            return u
+        self.count += 1
+        free = self.model(x, *times, anchor, torch.full_like(self.labels, -1))
+        return free + self.guidance * (u - free)
+
+
+# ---------------------------------------------------------------------- samplers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of a sampler.
+
+    Args:
+        model: The model, in evaluation mode and where it runs.
+        n: Number of samples.
+        seed: Seed of their noise.
+        evaluations: How often ``u`` is evaluated for each sample; with guidance, each time is two network calls.
+        times: The caller's grid of line times, (steps + 1,) in float64, in place of the sampler's own, or None.
+        tolerance: Of adaptive solvers.
+    """
+
+    model: FlowMap
+    n: int
+    seed: int
+    evaluations: int
+    times: Tensor | None = None
+    tolerance: float = 1e-5
+
+
+class Sampler:
+    """A loop over line times, with one step to override.
+
+    A sampler of your own sets ``calls`` and gives ``step``; ``register_sampler`` gives it a name::
+
+        @ifl.register_sampler("midpoint")
+        class Midpoint(ifl.Sampler):
+            calls = 2
+
+            def step(self, u, x, t, s):
+                middle = (t + s) / 2
+                half = x - (t - middle) * u(x, t, t)
+                return x - (t - s) * u(half, middle, middle)
+
+    Args:
+        plan: What is asked for.
+
+    Attributes:
+        times: The line times of the points that ``points`` yields, in float64, or None where they have none.
+    """
+
+    #: Evaluations of ``u`` in one step.
+    calls: int = 1
+    #: The nfe where none is asked for; None means that the caller has to say it.
+    default_nfe: int | None = None
+    #: Whether nfe decides how many steps are made.
+    counts_steps: bool = True
+    #: Whether the caller may give a grid.
+    takes_times: bool = True
+
+    times: Tensor | None
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.times = self.grid(plan) if plan.times is None else plan.times
+
+    def grid(self, plan: Plan) -> Tensor:
+        """Return the line times of the steps, from ``tau_max`` down to 0.
+
+        Solvers use the path's own grid in its own clock: uniform for the rectified path, EDM's for VE and PFGM++.
+
+        Args:
+            plan: What is asked for.
+
+        Returns:
+            The line times, (steps + 1,), float64.
+        """
+        path = plan.model.path
+        return path.tau(path.grid(plan.evaluations // self.calls))
+
+    def points(self, u: AverageVelocity, x: Tensor) -> Iterator[Tensor]:
+        """Yield the points of a batch from the start to the samples: the loop.
+
+        Args:
+            u: The network.
+            x: The start on the line, (B, ...).
+
+        Yields:
+            The start and the point after each step, on the line, shape of x.
+        """
+        yield x
+        for t, s in pairwise([] if self.times is None else self.times.tolist()):
+            x = self.step(u, x, t, s)
+            yield x
+
+    def step(self, u: AverageVelocity, x: Tensor, t: float, s: float) -> Tensor:
+        """Move a batch from line time t to line time s.
+
+        Args:
+            u: The network: ``u(x, t, s)`` is the average velocity on the line, ``u(x, t, t)`` the velocity.
+            x: Points at t, (B, ...).
+            t: The line time of x.
+            s: The line time to reach, ``0 <= s < t``.
+
+        Returns:
+            The points at s, shape of x.
+        """
+        raise NotImplementedError
+
+
+#: Samplers by name: what ``sample(method=...)`` knows.
+SAMPLERS: dict[str, type[Sampler]] = {}
+
+
+def register_sampler(name: str) -> Callable[[SamplerClass], SamplerClass]:
+    """Register a class of samplers as a method of ``sample``; a class decorator.
+
+    A notebook's cell can be run again: a class of the same module and qualified name takes the place of the earlier one.
+
+    Args:
+        name: What ``sample(method=...)`` calls it.
+
+    Returns:
+        The decorator, which returns the class itself.
+
+    Raises:
+        ValueError: If the name is taken or is no name, or the class does not extend ``Sampler``.
+    """
+    if not isinstance(name, str) or name in ("", "auto"):
+        raise ValueError(
+            f'register_sampler takes a name, as in @ifl.register_sampler("midpoint"); got {name!r}'
+        )
+
+    def add(cls: SamplerClass) -> SamplerClass:
+        if not (isinstance(cls, type) and issubclass(cls, Sampler)):
+            raise ValueError(
+                f"register_sampler({name!r}) decorates a class that extends ifl.Sampler, not {cls!r}"
+            )
+        known = SAMPLERS.get(name, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"the name {name!r} is taken by the sampler {known.__module__}.{known.__qualname__}: "
+                "choose another name"
+            )
+        SAMPLERS[name] = cls
+        return cls
+
+    return add
+
+
+@register_sampler("map")
+class Jumps(Sampler):
+    """Jumps of a model that learned the integral: ``x_s = x_t - (t - s) u(x_t, t, s)``.
+
+    They need no accuracy from their grid and use equal parts of the line. An anchored model spends its first call of
+    several on the anchor: the end of a jump from the start.
+    """
+
+    default_nfe = 1
+
+    def __init__(self, plan: Plan) -> None:
+        if plan.times is not None and plan.model.anchored:
+            raise ValueError("map takes no times with an anchored network")
+        self.finds_anchor = plan.model.anchored and plan.evaluations > 1
+        self.anchor: Tensor | None = None
+        super().__init__(plan)
+
+    def grid(self, plan: Plan) -> Tensor:
+        """Return equal parts of the line."""
+        jumps = plan.evaluations - self.finds_anchor
+        return torch.linspace(plan.model.path.tau_max, 0.0, jumps + 1, dtype=torch.float64)
+
+    def points(self, u: AverageVelocity, x: Tensor) -> Iterator[Tensor]:
+        """Yield the start and the end of each jump, after the anchor is found."""
+        start = u.model.path.tau_max
+        self.anchor = x - start * u(x, start, 0.0) if self.finds_anchor else None
+        yield from super().points(u, x)
+
+    def step(self, u: AverageVelocity, x: Tensor, t: float, s: float) -> Tensor:
+        """Jump from t to s."""
+        return x - (t - s) * u(x, t, s, self.anchor)
+
+
+@register_sampler("euler")
+class Euler(Sampler):
+    """Euler's method; on the line it is the exponential integrator's (DDIM's) step of every path."""
+
+    def step(self, u: AverageVelocity, x: Tensor, t: float, s: float) -> Tensor:
+        """Follow the velocity at t."""
+        return x - (t - s) * u(x, t, t)
+
+
+@register_sampler("heun")
+class Heun(Sampler):
+    """Heun's method of second order (arXiv 2206.00364, algorithm 1)."""
+
+    calls = 2
+
+    def step(self, u: AverageVelocity, x: Tensor, t: float, s: float) -> Tensor:
+        """Follow the mean of the velocities at both ends of an Euler step."""
+        v = u(x, t, t)
+        v = (v + u(x - (t - s) * v, s, s)) / 2
+        return x - (t - s) * v
+
+
+@register_sampler("rk45")
+class RK45(Sampler):
+    """Dormand and Prince's Runge-Kutta pair of order 5(4), adaptive, by scipy; one common step for the batch."""
+
+    counts_steps = takes_times = False
+
+    def grid(self, plan: Plan) -> Tensor:
+        """Return both ends of the line: the steps between them are not recorded."""
+        return torch.tensor([plan.model.path.tau_max, 0.0], dtype=torch.float64)
+
+    def points(self, u: AverageVelocity, x: Tensor) -> Iterator[Tensor]:
+        """Yield the start and the end; RuntimeError if the solver stops before it."""
+        from scipy.integrate import solve_ivp
+
+        def velocity(tau: float, y: Any) -> Any:
+            point = torch.from_numpy(y).reshape(x.shape).to(x)
+            return u(point, tau, tau).double().cpu().numpy().ravel()
+
+        yield x
+        solution = solve_ivp(
+            velocity,
+            (u.model.path.tau_max, 0.0),
+            x.double().cpu().numpy().ravel(),
+            method="RK45",
+            rtol=self.plan.tolerance,
+            atol=self.plan.tolerance,
+        )
+        if not solution.success:
+            raise RuntimeError(f"rk45 stopped before the end: {solution.message}")
+        yield torch.from_numpy(solution.y[:, -1].copy()).reshape(x.shape).to(x)
+
+
+@register_sampler("anchor")
+class Refinement(Sampler):
+    """The published sampler (arXiv 2504.20179): refine an anchor at the same noise and ``t_max``, again and again.
+
+    ``a <- x - t u(x, t, 0; a)`` from a Gaussian anchor a. Anchors are estimates of the data, all at the same time.
+    """
+
+    default_nfe = 1
+    takes_times = False
+
+    def __init__(self, plan: Plan) -> None:
+        if not plan.model.anchored:
+            raise ValueError('method="anchor" needs a network built with anchor=True')
+        super().__init__(plan)
+        self.times: Tensor | None = None
+        self.anchors = _Stream(initial_anchors(plan.model, plan.n, plan.seed))
+
+    def points(self, u: AverageVelocity, x: Tensor) -> Iterator[Tensor]:
+        """Yield the first anchor and each refined one."""
+        start, anchor = u.model.path.tau_max, self.anchors.take(len(x)).to(x)
+        yield anchor
+        for _ in range(self.plan.evaluations):
+            anchor = x - start * u(x, start, 0.0, anchor)
+            yield anchor
+
+
+# ---------------------------------------------------------------------- noise
+
+
+def initial_noise(model: FlowMap, n: int, seed: int = 0) -> Iterator[Tensor]:
+    """Draw the starting points on the line, on the CPU and in float32.
 
     The same seed gives the same noise on every device and for every batch size; more samples only add to the end.
+
+    Args:
+        model: The model that is sampled; only its path and the shape of its data count.
+        n: How many points.
+        seed: A whole number of at least 0.
+
+    Yields:
+        Blocks of at most NOISE_BLOCK points, (<= NOISE_BLOCK, ...).
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     tau_max = model.path.tau_max
     for start in range(0, n, NOISE_BLOCK):
         # always a whole block: torch's normal stream depends on how many numbers are asked for at once
@@ -42,240 +364,137 @@ def initial_noise(model: FlowMap, n: int, seed: int = 0):
         yield tau_max * z[: n - start]
 
 
-def line_grid(model: FlowMap, method: str, steps: int) -> Tensor:
-    """Line times from ``tau_max`` to 0, shape (steps + 1,), float64.
+def initial_anchors(model: FlowMap, n: int, seed: int = 0) -> Iterator[Tensor]:
+    """Draw the Gaussian anchors that ``method="anchor"`` starts from, in blocks as ``initial_noise`` draws noise.
 
-    Solvers use the path's own grid in its own clock (uniform for the rectified path, EDM's for VE and PFGM++); jumps
-    need no accuracy from their grid and use equal parts of the line.
+    Their generator is seeded with a hash of the seed, so that they are not the noise of another seed that somebody
+    uses. An offset would not do: torch's generator on the CPU reads only the lower 32 bits of its seed.
+
+    Args:
+        model: The model that is sampled; only the shape of its data counts.
+        n: How many anchors.
+        seed: The seed of the samples.
+
+    Yields:
+        Blocks of at most NOISE_BLOCK anchors, (<= NOISE_BLOCK, ...).
     """
-    if method == "map":
-        return torch.linspace(model.path.tau_max, 0.0, steps + 1, dtype=torch.float64)
-    return model.path.tau(model.path.grid(steps))
+    digest = hashlib.sha256(f"anchors of seed {check_seed(seed)}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+    for start in range(0, n, NOISE_BLOCK):
+        yield torch.randn((NOISE_BLOCK, *model.data_shape), generator=generator)[: n - start]
 
 
-class _Calls:
-    """The network with labels, guidance and counting: ``u(x, t, s, anchor)`` with times as numbers."""
+class _Stream:
+    """Blocks of rows, from which any number is taken at a time."""
 
-    def __init__(self, model: FlowMap, labels: Tensor | None, guidance: float):
-        self.model, self.labels, self.guidance, self.count = model, labels, guidance, 0
+    def __init__(self, blocks: Iterable[Tensor]) -> None:
+        self.blocks, self.rest = iter(blocks), torch.empty(0)
 
-    def __call__(self, x: Tensor, t: float, s: float, anchor: Tensor | None = None) -> Tensor:
-        times = x.new_full((len(x),), t), x.new_full((len(x),), s)
-        if anchor is None and self.model.anchored:
-            anchor = torch.zeros_like(x)  # "no anchor"
-        self.count += 1
-        u = self.model(x, *times, anchor, self.labels)
-        if self.guidance == 1:
-            return u
-        self.count += 1
-        free = self.model(x, *times, anchor, torch.full_like(self.labels, -1))
-        return free + self.guidance * (u - free)
+    def take(self, n: int) -> Tensor:
+        """Return the next n rows."""
+        parts = [self.rest] if len(self.rest) else []
+        while sum(map(len, parts)) < n:
+            parts.append(next(self.blocks))
+        rows = torch.cat(parts)
+        self.rest = rows[n:].clone()  # a view would keep all of the rows in memory
+        return rows[:n]
 
 
-def _integrate(u: _Calls, x: Tensor, grid: Tensor, method: str, record: list | None) -> Tensor:
-    """Move x (B, ...) on the line along the grid to its end."""
-    anchor, times = None, grid.tolist()
-    if method == "map" and u.model.anchored and len(times) > 2:
-        anchor = x - times[0] * u(
-            x, times[0], 0.0
-        )  # the first call estimates the end, the others use it
-        times = torch.linspace(times[0], 0.0, len(times) - 1, dtype=torch.float64).tolist()
-    for t, s in zip(times[:-1], times[1:]):
-        if record is not None:
-            record.append(x)
-        if method == "map":
-            x = x - (t - s) * u(x, t, s, anchor)
-            continue
-        v = u(x, t, t)
-        if method == "heun":
-            v = (v + u(x - (t - s) * v, s, s)) / 2
-        x = x - (t - s) * v
-    if record is not None:
-        record.append(x)
-    return x
+# ---------------------------------------------------------------------- the entry points
 
 
-def _adaptive(
-    u: _Calls, x: Tensor, tau_max: float, tolerance: float, record: list | None
-) -> Tensor:
-    """Dormand and Prince's Runge-Kutta pair of order 5(4), adaptive, by scipy; one common step for the batch."""
-    from scipy.integrate import solve_ivp
-
-    def velocity(tau, y):
-        point = torch.from_numpy(y).reshape(x.shape).to(x)
-        return u(point, tau, tau).double().cpu().numpy().ravel()
-
-    start = x.double().cpu().numpy().ravel()
-    solution = solve_ivp(
-        velocity, (tau_max, 0.0), start, method="RK45", rtol=tolerance, atol=tolerance
-    )
-    if not solution.success:
-        raise RuntimeError(f"rk45 stopped before the end: {solution.message}")
-    states = [torch.from_numpy(y.copy()).reshape(x.shape).to(x) for y in solution.y.T]
-    if record is not None:
-        record += [states[0], states[-1]]
-    return states[-1]
-
-
-def _refine(
-    u: _Calls, x: Tensor, tau_max: float, nfe: int, generator: torch.Generator, record: list | None
-) -> Tensor:
-    """As published: f(anchor, z, t_max) from a Gaussian anchor, again and again at the same (z, t_max)."""
-    anchor = torch.randn(x.shape, generator=generator).to(x)
-    for _ in range(nfe):
-        if record is not None:
-            record.append(anchor)
-        anchor = x - tau_max * u(x, tau_max, 0.0, anchor)
-    if record is not None:
-        record.append(anchor)
-    return anchor
-
-
-def _check_labels(
-    model: FlowMap, labels, n: int, guidance: float, steps_of: int, nfe: int, method: str
-) -> Tensor | None:
-    if labels is not None:
-        labels = torch.as_tensor(labels)
-        labels = labels.expand(n) if labels.ndim == 0 else labels
-        if not model.classes:
-            raise ValueError("labels were given to a network without classes")
-        fits = labels.shape == (n,) and not labels.is_floating_point()
-        if not fits or not bool(((labels >= -1) & (labels < model.classes)).all()):
-            raise ValueError(
-                f"labels must be {n} whole numbers in [0, {model.classes}), or one for all"
-            )
-    if guidance != 1:
-        if labels is None:
-            raise ValueError("guidance needs labels")
-        if method != "rk45" and nfe % (2 * steps_of):
-            raise ValueError(
-                f"with guidance {method} makes {2 * steps_of} network calls a step: nfe must be a multiple of "
-                f"that, got {nfe}"
-            )
-    return labels
-
-
-@torch.no_grad()
 def sample(
     model: FlowMap,
     n: int,
-    nfe: int = 1,
-    method: str = "map",
+    nfe: int | None = None,
+    method: str = "auto",
     seed: int = 0,
     *,
     batch_size: int = 256,
     device: str | torch.device | None = None,
     trajectory: bool = False,
-    labels=None,
+    labels: Any = None,
     guidance: float = 1.0,
-    times=None,
+    times: Any = None,
     tolerance: float = 1e-5,
+    original_scale: bool = True,
 ) -> SampleResult:
     """Draw ``n`` samples with exactly ``nfe`` network calls each.
 
-    method: "map", ``nfe`` jumps (a model trained for jumps; an anchored one spends its first call of several on the
-    anchor); "euler", ``nfe`` steps; "heun", ``nfe / 2`` steps of two calls (an odd nfe is an error: nothing is rounded);
-    "rk45", adaptive, to ``tolerance``: nfe is what it took, the mean over batches rounded up, and the argument is
-    ignored; "anchor", ``nfe`` refinements of a Gaussian anchor at the same noise and ``t_max``, as published
-    (arXiv 2504.20179), for an anchored model. On the line an Euler step is the exponential integrator (DDIM) step of
-    every path.
-    labels: classes (n,), or one for all; guidance: w in ``u = u_free + w (u_class - u_free)`` (arXiv 2207.12598), which
-    makes every call two unless it is 1. times: for "map", "euler" and "heun", your own grid in the path's clock, from
-    ``t_max`` down to 0, instead of the default one with as many steps.
-    batch_size bounds memory and does not change the noise; device: None keeps the model's. Samples are returned on the
-    CPU. The same seed gives the same noise everywhere; see ``initial_noise``.
+    Args:
+        model: A ``FlowMap``, such as ``fit(...).model``. It stays where it is and as it is.
+        n: Number of samples.
+        nfe: Network calls per sample. None is one jump for a model that jumps, and one refinement for one that refines;
+            a solver has to be told.
+        method: "auto" does what the model was trained for (``FlowMap.learned``): jumps where it learned jumps or nobody
+            said; a single jump where it learned to jump to the data only; Euler's steps with a velocity, where nfe has
+            to be given; refinements where it learned these. Otherwise a name in ``SAMPLERS``:
 
-    Raises ValueError for an unknown method or device, n < 1, nfe < 1, batch_size < 1, an nfe that does not divide, labels
-    that do not fit the network, or times that are not a grid.
+            - "map": ``nfe`` jumps. An anchored model spends its first call of several on the anchor.
+            - "euler": ``nfe`` steps. On the line an Euler step is the exponential integrator (DDIM) step of every path.
+            - "heun": ``nfe / 2`` steps of two calls. An odd nfe is an error, because nothing is rounded.
+            - "rk45": adaptive, to ``tolerance``. The argument nfe is ignored; the result's is what it took, the mean over
+              batches rounded up.
+            - "anchor": ``nfe`` refinements of a Gaussian anchor at the same noise and ``t_max``, as published
+              (arXiv 2504.20179), for an anchored model.
+        seed: Seed of the noise. The same seed gives the same noise everywhere: see ``initial_noise``.
+        batch_size: Samples at a time. It bounds memory and changes neither noise nor anchors.
+        device: Where the network runs; None is where the model is. On another device a copy of the model runs, which
+            takes the model's memory once more, there and for a moment here.
+        trajectory: Whether the points on the way are kept.
+        labels: Classes, n whole numbers, or one for all.
+        guidance: The weight w in ``u = u_free + w (u_class - u_free)`` (arXiv 2207.12598); unless it is 1, every
+            evaluation is two network calls.
+        times: For methods that step along a grid, your own in the path's clock, from ``t_max`` down to 0, in place of
+            the default one with as many steps.
+        tolerance: Absolute and relative error of a step of "rk45".
+        original_scale: Whether a standardization by ``data.standardize`` is undone, in x and in the trajectory, so that
+            both have the units of the original data. False leaves them as the network sees them.
+
+    Returns:
+        The samples on the CPU, with the number of network calls and, if asked for, the trajectory.
+
+    Raises:
+        ValueError: If an argument is out of range, nfe is missing or does not divide, labels do not fit the network, or
+            times are not a grid.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    n, nfe, batch_size = (
-        check_int("n", n),
-        check_int("nfe", nfe),
-        check_int("batch_size", batch_size),
+    _check_model(model)
+    n, batch_size, seed = check_int("n", n), check_int("batch_size", batch_size), check_seed(seed)
+    method, nfe = _choose(model, method, nfe)
+    kind = SAMPLERS[method]
+    guided = _check_number("guidance", guidance) != 1
+    if not _check_number("tolerance", tolerance) > 0:
+        raise ValueError(f"tolerance must be positive, got {tolerance!r}")
+    labels = None if labels is None else _check_labels(model, labels, n)
+    if guided and labels is None:
+        raise ValueError("guidance needs labels")
+    evaluations = _evaluations(kind, method, nfe, guided=guided)
+    grid = None if times is None else _own_grid(model, times, evaluations // kind.calls, method)
+    scaling = model.scaling if original_scale else None
+    model = _on_device(model, device)
+    sampler = kind(Plan(model, n, seed, evaluations, grid, tolerance))
+    empty = torch.empty(0, device=None if device is None else pick_device(device))
+    points, calls = _run(
+        sampler,
+        batch_size=batch_size,
+        like=next(model.parameters(), empty),
+        trajectory=trajectory,
+        labels=labels,
+        guidance=guidance,
     )
-    steps_of = 2 if method == "heun" else 1
-    if nfe % steps_of:
-        raise ValueError(f"heun makes two network calls a step, so nfe must be even; got {nfe}")
-    if method == "anchor" and not model.anchored:
-        raise ValueError('method="anchor" needs a network built with anchor=True')
-    labels = _check_labels(model, labels, n, guidance, steps_of, nfe, method)
-    steps = nfe // steps_of // (2 if guidance != 1 and method != "rk45" else 1)
-    grid = (
-        line_grid(model, method, steps) if times is None else _own_grid(model, times, steps, method)
-    )
-    if device is not None:
-        model = model.to(pick_device(device))
-    target = next(model.parameters(), torch.empty(0, device=device and pick_device(device)))
-    was_training = model.training
-    model.eval()
-    ends, paths, pending, counts, done = [], [], [], [], 0
-    anchors = torch.Generator().manual_seed(seed + 1)
-    try:
-        for block, last in _with_last(initial_noise(model, n, seed)):
-            pending.append(block)
-            while pending and (sum(map(len, pending)) >= batch_size or last):
-                z = torch.cat(pending)
-                pending = [z[batch_size:]] if len(z) > batch_size else []
-                x, record = z[:batch_size].to(target), [] if trajectory else None
-                u = _Calls(
-                    model,
-                    None if labels is None else labels[done : done + len(x)].to(x.device),
-                    guidance,
-                )
-                if method == "rk45":
-                    x = _adaptive(u, x, model.path.tau_max, tolerance, record)
-                elif method == "anchor":
-                    x = _refine(u, x, model.path.tau_max, steps, anchors, record)
-                else:
-                    x = _integrate(u, x, grid, method, record)
-                done += len(x)
-                ends.append(x.cpu())
-                counts.append(u.count * len(x))
-                if record is not None:
-                    paths.append(torch.stack(record).cpu())
-    finally:
-        model.train(was_training)
-    x, calls = torch.cat(ends), -(-sum(counts) // n)
-    scale_0 = float(model.path.scale(torch.zeros(1)))  # 1 on every path: the data are not rescaled
+    spent = -(-calls // n)  # rounded up
+
+    def undo(values: Tensor) -> Tensor:
+        return values if scaling is None else scaling.undo(values)
+
+    x = undo(points[-1] * float(model.path.scale(torch.zeros(1))))
     if not trajectory:
-        return SampleResult(x=x * scale_0, nfe=calls)
-    if method == "anchor":  # anchors are estimates of the data, all at the same time
-        return SampleResult(
-            x=x * scale_0, nfe=calls, trajectory=torch.cat(paths, dim=1), times=None
-        )
-    if method == "rk45":
-        grid = grid[[0, -1]]
-    elif method == "map" and model.anchored and len(grid) > 2:
-        grid = torch.linspace(float(grid[0]), 0.0, len(grid) - 1, dtype=torch.float64)
-    at = model.path.time(grid)
-    scales = model.path.scale(at).to(x).reshape((-1,) + (1,) * x.ndim)
-    return SampleResult(
-        x=x * scale_0, nfe=calls, trajectory=torch.cat(paths, dim=1) * scales, times=at
-    )
-
-
-def _own_grid(model: FlowMap, times, steps: int, method: str) -> Tensor:
-    """Line times of a grid given in the path's clock. ValueError unless it falls from t_max to 0 in ``steps`` steps."""
-    times = torch.as_tensor(times, dtype=torch.float64)
-    if method not in ("map", "euler", "heun") or method == "map" and model.anchored:
-        raise ValueError(
-            f"{method} takes no times" + (" with an anchored network" if method == "map" else "")
-        )
-    if (
-        times.shape != (steps + 1,)
-        or times[0] != model.path.t_max
-        or times[-1] != 0
-        or not bool((times.diff() < 0).all())
-    ):
-        raise ValueError(
-            f"times must fall from {model.path.t_max:g} to 0 in {steps} steps, so {steps + 1} numbers; got "
-            f"{tuple(times.shape)} from {float(times[0]):g} to {float(times[-1]):g}"
-        )
-    grid = model.path.tau(times)
-    grid[0] = model.path.tau_max
-    return grid
+        return SampleResult(x, spent)
+    if sampler.times is None:
+        return SampleResult(x, spent, undo(points))
+    at = model.path.time(sampler.times)
+    scales = model.path.scale(at).to(points).reshape((-1,) + (1,) * x.ndim)
+    return SampleResult(x, spent, undo(points * scales), at)
 
 
 def reflow(
@@ -286,27 +505,188 @@ def reflow(
     method: str = "euler",
     seed: int = 0,
     batch_size: int = 256,
-    labels=None,
-):
-    """Coupled pairs for the next rectified flow: noise and where the model's own ODE takes it (arXiv 2209.03003).
+    labels: Any = None,
+) -> TensorData:
+    """Draw coupled pairs for the next rectified flow: noise, and where the model's own ODE takes it (arXiv 2209.03003).
 
     ``fit(new_model, FlowMatching(), reflow(model, n), ...)`` trains the 2-RF; ``Distillation()`` in place of
-    ``FlowMatching()`` the one-step model. Returns a data set with ``x``, ``noise`` and, if given, ``labels``.
-    Arguments as for ``sample``. Raises ValueError on other paths than RectifiedFlow.
+    ``FlowMatching()`` trains the one-step model.
+
+    Args:
+        model: A velocity model on the rectified path.
+        n: Number of pairs.
+        nfe: Network calls per pair.
+        method: As for ``sample``.
+        seed: As for ``sample``.
+        batch_size: As for ``sample``.
+        labels: As for ``sample``.
+
+    Returns:
+        A data set with ``x``, ``noise`` and, if given, ``labels``. If the model's data were standardized, x is too, and
+        the data set carries the same ``scaling``, so that the next model's samples have the original scale again.
+
+    Raises:
+        ValueError: If the path is not RectifiedFlow, or an argument does not fit ``sample``.
     """
+    _check_model(model)
     if model.path.tau_max != 1:
         raise ValueError(f"reflow is defined on RectifiedFlow, not on {model.path.name}")
-    noise = torch.cat(list(initial_noise(model, n, seed)))
-    out = sample(model, n, nfe, method, seed, batch_size=batch_size, labels=labels)
-    kept = None if labels is None else torch.as_tensor(labels).expand(n).clone()
-    return TensorData(out.x, labels=kept, name=f"reflow of {n}", noise=noise)
+    drawn = sample(
+        model, n, nfe, method, seed, batch_size=batch_size, labels=labels, original_scale=False
+    )
+    noise = torch.cat(list(initial_noise(model, len(drawn.x), seed)))
+    kept = None if labels is None else _check_labels(model, labels, len(drawn.x))
+    return TensorData(
+        drawn.x, labels=kept, name=f"reflow of {n}", noise=noise, scaling=model.scaling
+    )
 
 
-def _with_last(blocks):
-    """Pairs (block, is it the last one)."""
-    blocks = iter(blocks)
-    current = next(blocks)
-    for following in blocks:
-        yield current, False
-        current = following
-    yield current, True
+@torch.no_grad()
+def _run(
+    sampler: Sampler,
+    *,
+    batch_size: int,
+    like: Tensor,
+    trajectory: bool,
+    labels: Tensor | None,
+    guidance: float,
+) -> tuple[Tensor, int]:
+    """Return the points (points, n, ...) of all batches on the CPU, only the last if no trajectory, and all calls."""
+    plan, kept, calls = sampler.plan, [], 0
+    noise = _Stream(initial_noise(plan.model, plan.n, plan.seed))
+    training = [part for part in plan.model.modules() if part.training]
+    plan.model.eval()
+    try:
+        for start in range(0, plan.n, batch_size):
+            x = noise.take(min(batch_size, plan.n - start)).to(like)
+            known = None if labels is None else labels[start : start + len(x)].to(x.device)
+            u = AverageVelocity(plan.model, known, guidance)
+            record: list[Tensor] = []
+            for point in sampler.points(u, x):
+                if not trajectory:
+                    record.clear()
+                record.append(point.cpu() if trajectory else point)
+            kept.append(torch.stack(record).cpu())
+            calls += u.count * len(x)
+    finally:
+        for part in training:
+            part.training = True
+    return torch.cat(kept, dim=1), calls
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _check_model(model: FlowMap) -> None:
+    if not isinstance(model, FlowMap):
+        raise ValueError(
+            f"sample takes a FlowMap, such as fit(...).model, not a {type(model).__name__}"
+        )
+
+
+def _check_number(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _choose(model: FlowMap, method: str, nfe: int | None) -> tuple[str, int | None]:
+    """Return the name of a sampler and its nfe; None where it decides itself."""
+    nfe = None if nfe is None else check_int("nfe", nfe)
+    if method == "auto":
+        if model.learned == "velocity" and nfe is None:
+            raise ValueError(
+                "this model learned a velocity, which a solver follows in many steps: say how many network "
+                "calls, as in sample(model, n, nfe=32)"
+            )
+        if model.learned == "jump_to_data" and nfe not in (None, 1):
+            raise ValueError(
+                f"this model learned jumps to the data only, one network call each, so nfe must be 1, got {nfe}: "
+                'say method="map" to chain jumps that it was not trained for'
+            )
+        method = {"velocity": "euler", "refinement": "anchor"}.get(model.learned or "", "map")
+    if not isinstance(method, str) or method not in SAMPLERS:
+        raise ValueError(
+            f"unknown method {method!r}: expected auto or one of {', '.join(SAMPLERS)}"
+        )
+    kind = SAMPLERS[method]
+    nfe = kind.default_nfe if nfe is None else nfe
+    if nfe is None and kind.counts_steps:
+        raise ValueError(
+            f"{method} needs nfe, the network calls per sample, as in "
+            f'sample(model, n, nfe=32, method="{method}")'
+        )
+    return method, nfe
+
+
+def _evaluations(kind: type[Sampler], method: str, nfe: int | None, *, guided: bool) -> int:
+    """Return how often ``u`` is evaluated for each sample; ValueError if nfe does not divide."""
+    if nfe is None or not kind.counts_steps:
+        return 1
+    each = 2 if guided else 1
+    if nfe % (each * kind.calls):
+        with_guidance = " with guidance" if guided else ""
+        raise ValueError(
+            f"{method}{with_guidance} makes {each * kind.calls} network calls a step: nfe must be a multiple "
+            f"of {each * kind.calls}, got {nfe}"
+        )
+    return nfe // each
+
+
+def _check_labels(model: FlowMap, labels: Any, n: int) -> Tensor:
+    """Return labels (n,) as int64 on the CPU."""
+    if not model.classes:
+        raise ValueError("labels were given to a network without classes")
+    try:
+        given = torch.as_tensor(labels).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"labels are no whole numbers: {first_line(error)}") from error
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    found = given.long().expand(n) if given.ndim == 0 else given.long()
+    if (
+        not whole
+        or found.shape != (n,)
+        or not bool(((found >= -1) & (found < model.classes)).all())
+    ):
+        values = f" from {found.min()} to {found.max()}" if found.numel() else ""
+        raise ValueError(
+            f"labels must be {n} whole numbers in [0, {model.classes}), or one for all; got {given.dtype} "
+            f"of shape {tuple(given.shape)}{values}"
+        )
+    return found.clone()
+
+
+def _own_grid(model: FlowMap, times: Any, steps: int, method: str) -> Tensor:
+    """Return the line times of a caller's grid; ValueError unless it falls from t_max to 0 in ``steps`` steps."""
+    if not SAMPLERS[method].takes_times:
+        raise ValueError(f"{method} takes no times")
+    try:
+        times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"times are no numbers: {first_line(error)}") from error
+    end = model.path.t_max
+    if (
+        times.shape != (steps + 1,)
+        or times[0] != end
+        or times[-1] != 0
+        or not bool((times.diff() < 0).all())
+    ):
+        got = f"{tuple(times.shape)}"
+        if times.ndim == 1 and len(times):
+            got += f" from {float(times[0]):g} to {float(times[-1]):g}"
+        raise ValueError(
+            f"times must fall from {end:g} to 0 in {steps} steps, so {steps + 1} numbers; got {got}"
+        )
+    grid = model.path.tau(times)
+    grid[0] = model.path.tau_max
+    return grid
+
+
+def _on_device(model: FlowMap, device: str | torch.device | None) -> FlowMap:
+    """Return the model, or a copy of it if it is elsewhere."""
+    if device is None:
+        return model
+    wanted = torch.empty(0, device=pick_device(device)).device  # with its index
+    if all(part.device == wanted for part in (*model.parameters(), *model.buffers())):
+        return model
+    return copy.deepcopy(model).to(wanted)

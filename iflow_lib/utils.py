@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import warnings
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 
 __version__ = "0.1.0"
@@ -124,32 +125,42 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def check_int(name: str, value: Any, minimum: int = 1) -> int:
-    """Return ``value`` as an int.
+    """Return ``value`` as an int if it is a whole number of any type.
 
     Args:
-        name: What the error calls it.
-        value: A whole number: of Python, of numpy, or a torch tensor that holds one. No bool.
-        minimum: The smallest one allowed.
+        name: What errors call the value.
+        value: A whole number: of Python, of numpy, or a torch tensor of one element.
+        minimum: The least value that is allowed.
+
+    Returns:
+        The value.
 
     Raises:
-        ValueError: If it is no whole number, or smaller than ``minimum``.
+        ValueError: If it is not a whole number of at least ``minimum``; True and False are none.
     """
-    number = value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
-    if not isinstance(number, Integral) or isinstance(number, bool) or number < minimum:
+    boolean = isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) is torch.bool
+    try:
+        number = None if boolean else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < minimum:
         raise ValueError(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-    return int(number)
+    return number
 
 
 def check_seed(value: Any) -> int:
-    """Return a seed as an int.
+    """Return ``value`` as a seed that every generator takes.
 
     Args:
-        value: A whole number from 0 to 2^63 - 1, of any kind that ``check_int`` takes.
+        value: A whole number from 0 to 2^63 - 1, of Python, numpy or torch.
+
+    Returns:
+        The seed.
 
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If it is not such a number.
     """
     seed = check_int("seed", value, minimum=0)
     if seed >= 1 << 63:
-        raise ValueError(f"seed must be smaller than 2**63, got {value!r}")
+        raise ValueError(f"seed must be a whole number below 2^63, got {value!r}")
     return seed

@@ -1,28 +1,32 @@
-"""Comparisons that the notebooks share: same network, data, steps and seeds; tidy rows out.
+"""The shipped models: what each is, how it was trained, how it is measured.
 
-A *system* is a path with a way of training, ``KINDS``: ``rectified_velocity`` is 1-Rectified Flow, ``ve_integral`` an
-Integration Flow on VE, ``pfgmpp_x0_shared`` the published recipe on PFGM++ with one of its anchors. Settings live here
-once, for the notebooks, the shipped checkpoints and the reference results alike.
+A ``System`` is a path, a way of training (``KINDS``) and a data set. ``ve_integral`` is an Integration Flow
+on the variance-exploding path, on Fashion-MNIST; ``eight_gaussians_pfgmpp_x0_shared`` is the published
+recipe on PFGM++ with one of its anchors, on eight Gaussians. The notebooks, the shipped checkpoints and
+``experiments`` take their settings from here.
+
+>>> from iflow_lib import zoo
+>>> run = zoo.train("eight_gaussians_rectified_integral", steps=1000)
+>>> rows = zoo.evaluate(run.model, "eight_gaussians_rectified_integral", run.manifest, nfes=(1, 2))
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-import json
 import math
-import shutil
+import os
 import time
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 
 from . import data as data_sets
 from . import metrics
-from .io import write_atomic
-from .model import FlowMap, read_config
+from .model import FlowMap
 from .networks import MLP, UNet
 from .objectives import (
     ANCHORS,
@@ -35,295 +39,419 @@ from .objectives import (
     X0Regression,
 )
 from .paths import Path, PoissonFlow, RectifiedFlow, VarianceExploding
+from .pretrained import read_config
 from .sampling import SampleResult, sample
 from .training import TrainConfig, TrainRun, fit
 
 PATH_NAMES = ("rectified", "ve", "pfgmpp")
-#: kind -> its objective, made anew for each run. The difference's step is that of the committed results.
-_INTEGRAL = partial(IntegralIdentity, derivative="difference", step=5e-3)
-KINDS = {
-    "integral": _INTEGRAL,
+# The width of the difference is that of the committed results.
+_integral = partial(IntegralIdentity, derivative="difference", step=5e-3)
+#: What a system learns and how: the name of the kind -> its objective, made anew for each training.
+KINDS: dict[str, Callable[..., Objective]] = {
+    "integral": _integral,
     "velocity": FlowMatching,
     "additivity": IntegralAdditivity,
     "consistency": ConsistencyTraining,
-    "integral_self": partial(_INTEGRAL, anchor="self"),
+    "integral_self": partial(_integral, anchor="self"),
     **{f"x0_{rule}": partial(X0Regression, rule) for rule in ANCHORS},
 }
-#: every path with every kind, for the plane; and those that ship as Fashion-MNIST models
-PLANE_SYSTEMS = tuple(f"{path}_{kind}" for kind in KINDS for path in PATH_NAMES)
-SYSTEMS = tuple(
-    f"{path}_{kind}" for kind in ("velocity", "integral") for path in PATH_NAMES
-)  # teachers first
-EMOJI_SYSTEMS = ("emoji_rectified_velocity", "emoji_rectified_integral")  # the emoji's, in colour
+#: Image sets and the shape of their examples: channels, height and width.
+IMAGE_SETS = {"fashion_mnist": (1, 28), "emoji": (3, 32)}
+#: The models that ship: six of Fashion-MNIST (teachers first) and one of each kind on eight Gaussians.
+IMAGE_MODELS = tuple(f"{path}_{kind}" for kind in ("velocity", "integral") for path in PATH_NAMES)
+PLANE_MODELS = tuple(f"eight_gaussians_rectified_{kind}" for kind in KINDS)
+
+#: Numbers of network calls at which systems are compared.
 NFES = (1, 2, 4, 8, 16, 32, 100)
-#: Gradient steps of the reference results and of the comparison of anchor rules.
+#: Every metric compares this many samples with as many real ones.
+POINTS = 2000
+#: Gradient steps in the plane: of the reference results, and of the comparison of anchor rules.
 PLANE_STEPS, ANCHOR_STEPS = 10000, 2500
-#: Gradient steps of image models, by kind; ve_integral, as it ships, had 12,000 (docs/findings.md).
+#: Gradient steps of image models. The ``ve_integral`` that ships had 12,000 (docs/findings.md).
 IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
-#: and how a trained integral of images is finished: steps, their peak learning rate, weight of ``matching``
+#: The second stage of an integral of images: gradient steps, peak learning rate, weight of ``matching``.
 FINISH_STEPS, FINISH_LR, FINISH_MATCHING = 800, 1.5e-4, 50.0
-#: In the plane the line times of n jumps are ((n - i) / n)^JUMP_POWER: two jumps meet at 0.3. Chosen on draws of the data
-#: that no result uses; on images equal parts of the line (power 1) were best.
+#: The network in the plane, an MLP.
+PLANE_NETWORK = {"dim": 2, "hidden": 128, "layers": 4, "features": 3}
+#: How an integral of images learns the flow map of its teacher (docs/findings.md).
+TAUGHT = {
+    "equal_share": 0.25,
+    "start_share": 0.15,
+    "end_share": 0.15,
+    "detail": 15.0,
+    "perceptual": 1.0,
+}
+#: In the plane, n jumps meet at line times ``((n - i) / n)^JUMP_POWER``: two jumps meet at 0.3. The power
+#: was chosen on draws of the data that no result uses. On images equal parts of the line are best.
 JUMP_POWER = 1.737
-POINTS = 2000  # every metric compares this many samples with as many real ones
 
 
-def make_path(name: str, *, images: bool) -> Path:
-    """ "rectified", "ve" or "pfgmpp" (aug_dim 8 in the plane, 128 for images)."""
-    if name not in PATH_NAMES:
-        raise ValueError(f"unknown path {name!r}: expected one of {', '.join(PATH_NAMES)}")
-    return {"rectified": RectifiedFlow, "ve": VarianceExploding}.get(
-        name, lambda: PoissonFlow(128 if images else 8)
-    )()
+@dataclass(frozen=True)
+class System:
+    """A path, a way of training and a data set: one setup for all that are compared.
+
+    In the plane the network is an MLP of 128 units in 4 layers with three octaves of features, trained on
+    batches of 512 by Adam at 2e-3. On images it is a U-Net of width 32, trained on batches of 64 at 1e-3.
+
+    Args:
+        path: "rectified", "ve" or "pfgmpp" (aug_dim 8 in the plane, 128 on images).
+        kind: What is learned, a key of ``KINDS``.
+        data: A set in the plane (``iflow_lib.data.PLANE``), "fashion_mnist" or "emoji".
+
+    Raises:
+        ValueError: One of the three is unknown.
+    """
+
+    path: str
+    kind: str
+    data: str
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("path", PATH_NAMES),
+            ("kind", tuple(KINDS)),
+            ("data", (*data_sets.PLANE, *IMAGE_SETS)),
+        ):
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(f"unknown {field} {value!r}: expected one of {', '.join(known)}")
+
+    @classmethod
+    def parse(cls, name: str | System) -> System:
+        """Read the name of a system.
+
+        Args:
+            name: ``"PATH_KIND"`` on Fashion-MNIST, ``"DATA_PATH_KIND"`` on another set. A system is returned as
+                it is.
+
+        Raises:
+            ValueError: There is no such system.
+        """
+        if isinstance(name, cls):
+            return name
+        sets = (*data_sets.PLANE, *IMAGE_SETS)
+        data = next((d for d in sets if str(name).startswith(f"{d}_")), "fashion_mnist")
+        path, _, kind = str(name).removeprefix(f"{data}_").partition("_")
+        try:
+            return cls(path, kind, data)
+        except ValueError as error:
+            raise ValueError(
+                f'{name!r} is not a system ({error}); name one as in "ve_integral" (on Fashion-MNIST) or '
+                f'"eight_gaussians_ve_integral"'
+            ) from None
+
+    @property
+    def name(self) -> str:
+        """The name that ``parse`` reads."""
+        prefix = "" if self.data == "fashion_mnist" else f"{self.data}_"
+        return f"{prefix}{self.path}_{self.kind}"
+
+    @property
+    def of_images(self) -> bool:
+        """Whether the data are images."""
+        return self.data in IMAGE_SETS
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of ``TrainConfig`` beside steps and seed."""
+        if self.of_images:
+            return {"batch_size": 64, "lr": 1e-3, "ema": 0.999}
+        return {"batch_size": 512, "lr": 2e-3}
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of the models that ship, and in the plane of the reference results."""
+        return IMAGE_STEPS.get(self.kind, 12000) if self.of_images else PLANE_STEPS
+
+    def make_path(self) -> Path:
+        """Make the path."""
+        if self.path == "pfgmpp":
+            return PoissonFlow(128 if self.of_images else 8)
+        return {"rectified": RectifiedFlow, "ve": VarianceExploding}[self.path]()
+
+    def objective(self, teacher: FlowMap | None = None, matching: float = 0.0) -> Objective:
+        """Make the objective.
+
+        On images, objectives that learn jumps between two times have an adaptive weight and narrower times
+        (docs/findings.md).
+
+        Args:
+            teacher: A velocity model on the same path, whose flow map an integral is to learn.
+            matching: Weight, with a teacher, of how far the ends of jumps are from the data as a distribution.
+
+        Raises:
+            ValueError: Another kind than "integral" is to have a teacher.
+        """
+        objective = KINDS[self.kind]()
+        if self.of_images and isinstance(objective, TwoTimeObjective):
+            objective = replace(objective, time_density=(0.0, 1.0), power=0.5)
+        if teacher is None:
+            return objective
+        if self.kind != "integral" or not isinstance(objective, IntegralIdentity):
+            raise ValueError(f"{self.name} cannot have a teacher: only an integral can")
+        taught: dict[str, Any] = TAUGHT if self.of_images else {}
+        return replace(objective, teacher=teacher, matching=matching, **taught)
+
+    def model(self, seed: int = 0, **network: Any) -> FlowMap:
+        """Make a fresh model.
+
+        Args:
+            seed: Seed of the network's first weights. The global generator of torch is left as it was.
+            network: Changed arguments of the network, such as ``hidden=64`` of the MLP or ``width=16`` of the
+                U-Net.
+        """
+        anchor = needs_anchor(KINDS[self.kind]())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.of_images:
+                channels, size = IMAGE_SETS[self.data]
+                net: torch.nn.Module = UNet(
+                    **{
+                        "channels": channels,
+                        "size": size,
+                        "width": 32,
+                        "blocks": 1,
+                        "anchor": anchor,
+                    }
+                    | network
+                )
+            else:
+                net = MLP(**PLANE_NETWORK | {"anchor": anchor} | network)
+        return FlowMap(net, self.make_path())
+
+    def methods(self, nfes: Sequence[int] = NFES) -> list[tuple[str, int]]:
+        """List the ways in which a model of this kind is sampled, as pairs (method, nfe).
+
+        A velocity is sampled by Euler and Heun steps. What learned jumps to any time is sampled by up to 8
+        jumps, and what learned jumps to the data alone by one. The published anchors are refined.
+        """
+        if self.kind in ("integral", "additivity", "integral_self"):
+            return [("map", nfe) for nfe in nfes if nfe <= 8]
+        if self.kind in ("consistency", "x0_none"):
+            return [("map", 1)]
+        if self.kind != "velocity":
+            return [("anchor", nfe) for nfe in nfes]
+        heun = [("heun", nfe) for nfe in nfes if nfe % 2 == 0 and nfe < 100]
+        return [("euler", nfe) for nfe in nfes] + heun
 
 
-def parse_system(name: str, known=(*SYSTEMS, *EMOJI_SYSTEMS)) -> tuple[str, str]:
-    """``"ve_integral" -> ("ve", "integral")``. ValueError for a name that is not ``known``."""
-    if name not in known:
-        raise ValueError(f"unknown system {name!r}: expected one of {', '.join(known)}")
-    return tuple(name.removeprefix("emoji_").split("_", 1))
-
-
-def image_set(system: str) -> str:
-    """The data set of an image system: "emoji" or "fashion_mnist"."""
-    return "emoji" if system.startswith("emoji_") else "fashion_mnist"
-
-
-def sees_anchor(objective) -> bool:
-    """Must the network of an objective be built with ``anchor=True``?"""
+def needs_anchor(objective: Objective) -> bool:
+    """Say whether the network of an objective must be built with ``anchor=True``."""
     return getattr(objective, "anchor", None) not in (None, "none")
 
 
-def plane_setup(
-    system: str, *, seed: int, network=MLP, **of_network
-) -> tuple[FlowMap, Objective, dict]:
-    """Fresh model of points in the plane, its objective and the settings of its training, one setup for all systems: MLP
-    128 x 4 with three octaves of features, batch 512, Adam 2e-3 with half a cosine. network: its class, of_network:
-    changes of its arguments."""
-    path, kind = parse_system(system, PLANE_SYSTEMS)
-    objective = KINDS[kind]()
-    torch.manual_seed(seed)  # the network's own start
-    net = network(
-        **dict(dim=2, hidden=128, layers=4, features=3, anchor=sees_anchor(objective)) | of_network
-    )
-    return (
-        FlowMap(net, make_path(path, images=False)),
-        objective,
-        dict(batch_size=512, lr=2e-3, seed=seed),
-    )
+# ---- training
 
 
-def train_plane(
-    system: str,
-    dataset: str,
-    *,
-    seed: int,
-    steps: int = PLANE_STEPS,
-    device: str = "cpu",
-    progress: bool = False,
-) -> TrainRun:
-    """Train one system on one of the sets in the plane, with the settings of ``plane_setup``."""
-    model, objective, settings = plane_setup(system, seed=seed)
-    config = TrainConfig(steps=steps, device=device, progress=progress, **settings)
-    return fit(model, objective, data_sets.load(dataset), config)
-
-
-def image_objective(kind: str) -> Objective:
-    """The objective of a kind for images: those that learn G have an adaptive weight and narrower times there
-    (docs/findings.md)."""
-    objective = KINDS[kind]()
-    return (
-        replace(objective, time_density=(0.0, 1.0), power=0.5)
-        if isinstance(objective, TwoTimeObjective)
-        else objective
-    )
-
-
-def image_setup(system: str, teacher: FlowMap | None = None) -> tuple[FlowMap, Objective, dict]:
-    """Fresh model of images, its objective and the settings of its training, one setup for all systems.
-
-    teacher: a velocity model on the same path. The integral then starts from its network and learns its flow map, with
-    what was best for that (docs/findings.md); without one it starts from nothing.
-    """
-    path, kind = parse_system(system)
-    settings = dict(batch_size=64, lr=1e-3, ema=0.999)
-    objective = FlowMatching()
-    if kind == "integral":
-        objective = image_objective(kind)
-    torch.manual_seed(0)
-    channels, size = (3, 32) if image_set(system) == "emoji" else (1, 28)
-    net = UNet(channels=channels, size=size, width=32, blocks=1)
-    if kind == "integral" and teacher is not None:
-        net = copy.deepcopy(teacher.net).float()
-        objective = replace(
-            objective,
-            teacher=teacher,
-            equal_share=0.25,
-            start_share=0.15,
-            end_share=0.15,
-            detail=15.0,
-            perceptual=1.0,
-        )
-        settings["lr"] = 5e-4
-    return FlowMap(net, make_path(path, images=True)), objective, settings
-
-
-def train_images(
-    system: str,
-    folder,
-    *,
+def train(
+    system: System | str,
+    seed: int = 0,
     steps: int | None = None,
-    finish: bool = True,
-    device: str = "auto",
-    progress: bool = True,
-) -> FlowMap:
-    """Train one system on the vendored Fashion-MNIST or emoji and save it, with its model card, into ``folder``. An
-    integral has the velocity model beside that folder as its teacher, or if there is none the shipped one, and then
-    ``finish_images`` goes on with it.
+    *,
+    teacher: FlowMap | None = None,
+    device: str | torch.device = "auto",
+    progress: bool = False,
+    out_dir: str | os.PathLike[str] = "",
+    **settings: Any,
+) -> TrainRun:
+    """Train a system with the settings of the shipped models.
 
-    steps: by default ``IMAGE_STEPS`` of its kind; finishing takes a thirtieth of them more. Killed or interrupted
-    (KeyboardInterrupt), the next call continues: checkpoints are kept beside ``folder`` until it is done.
+    Args:
+        system: What to train.
+        seed: Seed of the first weights and of the training.
+        steps: Gradient steps, ``System.steps`` if not given.
+        teacher: A velocity model on the same path. An integral then starts from its weights and learns its
+            flow map.
+        device: As in ``TrainConfig``.
+        progress: Show a bar.
+        out_dir: Folder of checkpoints, from which a training that was stopped continues; "" for none.
+        settings: Changed settings of ``TrainConfig``.
+
+    Returns:
+        What ``fit`` returns.
     """
-    kind, first, last = parse_system(system)[1], _state(folder, ""), _state(folder, "-finish")
-    steps, finish = steps or IMAGE_STEPS[kind], finish and kind == "integral"
-    settings = {"device": device, "progress": progress}
-    if not (finish and last.is_dir()):
-        model, objective, more = image_setup(
-            system, _teacher(system, folder) if kind == "integral" else None
-        )
-        model = _fit_images(
-            system, folder, first, model, objective, {"steps": steps, **more, **settings}
-        )
-        if finish:
-            last.mkdir()  # before the first goes: killed here, the next call finishes and does not begin anew
-    shutil.rmtree(first, ignore_errors=finish)
-    return finish_images(system, folder, steps=max(steps // 30, 1), **settings) if finish else model
+    system = System.parse(system)
+    objective = system.objective(teacher)
+    if teacher is None:
+        model, changes = system.model(seed), {}
+    else:
+        model = _started_from(teacher)
+        changes = {"lr": 5e-4} if system.of_images else {}
+    config = TrainConfig(
+        **{
+            "steps": steps or system.steps,
+            "seed": seed,
+            "device": str(device),
+            "progress": progress,
+            "out_dir": str(out_dir),
+            **system.settings,
+            **changes,
+            **settings,
+        }
+    )
+    data = data_sets.load(system.data)
+    return fit(model, objective, data, config, resume="auto" if config.out_dir else None)
 
 
-def finish_images(
-    system: str, folder, *, steps: int = FINISH_STEPS, device: str = "auto", progress: bool = True
+def finish(
+    system: System | str,
+    model: FlowMap,
+    teacher: FlowMap,
+    steps: int = FINISH_STEPS,
+    **settings: Any,
+) -> TrainRun:
+    """Train an integral of images a little further, with the ends of its jumps matched to the data.
+
+    Args:
+        system: An integral of images.
+        model: The trained model; it is left as it is.
+        teacher: The velocity model that taught it.
+        steps: Gradient steps.
+        settings: As in ``train``: seed, device, progress, out_dir and settings of ``TrainConfig``.
+
+    Returns:
+        What ``fit`` returns.
+
+    Raises:
+        ValueError: The system is not an integral of images.
+    """
+    system = System.parse(system)
+    if system.kind != "integral" or not system.of_images:
+        raise ValueError(f"{system.name} has no second stage: only integrals of images have")
+    objective = system.objective(teacher, FINISH_MATCHING)
+    config = TrainConfig(
+        **{"steps": steps, "progress": False, **system.settings, "lr": FINISH_LR, **settings}
+    )
+    data = data_sets.load(system.data)
+    return fit(
+        _started_from(model), objective, data, config, resume="auto" if config.out_dir else None
+    )
+
+
+def _started_from(model: FlowMap) -> FlowMap:
+    """Make a model with the weights of another, in float32, to be trained."""
+    return FlowMap(copy.deepcopy(model.net).float().requires_grad_(True), model.path)
+
+
+# ---- shipped models
+
+
+def pretrained(
+    system: System | str, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> FlowMap:
-    """Train the integral that is saved in ``folder`` on, with ``matching`` (docs/findings.md), and put the result in its
-    place. Its manifest keeps the earlier one as "before". Interrupted, it continues as ``train_images`` does. ValueError
-    for a velocity model, or one that is finished."""
-    if parse_system(system)[1] != "integral":
-        raise ValueError(f"{system} has nothing to be finished: only integrals have")
-    before, teacher = training_manifest(system, FilePath(folder).parent), _teacher(system, folder)
-    if "before" in before:
-        raise ValueError(f"{folder} is finished already")
-    model, objective, settings = image_setup(system, teacher)
-    model.load_state_dict(pretrained(system, FilePath(folder).parent).float().state_dict())
-    settings |= {"steps": steps, "lr": FINISH_LR, "device": device, "progress": progress}
-    objective, state = replace(objective, matching=FINISH_MATCHING), _state(folder, "-finish")
-    model = _fit_images(system, folder, state, model, objective, settings, before)
-    shutil.rmtree(state)
-    return model
+    """Load a model that ships, or one that ``experiments.models`` has trained.
 
+    Args:
+        system: Its system. ``IMAGE_MODELS`` and ``PLANE_MODELS`` ship.
+        folder: The folder that holds one folder for each model, in a checkout results/reference/checkpoints.
+        device: Where to load it.
 
-def _teacher(system: str, folder) -> FlowMap:
-    """The velocity model beside the folder of an integral, or if there is none the shipped one."""
-    beside, name = FilePath(folder).parent, system.removesuffix("integral") + "velocity"
-    return pretrained(name, beside if (beside / name).is_dir() else None)
-
-
-def _state(folder, stage: str) -> FilePath:
-    """Where checkpoints of a stage are, beside ``folder``."""
-    return FilePath(folder).with_name(f"{FilePath(folder).name}{stage}-in-training")
-
-
-def _fit_images(
-    system, folder, state, model, objective, settings: dict, before: dict | None = None
-) -> FlowMap:
-    """Train with checkpoints in ``state``, measure and save; before: manifest of the stage before this one.
-    KeyboardInterrupt if it was stopped."""
-    config = TrainConfig(out_dir=state, **settings)
-    run = fit(model, objective, data_sets.load(image_set(system)), config, resume="auto")
-    if run.manifest["interrupted"]:
-        raise KeyboardInterrupt(
-            f"{system} was interrupted after {run.manifest['steps_done']} of {config.steps} steps"
+    Raises:
+        ValueError: There is no such system, or its files are damaged.
+        FileNotFoundError: There is no such model in the folder.
+    """
+    system = System.parse(system)
+    place = FilePath(folder) / system.name
+    if not place.is_dir():
+        raise FileNotFoundError(
+            f"there is no model {system.name} in {folder}: restore it if it shipped, or train it: "
+            f"python -m experiments.models {system.name} --folder {FilePath(folder).as_posix()}"
         )
-    run.manifest["config"]["out_dir"] = ""
-    if before:
-        run.manifest |= {
-            name: before[name] + run.manifest[name] for name in ("steps_done", "seconds")
-        } | {"before": before}
-    save_with_card(run.model, system, run.manifest, folder)
-    return run.model
+    return FlowMap.from_pretrained(place, device=device)
 
 
-def save_with_card(model: FlowMap, system: str, manifest: dict, folder) -> None:
-    """Measure a trained image model and save it (float16 weights) with a card that says what it is."""
-    table, dataset = (
-        evaluate_images(model, system, nfes=(1, 2, 4, 50), manifest=manifest),
-        image_set(system),
-    )
-    lines = [
-        f"| {row['method']} | {row['nfe']} | {row['metric']} | {row['value']:.3f} |"
-        for row in table
+def training_manifest(system: System | str, folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read how a saved model was trained, with the arguments of ``pretrained``."""
+    return read_config(FilePath(folder) / System.parse(system).name)["info"]["manifest"]
+
+
+# ---- measuring
+
+
+def evaluate(
+    model: FlowMap,
+    system: System | str,
+    manifest: dict[str, Any],
+    *,
+    nfes: Sequence[int] = NFES,
+    draws: int = 5,
+    n: int = POINTS,
+) -> list[dict[str, Any]]:
+    """Measure a trained model by every method of its kind at every number of network calls.
+
+    In the plane the metric is the exact W2 distance to fresh draws of the data, the mean of ``draws``
+    comparisons. The published recipe also gets "spread", the standard deviation of its samples over that of
+    the data (0 if it collapses to the mean), and "copy" (see ``copied``). On images the metrics are those of
+    ``image_distances`` to the test images, from one draw.
+
+    The real draws in the plane are the second members of the floor's pairs, others for each training seed:
+    how many points happen to fall into each mode moves W2 by a fifth, and moves the floor likewise.
+
+    Args:
+        model: The trained model.
+        system: What it is.
+        manifest: The manifest of its training, ``run.manifest`` or ``training_manifest(...)``.
+        nfes: Numbers of network calls.
+        draws: Comparisons behind each distance in the plane.
+        n: Samples in each comparison.
+
+    Returns:
+        Tidy rows, one for each method, number of calls and metric.
+    """
+    system = System.parse(system)
+    rows, first = [], manifest["config"]["seed"] * draws
+    pairs = None if system.of_images else metrics.real_pairs(system.data, n)
+    real = [pairs(i)[1] for i in range(first, first + draws)] if pairs else []
+    for method, nfe in system.methods(nfes):
+        if system.of_images:
+            result, seconds = timed_sample(model, n, nfe, method, 0)
+            found = image_distances(system.data, result.x)
+        else:
+            found, seconds = _plane_metrics(model, system, method, nfe, real, 1000 + first)
+        row = result_row(model, system, manifest, method, nfe)
+        row |= {"n_samples": n, "seconds": seconds}
+        if system.of_images:
+            row["run_id"] = f"{system.name}/sampling-seed-0"
+        rows += [row | {"metric": name, "value": value} for name, value in found.items()]
+    return rows
+
+
+def _plane_metrics(
+    model: FlowMap, system: System, method: str, nfe: int, real: list[torch.Tensor], seed: int
+) -> tuple[dict[str, float], float]:
+    """Compare as many samples with each of the real draws; also the mean seconds of a sample."""
+    times = jump_times(model.path, nfe) if method == "map" and not model.anchored else None
+    drawn = [
+        timed_sample(model, len(y), nfe, method, seed + i, times, method == "anchor")
+        for i, y in enumerate(real)
     ]
-    train = data_sets.load(dataset).x
-    some = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:POINTS]]
-    floor = ", ".join(
-        f"{name} {value:.4f}" for name, value in image_distances(dataset, some).items()
-    )
-    what, origin = {
-        "fashion_mnist": ("Fashion-MNIST, 28x28", "the vendored subset, MIT licence, Zalando SE"),
-        "emoji": ("emoji, 32x32 in colour", "Noto Emoji, Apache License 2.0, Google"),
-    }[dataset]
-    card = (
-        f"""# {system}
-
-A {manifest["path"]["name"]} model of {what}, trained with `{manifest["objective"]["name"]}`.
-
-- Network: {manifest["network"]["name"]}, {manifest["network"]["parameters"]:,} parameters, stored as float16.
-- Data: {manifest["data"]["shape"][0]:,} training images ({origin}).
-- Training: {manifest["steps_done"]:,} steps of batch {manifest["config"]["batch_size"]}, seed {manifest["config"]["seed"]},
-  {manifest["seconds"]:.0f} seconds of wall clock on {manifest["hardware"]}.
-- Objective: `{manifest["objective"]}`
-- Use: `iflow_lib.studies.pretrained("{system}")`. Made for teaching and comparison.
-
-Measured on {POINTS:,} samples against the test images (floor, real against real: {floor}) by
-`iflow_lib.studies.image_distances`; none of these is the Inception FID or KID.
-
-| method | nfe | metric | value |
-|---|---|---|---|
-"""
-        + "\n".join(lines)
-        + "\n"
-    )
-    model.save_pretrained(folder, card=card, dtype=torch.float16, system=system, manifest=manifest)
+    results, seconds = [result for result, _ in drawn], sum(s for _, s in drawn) / len(real)
+    # Anchors that are refined again and again may diverge.
+    finite = all(bool(torch.isfinite(r.x).all()) for r in results)
+    distances = [metrics.w2(r.x, y) for r, y in zip(results, real)] if finite else [math.nan]
+    found = {"w2": sum(distances) / len(distances)}
+    if system.kind.startswith("x0_"):
+        spreads = [float(r.x.std(0).mean() / y.std(0).mean()) for r, y in zip(results, real)]
+        found["spread"] = sum(spreads) / len(real)
+        if method == "anchor":
+            found["copy"] = sum(copied(r) for r in results) / len(real)
+    return found, seconds
 
 
-def pretrained(system: str, folder=None, *, device: str = "cpu") -> FlowMap:
-    """A shipped model of images (``results/reference/checkpoints``), or one from another folder of them."""
-    from iflow_runner.recorder import reference
+def result_row(
+    model: FlowMap, system: System | str, manifest: dict[str, Any], method: str, nfe: int
+) -> dict[str, Any]:
+    """Make a row of results that lacks its metric and its value.
 
-    parse_system(system)
-    return FlowMap.from_pretrained(
-        (FilePath(folder) if folder else reference("checkpoints")) / system, device=device
-    )
-
-
-def methods(kind: str, nfes=NFES) -> list[tuple[str, int]]:
-    """(method, nfe) pairs a system is sampled with: Euler and Heun for velocities, jumps up to 8 for what learned jumps to
-    any time, one jump for what learned those to the data alone, and the published refinement for the published anchors."""
-    if kind in ("integral", "additivity", "integral_self"):
-        return [("map", nfe) for nfe in nfes if nfe <= 8]
-    if kind in ("consistency", "x0_none"):
-        return [("map", 1)]
-    if kind != "velocity":
-        return [("anchor", nfe) for nfe in nfes]
-    return [("euler", nfe) for nfe in nfes] + [
-        ("heun", nfe) for nfe in nfes if nfe % 2 == 0 and nfe < 100
-    ]
-
-
-def _row(model: FlowMap, system: str, manifest: dict, dataset: str, nfe: int, method: str) -> dict:
+    The objective is that of the kind: a taught integral is an integral.
+    """
+    system = System.parse(system)
+    objective = KINDS[system.kind]()
     return {
-        "dataset": dataset,
-        "path": parse_system(system, (*PLANE_SYSTEMS, *EMOJI_SYSTEMS))[0],
-        "objective": manifest["objective"]["name"],
-        "anchor": manifest["objective"].get("anchor") or "none",
+        "dataset": system.data,
+        "path": system.path,
+        "objective": objective.name,
+        "anchor": getattr(objective, "anchor", None) or "none",
         "network": type(model.net).__name__,
         "params": model.parameter_count,
         "seed": manifest["config"]["seed"],
@@ -335,149 +463,87 @@ def _row(model: FlowMap, system: str, manifest: dict, dataset: str, nfe: int, me
     }
 
 
+def floor_rows(dataset: str, pairs: int = 10) -> list[dict[str, Any]]:
+    """Measure real points against real points, which no model can be asked to beat.
+
+    Args:
+        dataset: A set in the plane.
+        pairs: Pairs of independent draws of ``POINTS`` points.
+
+    Returns:
+        Tidy rows, one for each pair.
+    """
+    make = metrics.real_pairs(dataset, POINTS)
+    base = {"dataset": dataset, "objective": "data", "method": "floor", "n_samples": POINTS}
+    return [base | {"seed": i, "metric": "w2", "value": metrics.w2(*make(i))} for i in range(pairs)]
+
+
+def jump_times(path: Path, nfe: int) -> torch.Tensor:
+    """Choose the times at which jumps in the plane meet, see ``JUMP_POWER``.
+
+    Returns:
+        Times (nfe + 1,) in the path's own clock, float64, from ``t_max`` down to 0.
+    """
+    line = torch.linspace(1, 0, nfe + 1, dtype=torch.float64) ** JUMP_POWER * path.tau_max
+    times = path.time(line)
+    times[0] = path.t_max  # exactly
+    return times
+
+
 def timed_sample(
-    model: FlowMap, n: int, nfe: int, method: str, seed: int, times=None, trajectory: bool = False
+    model: FlowMap,
+    n: int,
+    nfe: int,
+    method: str,
+    seed: int,
+    times: torch.Tensor | None = None,
+    trajectory: bool = False,
 ) -> tuple[SampleResult, float]:
-    """A sample and the seconds it took (wall clock; compare only within one run on one machine)."""
+    """Sample, with the arguments of ``sample``, and take the time.
+
+    Returns:
+        The samples, and seconds of wall clock, which compare only within one run on one machine.
+    """
     start = time.perf_counter()
     result = sample(model, n, nfe, method, seed, times=times, trajectory=trajectory)
     return result, time.perf_counter() - start
 
 
-def plane_jumps(path: Path, nfe: int) -> torch.Tensor:
-    """Times (nfe + 1,) in the path's clock at which jumps in the plane meet; see ``JUMP_POWER``."""
-    times = path.time(
-        torch.linspace(1, 0, nfe + 1, dtype=torch.float64) ** JUMP_POWER * path.tau_max
-    )
-    times[0] = path.t_max  # exactly
-    return times
-
-
-def evaluate_plane(
-    run: TrainRun, system: str, dataset: str, *, nfes=NFES, draws: int = 5
-) -> list[dict]:
-    """Exact W2 to fresh draws of the data for every method and NFE, each the mean of ``draws`` comparisons. For the
-    published recipe also "spread", the standard deviation of its samples over that of the data (0 if it collapses to the
-    mean), and "copy", see ``copied``.
-
-    The real draws are second members of the floor's pairs, other ones for each training seed: how many points happen
-    to fall into each mode moves W2 by a fifth, and so moves the floor along.
-    """
-    make, first = metrics.real_pairs(dataset, POINTS), run.manifest["config"]["seed"] * draws
-    real = [make(i)[1] for i in range(first, first + draws)]
-    rows = []
-    for method, nfe in methods(parse_system(system, PLANE_SYSTEMS)[1], nfes):
-        times = (
-            plane_jumps(run.model.path, nfe) if method == "map" and not run.model.anchored else None
-        )
-        results = [
-            timed_sample(
-                run.model, POINTS, nfe, method, 1000 + first + i, times, method == "anchor"
-            )
-            for i in range(draws)
-        ]
-        finite = all(
-            bool(torch.isfinite(r.x).all()) for r, _ in results
-        )  # iterated anchors may diverge
-        found = {
-            "w2": sum(metrics.w2(r.x, y) for (r, _), y in zip(results, real)) / draws
-            if finite
-            else math.nan
-        }
-        if run.manifest["objective"]["name"] == "X0Regression":  # does it collapse, does it copy?
-            found["spread"] = (
-                sum(float(r.x.std(0).mean() / y.std(0).mean()) for (r, _), y in zip(results, real))
-                / draws
-            )
-            if method == "anchor":
-                found["copy"] = sum(copied(r) for r, _ in results) / draws
-        rows += [
-            _row(run.model, system, run.manifest, dataset, nfe, method)
-            | {"metric": name, "value": value, "seconds": sum(s for _, s in results) / draws}
-            for name, value in found.items()
-        ]
-    return rows
-
-
 def copied(result: SampleResult) -> float:
-    """Share of the variance of samples that the Gaussian anchors they started from explain linearly, mean over the
-    coordinates: 1 if the model copies its anchor, 0 if the anchor does not matter; NaN for samples that are not finite.
-    result: of ``sample(..., method="anchor", trajectory=True)``."""
+    """Measure how much of the samples their first anchors explain.
+
+    Args:
+        result: What ``sample(..., method="anchor", trajectory=True)`` returned.
+
+    Returns:
+        The share of the samples' variance that the Gaussian anchors explain linearly, a mean over coordinates:
+        1 if the model copies its anchor, 0 if the anchor does not matter, NaN if a sample is not finite.
+
+    Raises:
+        ValueError: The samples have no trajectory.
+    """
+    if result.trajectory is None:
+        raise ValueError("the first anchors are not known: sample with trajectory=True")
     anchor, x = (v.double().flatten(1) for v in (result.trajectory[0], result.x))
     x, anchor = x - x.mean(0), anchor - anchor.mean(0)
-    return float(
-        (
-            (x * anchor).mean(0).square()
-            / (x.square().mean(0) * anchor.square().mean(0)).clamp(min=1e-30)
-        ).mean()
-    )
-
-
-def floor_rows(dataset: str, *, pairs: int = 10, cache=None) -> list[dict]:
-    """Real against real at the same size, one row a pair of independent draws: what no model can be asked to beat.
-
-    cache: a folder that keeps them.
-    """
-    file = FilePath(cache) / f"{dataset}-floor-pairs{pairs}.json" if cache else None
-    if file and file.is_file():
-        return json.loads(file.read_text())
-    image_metrics = (("frechet", metrics.frechet_distance), ("kernel", metrics.kernel_distance))
-    named = image_metrics if dataset == "fashion_mnist" else (("w2", metrics.w2),)
-    make = metrics.real_pairs(dataset, POINTS)
-    base = {"dataset": dataset, "objective": "data", "method": "floor", "n_samples": POINTS}
-    rows = [
-        base | {"seed": i, "metric": name, "value": metric(*make(i))}
-        for name, metric in named
-        for i in range(pairs)
-    ]
-    if file:
-        write_atomic(file, json.dumps(rows))
-    return rows
-
-
-def plane_study(
-    sets,
-    systems,
-    *,
-    seeds: int,
-    steps: int = PLANE_STEPS,
-    nfes=NFES,
-    draws: int = 5,
-    floor_pairs: int = 10,
-    device: str = "cpu",
-    cache=None,
-    tell=print,
-) -> list[dict]:
-    """Train and measure every system on every set with seeds 0 .. seeds - 1. ``tell`` receives a line per run.
-
-    cache: a folder that keeps each finished run, so that an interrupted study continues where it was.
-    """
-    rows = []
-    for dataset in sets:
-        rows += floor_rows(dataset, pairs=floor_pairs, cache=cache)
-        for system, seed in itertools.product(systems, range(seeds)):
-            name = f"{dataset}-{system}-steps{steps}-draws{draws}-seed{seed}"
-            file = FilePath(cache) / f"{name}.json" if cache else None
-            if file and file.is_file():
-                rows += json.loads(file.read_text())
-                continue
-            run = train_plane(system, dataset, seed=seed, steps=steps, device=device)
-            found = evaluate_plane(run, system, dataset, nfes=nfes, draws=draws)
-            if file:
-                write_atomic(file, json.dumps(found))
-            rows += found
-            tell(
-                f"{dataset}, {system}, seed {seed}: {steps} steps in {run.manifest['seconds']:.0f} s"
-            )
-    return rows
+    variances = x.square().mean(0) * anchor.square().mean(0)
+    return float(((x * anchor).mean(0).square() / variances.clamp(min=1e-30)).mean())
 
 
 def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict[str, float]:
-    """{metric: value} of images x (n, ...) to the test images of "fashion_mnist" or "emoji".
+    """Measure how far images are from the test images.
 
-    Fashion-MNIST: "frechet" and "kernel" distance on classifier features, to ``n_real`` test images (2,000 or 10,000).
-    Emoji, which have no classifier: "frechet_pca", the Frechet distance in the first 64 principal components of the
+    Fashion-MNIST: "frechet" and "kernel" distance on the features of the package's classifier. Emoji, which
+    have no classifier: "frechet_pca", the Frechet distance in the first 64 principal components of the
     training images over the variance in them (1 if every sample is their mean), and "sliced_w2" of all pixels.
+
+    Args:
+        dataset: "fashion_mnist" or "emoji".
+        x: Images (n, channels, height, width) with values from -1 to 1.
+        n_real: Test images of Fashion-MNIST, 2,000 or 10,000.
+
+    Returns:
+        The distance by each metric.
     """
     if dataset == "fashion_mnist":
         features, real = metrics.embed(x), metrics.fashion_reference(n_real)
@@ -485,7 +551,7 @@ def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict
             "frechet": metrics.frechet_distance(features, real),
             "kernel": metrics.kernel_distance(features, real),
         }
-    real, axes = data_sets.load(dataset, split="test").x, _principal(dataset)
+    real, axes = data_sets.load(dataset, split="test").x, _principal_axes(dataset)
     mine, theirs = (v.cpu().double().flatten(1) @ axes for v in (x, real))
     return {
         "frechet_pca": metrics.frechet_distance(mine, theirs),
@@ -494,45 +560,7 @@ def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict
 
 
 @lru_cache(maxsize=1)
-def _principal(dataset: str, components: int = 64) -> torch.Tensor:
-    """(pixels, components) directions of largest variance of the training images, scaled to variances of sum 1."""
+def _principal_axes(dataset: str, components: int = 64) -> torch.Tensor:
+    """Directions (pixels, components) in which training images vary most, scaled to variances of sum 1."""
     values, vectors = torch.linalg.eigh(torch.cov(data_sets.load(dataset).x.double().flatten(1).T))
     return vectors[:, -components:] / values[-components:].sum().sqrt()
-
-
-def evaluate_images(
-    model: FlowMap,
-    system: str,
-    *,
-    nfes=NFES,
-    n: int = POINTS,
-    seed: int = 0,
-    manifest: dict | None = None,
-) -> list[dict]:
-    """``image_distances`` of ``n`` samples to the test images, every method and NFE.
-
-    ``seed`` is the sampling seed and goes into the row's run_id; the row's ``seed`` is the training seed. manifest: of
-    the training; taken from the model's folder by the caller if it was loaded.
-    """
-    rows, dataset = [], image_set(system)
-    for method, nfe in methods(parse_system(system)[1], nfes):
-        result, seconds = timed_sample(model, n, nfe, method, seed)
-        row = _row(model, system, manifest, dataset, nfe, method) | {
-            "n_samples": n,
-            "seconds": seconds,
-            "run_id": f"{system}/sampling-seed-{seed}",
-        }
-        rows += [
-            row | {"metric": name, "value": value}
-            for name, value in image_distances(dataset, result.x).items()
-        ]
-    return rows
-
-
-def training_manifest(system: str, folder=None) -> dict:
-    """How a saved model was trained, from its ``config.json``. Same arguments as ``pretrained``."""
-    from iflow_runner.recorder import reference
-
-    return read_config((FilePath(folder) if folder else reference("checkpoints")) / system)["info"][
-        "manifest"
-    ]

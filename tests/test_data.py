@@ -1,23 +1,41 @@
 """Data sets follow their stated laws, and damaged or wrong data are refused with one line."""
 
 import gzip
+import hashlib
 import shutil
 import sys
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from torch.utils.data import Dataset, TensorDataset
+from exact import one_line
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from iflow_lib import data
-from iflow_lib.data import DATASETS, PLANE, TensorData, as_tensor, load
-
-
-def one_line(error) -> str:
-    text = str(error.value)
-    assert text and "\n" not in text
-    return text
+from iflow_lib.data import (
+    DATASETS,
+    PLANE,
+    TensorData,
+    as_dataset,
+    as_tensor,
+    images,
+    load,
+    mapped,
+    register_dataset,
+    scale_warning,
+    shape_hint,
+    standardize,
+)
 
 
 @pytest.mark.parametrize("name", PLANE)
@@ -105,7 +123,9 @@ def test_fashion_mnist_is_balanced_and_chosen_by_seed():
         ({"name": "spiral", "split": "valid"}, "train or test"),
         ({"name": "spiral", "n": 0}, "at least 1"),
         ({"name": "spiral", "n": 2.5}, "whole number"),
+        ({"name": "spiral", "n": True}, "whole number"),
         ({"name": "spiral", "seed": -1}, "at least 0"),
+        ({"name": "spiral", "seed": 1 << 63}, "below 2^63"),
         ({"name": "spiral", "root": "x"}, "fashion_mnist_full"),
         ({"name": "digits", "n": 1438}, "1437"),
         ({"name": "fashion_mnist", "split": "test", "n": 2001}, "2000"),
@@ -119,8 +139,8 @@ def test_load_refuses(arguments, word):
 
 @pytest.mark.parametrize("name, size", [("fashion_mnist", 2000), ("emoji", 386)])
 def test_damaged_or_missing_subset(name, size, tmp_path, monkeypatch):
-    good = data.ASSETS / f"{name}.npz"
-    monkeypatch.setattr(data, "ASSETS", tmp_path)
+    good = images.ASSETS / f"{name}.npz"
+    monkeypatch.setattr(images, "ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         load(name)
     assert f"{name}.npz is missing" in one_line(error)
@@ -139,16 +159,16 @@ def write_full(folder, monkeypatch, packed: bool):
     """A tiny stand-in for the official files, with its own checksums."""
     digests = {}
     for prefix, n in (("train", 6), ("t10k", 4)):
-        images = np.arange(n * 784, dtype=np.uint8).tobytes()
+        pixels = np.arange(n * 784, dtype=np.uint8).tobytes()
         for name, content in (
-            (f"{prefix}-images-idx3-ubyte", bytes(16) + images),
+            (f"{prefix}-images-idx3-ubyte", bytes(16) + pixels),
             (f"{prefix}-labels-idx1-ubyte", bytes(8) + bytes(range(n))),
         ):
             (folder / (name + ".gz" * packed)).write_bytes(
                 gzip.compress(content) if packed else content
             )
-            digests[name] = data.hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(data, "FASHION_FULL", digests)
+            digests[name] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(images, "FASHION_FULL", digests)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -168,8 +188,8 @@ def test_full_set_from_a_folder(tmp_path, monkeypatch, packed):
 
 
 def test_full_set_without_a_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "DEBIAN_FOLDER", tmp_path / "none")
-    monkeypatch.setattr(data.Path, "home", lambda: tmp_path)
+    monkeypatch.setattr(images, "DEBIAN_FOLDER", tmp_path / "none")
+    monkeypatch.setattr(images.Path, "home", lambda: tmp_path)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)  # not installed
     with pytest.raises(FileNotFoundError) as error:
         load("fashion_mnist_full")
@@ -198,7 +218,7 @@ def test_full_set_without_a_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(
-    not data.DEBIAN_FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
+    not images.DEBIAN_FOLDER.is_dir(), reason="needs Debian's package dataset-fashion-mnist"
 )
 def test_subset_is_part_of_the_official_test_set():
     full, part = load("fashion_mnist_full", split="test"), load("fashion_mnist", split="test")
@@ -209,25 +229,145 @@ def test_subset_is_part_of_the_official_test_set():
     assert [label_of[row.tobytes()] for row in part.x.numpy()] == part.labels.tolist()
 
 
-def test_as_tensor_takes_tensors_arrays_and_datasets():
-    x = torch.randn(5, 2, dtype=torch.float64)
-    labels = torch.arange(5)
-    for given in (
-        x,
-        x.numpy(),
-        x.clone().requires_grad_(),
-        TensorData(x.float()),
-        TensorData(x.float(), labels),
-        TensorDataset(x),
-        TensorDataset(x, labels),
-        Plain(x),
-    ):
-        found = as_tensor(given)
-        assert (
-            found.dtype == torch.float32
-            and not found.requires_grad
-            and torch.equal(found, x.float())
-        )
+# ---- numbers and seeds of any whole-number type
+
+
+@pytest.mark.parametrize(
+    "n, seed",
+    [
+        (np.int64(9), np.uint8(3)),
+        (torch.tensor(9), torch.tensor(3)),
+        (np.array(9), torch.tensor([3])),
+    ],
+)
+@pytest.mark.parametrize("name", ["spiral", "digits"])
+def test_load_takes_any_whole_number(name, n, seed):
+    assert torch.equal(load(name, n, seed=seed).x, load(name, 9, seed=3).x)
+
+
+# sha256 of x.numpy() of load(name, n=333), recorded before each set had a seed id of its own
+DRAWS = {
+    "eight_gaussians": "2847691ee9b83eb1",
+    "checkerboard": "af8d03444bd1518d",
+    "two_moons": "98920803d33da8da",
+    "spiral": "b97b50540510f297",
+    "pinwheel": "332517fd6d3b1fbd",
+    "digits": "c4da8a13cd01bbbf",
+    "fashion_mnist": "42d2c935dd0f2810",
+    "emoji": "83875ab25eaf9c78",
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_are_those_of_earlier_releases(name):
+    assert load(name, n=333).sha256.startswith(DRAWS[name])
+
+
+# ---- the registry
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """A registry that forgets what a test puts in."""
+    monkeypatch.setattr(data.registry, "DATASETS", dict(DATASETS))
+
+
+def test_names_are_those_that_ship():
+    assert data.names()[:9] == (*PLANE, "digits", "fashion_mnist", "fashion_mnist_full", "emoji")
+    assert data.names("images") == data.names()[5:9]
+    assert [data.entry(name).seed_id for name in data.names()[:9]] == list(range(9))
+
+
+def test_a_draw_does_not_depend_on_what_else_is_registered(registry):
+    """The seed id is the set's own: today's position in the list is of no matter."""
+    expected = load("spiral", 20).x
+
+    @register_dataset("ring", seed_id=100, kind="plane")
+    def ring(n, rng):
+        angle = rng.uniform(0, 2 * np.pi, n)
+        return np.stack([np.cos(angle), np.sin(angle)], 1) * 2**0.5, None
+
+    first = load("ring", 50)
+    data.registry.DATASETS.pop("eight_gaussians")
+    assert torch.equal(load("spiral", 20).x, expected)
+    assert torch.equal(load("ring", 50).x, first.x) and first.labels is None
+    assert not torch.equal(load("ring", 50, "test").x, first.x)
+
+
+def test_own_images_and_stored_examples(registry):
+    @register_dataset("stripes", seed_id=101, kind="images", largest_pixel=3)
+    def stripes(split):
+        n = 8 if split == "train" else 4
+        return np.arange(n * 12).reshape(n, 2, 2, 3) % 4, np.arange(n)
+
+    found = load("stripes", 5, seed=2)
+    assert found.x.shape == (5, 3, 2, 2) and found.x.min() == -1 and found.x.max() == 1
+    assert len(load("stripes", split="test")) == 4 and found.labels.dtype == torch.int64
+
+    @register_dataset("curves", seed_id=102, takes_root=True)
+    def curves(split, root):
+        return np.full((6, 24, 4), float(root)), None
+
+    assert load("curves", root="2").x.shape == (6, 24, 4) and load("curves", root="2").x.max() == 2
+    with pytest.raises(ValueError) as error:
+        load("curves", 7, root="2")
+    assert "6 train examples" in one_line(error)
+
+
+def test_a_cell_that_registers_may_run_twice(registry):
+    for _ in range(2):
+
+        @register_dataset("mine", seed_id=100, kind="draws")
+        def mine(n, rng):
+            return rng.standard_normal((n, 3)), None
+
+    assert load("mine", 4).x.shape == (4, 3)
+
+
+@pytest.mark.parametrize(
+    "name, about, word",
+    [
+        ("mine", {"seed_id": 99}, "at least 100, got 99"),
+        ("mine", {"seed_id": "a"}, "at least 100, got 'a'"),
+        ("mine", {"seed_id": True}, "whole number"),
+        ("mine", {"seed_id": 100, "kind": "table"}, "plane, draws, images, stored"),
+        ("mine", {"seed_id": 150}, "belongs to the data set 'other'"),
+        ("spiral", {"seed_id": 100}, "'spiral' is registered already"),
+        ("other", {"seed_id": 100}, "'other' is registered already"),
+    ],
+)
+def test_registration_refuses(registry, name, about, word):
+    register_dataset("other", seed_id=150)(lambda split: (np.zeros((2, 2)), None))
+
+    def function(split):
+        return np.zeros((2, 2)), None
+
+    with pytest.raises(ValueError) as error:
+        register_dataset(name, **about)(function)
+    assert word in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "kind, made, word",
+    [
+        ("plane", (np.zeros((3, 2)), None), "4 examples of shape (4, 2), got (3, 2)"),
+        ("plane", (np.zeros((4, 3)), None), "(4, 2), got (4, 3)"),
+        ("draws", (np.zeros((4, 3)) + np.nan, None), "mine has 12 NaN"),
+        ("draws", np.zeros((4, 3)), "must return (x, labels) or (x, None), got a ndarray"),
+        ("stored", (np.zeros((4, 3)), np.zeros(4)), "mine: labels have type torch.float64"),
+        ("stored", (np.zeros((4, 3), dtype=np.int64), None), "mine has type torch.int64"),
+        ("images", (np.full((4, 2, 2), 300), None), "from 0 to 255, got shape (4, 2, 2)"),
+        ("images", (np.zeros((4, 2)), None), "(n, H, W)"),
+    ],
+)
+def test_what_a_function_returns_is_checked(registry, kind, made, word):
+    register_dataset("mine", seed_id=100, kind=kind)(lambda *_: made)
+    with pytest.raises(ValueError) as error:
+        load("mine", 4)
+    assert word in one_line(error)
+
+
+# ---- what users bring
 
 
 class Plain(Dataset):
@@ -241,30 +381,346 @@ class Plain(Dataset):
         return self.items[index]
 
 
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.zeros(3, 2))
+
+
+X = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([2, 0, 1, 1, 0, 2])
+FRAME = pd.DataFrame(X.numpy(), columns=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda: X,
+        lambda: X.float(),
+        lambda: X.float().requires_grad_(),
+        lambda: X.to_sparse(),
+        lambda: X.numpy(),
+        lambda: X.numpy().astype(">f8"),
+        lambda: X.numpy().astype(np.longdouble),
+        lambda: X.numpy()[::-1][::-1],
+        lambda: np.ma.masked_invalid(X.numpy()),
+        lambda: X.tolist(),
+        lambda: tuple(map(tuple, X.tolist())),
+        lambda: list(X),
+        lambda: list(X.numpy()),
+        lambda: FRAME,
+        lambda: FRAME.convert_dtypes(),
+        lambda: TensorData(X),
+        lambda: TensorData(X.numpy()),
+        lambda: TensorDataset(X),
+        lambda: Plain(X),
+        lambda: Plain(X.tolist()),
+        lambda: Plain([(x,) for x in X]),
+        lambda: Subset(TensorDataset(torch.cat([X, X])), range(6)),
+        lambda: DataLoader(TensorDataset(X), batch_size=4, shuffle=True),
+        lambda: DataLoader(X, batch_size=4),
+    ],
+)
+def test_data_as_people_have_them(given):
+    found = as_dataset(given())
+    assert isinstance(found, TensorData) and found.x.dtype == torch.float32
+    assert torch.equal(found.x, X.float()) and not found.x.requires_grad and found.labels is None
+    assert torch.equal(as_tensor(given()), found.x)
+
+
+def test_half_precision_is_cast():
+    assert torch.equal(as_tensor(X.half()), X.half().float())
+    assert torch.equal(as_tensor(X.to(torch.bfloat16)), X.to(torch.bfloat16).float())
+    assert as_tensor(torch.ones(3, 2).to(torch.float8_e4m3fn)).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda: TensorData(X, Y),
+        lambda: TensorData(X, Y.to(torch.uint8)),
+        lambda: TensorData(X.numpy(), Y.numpy().astype(np.uint16)),
+        lambda: TensorData(X.tolist(), Y.tolist()),
+        lambda: TensorData(X, pd.Series(Y.numpy())),
+        lambda: TensorDataset(X, Y),
+        lambda: TensorDataset(X, Y.int()),
+        lambda: Plain(list(zip(X, Y))),
+        lambda: Plain(list(zip(X, Y.tolist()))),
+        lambda: Plain(list(zip(X.tolist(), Y.tolist()))),
+        lambda: Plain([[x, y] for x, y in zip(X.numpy(), Y.numpy())]),
+        lambda: list(zip(X, Y.tolist())),
+        lambda: DataLoader(TensorDataset(X, Y), batch_size=2),
+        lambda: DataLoader(TensorData(X, Y), batch_size=2),
+        lambda: DataLoader(
+            TensorDataset(torch.cat([X, X * 0]), torch.cat([Y, Y])),
+            sampler=SubsetRandomSampler(range(6)),
+        ),
+    ],
+)
+def test_labels_are_kept(given):
+    found = as_dataset(given())
+    assert torch.equal(found.labels, Y) and found.labels.dtype == torch.int64
+    assert torch.equal(found.x, X.float())
+
+
+def test_a_tensor_data_is_taken_as_it_is():
+    found = TensorData(X, Y, name="mine", noise=X.numpy())
+    assert as_dataset(found) is found and as_dataset(DataLoader(found)) is found
+    assert found.noise.dtype == torch.float32
+    found.x[2, 1] = float("nan")  # it may have been changed since
+    with pytest.raises(ValueError) as error:
+        as_dataset(found)
+    assert "1 NaN" in one_line(error)
+
+
+def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
+    """A split of standardized data would otherwise train a model that samples in no one's units."""
+    whole = standardize(TensorData(X * 100, Y, name="mine", noise=X))
+    half = Subset(whole, [4, 1, 3])
+    for given in (
+        half,
+        Subset(half, range(3)),
+        DataLoader(half),
+        DataLoader(whole, sampler=SubsetRandomSampler([4, 1, 3])),
+    ):
+        found = as_dataset(given)
+        assert found.scaling is whole.scaling and found.name == "mine"
+        for name in ("x", "labels", "noise"):
+            assert torch.equal(getattr(found, name), getattr(whole, name)[[4, 1, 3]])
+        assert standardize(given).scaling is whole.scaling
+
+
 @pytest.mark.parametrize(
     "given, word",
     [
         (torch.zeros(3, 2, dtype=torch.uint8), "uint8"),
+        (torch.zeros(3, 2, dtype=torch.uint8), "x.float() / 255 * 2 - 1"),
+        (torch.zeros(3, 2, dtype=torch.bool), "bool"),
         (torch.zeros(3, 2, dtype=torch.complex64), "complex64"),
         (torch.tensor([[0.0, float("nan")], [float("inf"), 0.0]]), "2 NaN or infinite"),
         (torch.zeros(3), "shape (3,)"),
+        (torch.zeros(3), "x[:, None]"),
         (torch.zeros(()), "shape ()"),
         (torch.zeros(0, 2), "empty"),
+        (torch.zeros(3, 2, device="meta"), "meta device"),
+        (torch.full((3, 2), 1e39, dtype=torch.float64), "up to 1e+39, beyond what float32"),
+        (np.ma.masked_array(np.zeros((3, 2)), mask=np.eye(3, 2)), "2 masked values"),
+        (np.array([["a", "b"]]), "type <U1"),
+        (np.array([[1.0, None]]), "type object"),
+        (np.zeros((3, 2), dtype="datetime64[s]"), "datetime64"),
         (Plain([]), "empty"),
-        ([[1.0, 2.0]], "list"),
-        ("spiral", "str"),
+        ([], "empty"),
+        ([[1, 2], [3, 4]], "int64"),
+        ([[1.0, 2.0], [3.0]], "do not make one array"),
+        ([["a", "b"]], "type <U1"),
+        ((X, Y), "TensorData(x, labels=y)"),
+        ("spiral", "is a str"),
+        ("spiral", 'ifl.data.load("spiral")'),
+        (None, "NoneType"),
+        ({"x": X}, "is a dict"),
+        (iter(X), "torch.stack(list(data))"),
+        (Stream(), "Stream; it has no length"),
+        (DataLoader(Stream()), "Stream; it has no length"),
+        (DataLoader(X, sampler=WeightedRandomSampler(torch.ones(6), 6)), "WeightedRandomSampler"),
+        (FRAME["a"], "call its to_numpy()"),
+        (FRAME.assign(species="fox"), "column 'species' of data has type object"),
+        (FRAME.assign(day=pd.Timestamp("2013-01-01")), "column 'day' of data has type datetime64"),
+        (
+            FRAME.assign(b=FRAME["b"].mask(FRAME.index < 2)),
+            "column 'b' of data has 2 missing values",
+        ),
+        (FRAME.assign(c=pd.array([1, None, 3, 4, 5, 6], dtype="Int64")), "'c' of data has 1 miss"),
+        (FRAME.assign(c=np.inf), "6 NaN or infinite"),
+        (FRAME.iloc[:0], "empty"),
         (Plain([torch.zeros(2), torch.zeros(3)]), "one tensor"),
         (Plain(["a", "b"]), "one tensor"),
+        (Plain([{"image": X}]), "one tensor"),
+        (TensorDataset(X, X, X), "3 parts"),
         (TensorDataset(torch.zeros(3, 2, dtype=torch.int64)), "int64"),
+        (TensorDataset(X, torch.rand(6)), "labels have type torch.float32"),
+        (TensorDataset(X, X), "labels have type torch.float64"),
+        (Plain(list(zip(X, "abcdef"))), "labels have type <U1"),
+        (Plain([(X[0], 1), (X[1], None)]), "1 of the 2 items of data have no label"),
     ],
 )
-def test_as_tensor_refuses(given, word):
+def test_data_are_refused_in_one_line(given, word):
+    for function in (as_dataset, as_tensor):
+        with pytest.raises(ValueError) as error:
+            function(given)
+        assert word in one_line(error)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused():
     with pytest.raises(ValueError) as error:
-        as_tensor(given)
+        as_tensor(torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]))
+    assert "nested" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "labels, word",
+    [
+        (torch.rand(6), "labels have type torch.float32; expected whole numbers from 0"),
+        (np.zeros(6), "labels.long()"),
+        (Y == 1, "labels have type torch.bool"),
+        (list("abcdef"), "labels have type <U1"),
+        ([0, 1, [2], 3, 4, 5], "do not make one array"),
+        (Y - 1, "count from 0, the smallest is -1"),
+        (Y[:5], "6 examples but 5 labels"),
+        (Y[:, None], "shape (6, 1), expected (6,)"),
+        (torch.eye(6).long(), "labels.argmax(1)"),
+        (torch.tensor(1), "shape (), expected (6,)"),
+    ],
+)
+def test_labels_are_refused_in_one_line(labels, word):
+    with pytest.raises(ValueError) as error:
+        TensorData(X, labels)
     assert word in one_line(error)
 
 
-def test_names_are_complete():
-    assert set(DATASETS) == set(data._PLANE) | set(data._IMAGES)
-    with pytest.raises(ValueError):
-        TensorData(torch.zeros(3, 2), torch.zeros(2))
+def test_noise_must_have_the_shape_of_x():
+    with pytest.raises(ValueError) as error:
+        TensorData(X, noise=X[:5])
+    assert "noise must have the shape of x, (6, 2); got (5, 2)" in one_line(error)
+    with pytest.raises(ValueError, match="already"):
+        TensorData(TensorData(X))
+
+
+@pytest.mark.parametrize(
+    "given, expected, hint",
+    [
+        ((5, 32, 32, 3), (3, 32, 32), "x.permute(0, 3, 1, 2)"),
+        ((5, 28, 28, 1), (1, 28, 28), "x.permute(0, 3, 1, 2)"),
+        ((5, 48, 32, 3), (3, 32, 32), "x.permute(0, 3, 1, 2)"),
+        ((5, 28, 28), (1, 28, 28), "x[:, None]"),
+        ((5, 1, 8, 8), (64,), "x.flatten(1)"),
+        ((5, 64), (1, 8, 8), "x.reshape(-1, 1, 8, 8)"),
+        ((5, 3), (2,), ""),
+        ((5, 2), (2,), ""),
+    ],
+)
+def test_shape_hint(given, expected, hint):
+    x = torch.zeros(given)
+    assert shape_hint(x, expected).startswith(hint) and bool(shape_hint(x, expected)) == bool(hint)
+
+
+# ---- scale
+
+
+@pytest.mark.parametrize(
+    "x, words",
+    [
+        (X * 1000, ("standard deviation 1.", "e+03", "ifl.data.standardize(x)")),
+        (50 + 0.01 * X, ("mean 50", "standard deviation 0.0", "1 more")),
+        (X * torch.tensor([1.0, 1000.0]), ("column 1 of the data", "ifl.data.standardize(x)")),
+        (X * torch.tensor([0.01, 1.0]), ("column 0 of the data",)),
+        (X[:, :1] * 0.001, ("the data have mean",)),
+        (torch.full((4, 1), 300.0), ("mean 300",)),
+        (torch.rand(8, 3, 16, 16) * 255, ("channel", "2 more")),
+        (torch.randn(20, 24, 4) * torch.tensor([1.0, 1, 50, 1]), ("channel 2",)),
+    ],
+)
+def test_data_far_from_unit_scale_are_named(x, words):
+    warning = scale_warning(x)
+    assert "\n" not in warning and all(word in warning for word in words), warning
+    assert scale_warning(TensorData(x)) == scale_warning(x.float())
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        X,
+        X[:1],
+        torch.cat([X, torch.zeros(6, 1)], 1),
+        torch.rand(8, 3, 16, 16) * 2 - 1,
+        torch.rand(100, 24, 4) * 2 - 1,
+        torch.randn(300, 40),
+    ],
+)
+def test_data_of_unit_scale_are_fine(x):
+    assert scale_warning(x) is None
+
+
+@pytest.mark.parametrize("name", [name for name in data.names() if name != "fashion_mnist_full"])
+def test_shipped_data_are_of_unit_scale(name):
+    for split in data.SPLITS:
+        assert scale_warning(load(name, split=split).x) is None
+    if name not in ("emoji",):  # pixels of a flattened picture at the edge are nearly constant
+        assert scale_warning(load(name, 1000).x.flatten(1)) is None
+
+
+@pytest.mark.parametrize(
+    "shape, scaled",
+    [((4,), (4,)), ((3, 5, 5), (3, 1, 1)), ((6, 4), (4,)), ((2, 3, 4, 5), (2, 1, 1, 1))],
+)
+def test_standardize(shape, scaled):
+    generator = torch.Generator().manual_seed(1)
+    factors = torch.arange(1.0, 1 + scaled[0]).reshape(scaled)
+    x = torch.randn(50, *shape, generator=generator) * factors * 100 + factors * 1000
+    found = standardize(TensorData(x, torch.arange(50), name="mine", noise=x))
+    assert found.name == "mine" and torch.equal(found.labels, torch.arange(50))
+    assert torch.equal(found.noise, x) and found.scaling.mean.shape == scaled
+    others = [i for i in range(x.ndim) if i != (1 if x.ndim != 3 else 2)]
+    torch.testing.assert_close(found.x.mean(others), torch.zeros(scaled[0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.x.square().mean(others), torch.ones(scaled[0]))
+    torch.testing.assert_close(found.scaling.undo(found.x), x, rtol=1e-5, atol=1e-3)
+    assert scale_warning(x) and scale_warning(found.x) is None
+    assert standardize(found) is found  # once is enough
+
+
+def test_standardize_takes_what_people_have():
+    expected = standardize(X)
+    for given in (X.numpy(), X.tolist(), FRAME, TensorDataset(X), DataLoader(TensorDataset(X))):
+        assert torch.equal(standardize(given).x, expected.x)
+    labelled = standardize(TensorDataset(X, Y))
+    assert torch.equal(labelled.labels, Y) and labelled.name == "tensor"
+
+
+def test_constant_columns_keep_their_scale():
+    found = standardize(torch.cat([X, torch.full((6, 1), 7.0)], 1))
+    assert found.scaling.mean[2] == 7 and found.scaling.std[2] == 1 and not found.x[:, 2].any()
+
+
+def test_standardize_computes_in_double_precision():
+    """In float32 a column of 100,000 + z would keep two digits of z, and one of 10^9 + z none: that is refused."""
+    found = standardize(1e5 + X)
+    expected = (X - X.mean(0)) / X.std(0, unbiased=False)
+    torch.testing.assert_close(found.x.double(), expected, atol=1e-2, rtol=0)
+    with pytest.raises(ValueError) as error:
+        standardize(torch.cat([X, 1e9 + X], 1))
+    assert "column 2 of the data varies by" in one_line(error) and "float32" in one_line(error)
+
+
+# ---- large data
+
+
+def test_fingerprint_reads_some_rows_of_large_data(monkeypatch):
+    x = torch.randn(10_000, 3, generator=torch.Generator().manual_seed(0))
+    small = TensorData(x)
+    assert small.fingerprint == small.sha256
+    monkeypatch.setattr(mapped, "FULL_READ_BYTES", 1000)
+    digests = [TensorData(x).fingerprint, TensorData(x[:-1]).fingerprint]
+    x = x.clone()
+    x[-1] += 1  # the last row is one of those that are read
+    digests.append(TensorData(x).fingerprint)
+    assert len({*digests, small.sha256}) == 4
+    assert "sha256" not in vars(TensorData(x))
+    assert TensorData(x).fingerprint == digests[-1]
+
+
+def test_a_mapped_array_stays_in_its_file(tmp_path, monkeypatch):
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).standard_normal((9000, 2), dtype=np.float32))
+    rows = np.load(file, mmap_mode="c")
+    found = as_dataset(rows)
+    assert found.mapped is rows and found.x.data_ptr() == rows.ctypes.data
+    assert as_dataset(TensorData(rows)).mapped is rows
+    assert torch.equal(as_dataset(rows.astype(np.float64)).x, found.x)
+    assert found.sha256 == TensorData(np.load(file)).sha256
+    assert torch.equal(standardize(rows).x, standardize(np.load(file)).x)
+    # of a large file some rows are checked, the first and the last among them
+    monkeypatch.setattr(mapped, "FULL_READ_BYTES", 1000)
+    assert TensorData(rows).fingerprint == TensorData(np.load(file)).fingerprint
+    rows[8999, 1] = np.nan
+    with pytest.raises(ValueError) as error:
+        as_dataset(rows)
+    assert "NaN" in one_line(error)

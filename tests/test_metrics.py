@@ -1,32 +1,33 @@
-"""Distances against closed forms, and their behaviour on Fashion-MNIST."""
+"""Distances against closed forms, and their behaviour on Fashion-MNIST; the Inception FID."""
 
+import hashlib
 import json
+import pickle
 import shutil
+import urllib.error
 
 import numpy as np
 import pytest
 import torch
+from exact import one_line
 from torch import nn
 
-from iflow_lib import metrics
-from iflow_lib.data import load
+from iflow_lib import data
+from iflow_lib.data import load, register_dataset
 from iflow_lib.metrics import (
     FashionFeatures,
     embed,
     fashion_reference,
+    features,
     frechet_distance,
+    inception,
+    inception_fid,
     kernel_distance,
     real_floor,
     real_pairs,
     sliced_w2,
     w2,
 )
-
-
-def one_line(error) -> str:
-    text = str(error.value)
-    assert text and "\n" not in text
-    return text
 
 
 def draw(*shape, seed=0):
@@ -93,7 +94,7 @@ def test_transport_refuses(metric, x, y, word):
 
 
 def test_classifier_is_as_accurate_as_its_card_says():
-    card = json.loads((metrics.ASSETS / "classifier.json").read_text())
+    card = json.loads((features.ASSETS / "classifier.json").read_text())
     test = load("fashion_mnist", n=1000, split="test")
     model = FashionFeatures()
     assert not model.training and sum(p.numel() for p in model.parameters()) == card["parameters"]
@@ -121,12 +122,12 @@ def test_features_of_all_test_images(tmp_path, monkeypatch):
     with pytest.raises(ValueError) as error:
         fashion_reference(500)
     assert "500 were asked for" in one_line(error)
-    content = bytearray((metrics.ASSETS / "fashion_test.safetensors").read_bytes())
+    content = bytearray((features.ASSETS / "fashion_test.safetensors").read_bytes())
     content[-1] ^= 1
     (tmp_path / "fashion_test.safetensors").write_bytes(content)
-    monkeypatch.setattr(metrics, "ASSETS", tmp_path)
+    monkeypatch.setattr(features, "ASSETS", tmp_path)
     with pytest.raises(ValueError) as error:
-        metrics._all_test_features.__wrapped__()
+        features.all_test_features.__wrapped__()
     assert "fashion_test.safetensors is damaged" in one_line(error)
 
 
@@ -137,8 +138,8 @@ def test_values_outside_the_range_are_clamped_not_rounded():
 
 
 def test_damaged_or_missing_classifier(tmp_path, monkeypatch):
-    good = metrics.ASSETS
-    monkeypatch.setattr(metrics, "ASSETS", tmp_path)
+    good = features.ASSETS
+    monkeypatch.setattr(features, "ASSETS", tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         FashionFeatures()
     assert "classifier.json is missing" in one_line(error)
@@ -273,6 +274,10 @@ def test_image_distances_rise_with_noise_from_their_floor():
         (lambda: embed(torch.zeros(4, 1, 8, 8), nn.Flatten(0)), "expected (n, d)"),
         (lambda: real_floor(w2, real_pairs("spiral"), pairs=1), "at least 2 pairs"),
         (lambda: real_pairs("digits"), "fashion_mnist"),
+        (lambda: real_pairs("digits"), "no pairs for 'digits'; expected one of eight_gaussians"),
+        (lambda: real_pairs("mnist"), "unknown data set 'mnist'"),
+        (lambda: real_pairs("spiral", 2.5), "n must be a whole number"),
+        (lambda: w2([[0.0, 1.0]], {"x": 1}), "y is a dict"),
         (lambda: real_pairs("fashion_mnist", 10_001)(0), "10000 training images"),
     ],
 )
@@ -297,3 +302,102 @@ def test_real_floor_is_the_mean_over_independent_pairs():
     # W2 between two draws falls as they grow
     small, large = (real_floor(w2, real_pairs("spiral", n), pairs=3).mean for n in (50, 800))
     assert 0.05 < large < 0.7 * small
+
+
+def test_a_law_of_your_own_has_pairs(monkeypatch):
+    """What ``real_pairs`` asks is an attribute of the registered set, not a list of names."""
+    monkeypatch.setattr(data.registry, "DATASETS", dict(data.DATASETS))
+
+    @register_dataset("cube", seed_id=100, kind="draws")
+    def cube(n, rng):
+        return rng.uniform(-1, 1, (n, 3)), None
+
+    x, y = real_pairs("cube", np.int64(200))(0)
+    assert x.shape == y.shape == (200, 3) and not torch.equal(x, y)
+    assert 0 < real_floor(w2, real_pairs("cube", 100), pairs=2).mean < 1
+
+
+@pytest.mark.parametrize(
+    "call, value",
+    [
+        (lambda: w2(*real_pairs("spiral", 400)(3)), 0.25024067746026063),
+        (lambda: sliced_w2(*real_pairs("spiral", 400)(3)), 0.11077449579485422),
+        (lambda: frechet_distance(*real_pairs("fashion_mnist", 600)(2)), 0.49145852449058225),
+        (
+            lambda: kernel_distance(
+                *real_pairs("fashion_mnist", 600)(2), subset_size=200, subsets=3
+            ),
+            0.003064327743627674,
+        ),
+    ],
+    ids=["w2", "sliced_w2", "frechet", "kernel"],
+)
+def test_values_are_those_of_earlier_releases(call, value):
+    assert call() == pytest.approx(value, rel=1e-5)
+
+
+def test_any_whole_number_is_a_seed():
+    x, y = draw(40, 4), draw(40, 4, seed=1)
+    for metric in (
+        lambda seed: sliced_w2(x, y, n_projections=np.int32(9), seed=seed),
+        lambda seed: kernel_distance(x, y, subset_size=9, subsets=np.int32(2), seed=seed),
+    ):
+        assert metric(np.int64(3)) == metric(torch.tensor(3)) == metric(3)
+        with pytest.raises(ValueError) as error:
+            metric(-1)
+        assert "seed must be a whole number of at least 0" in one_line(error)
+
+
+# ---- the Inception FID
+
+
+def test_inception_fid_says_where_the_weights_belong(tmp_path, monkeypatch):
+    images = torch.zeros(4, 1, 8, 8)
+    with pytest.raises(FileNotFoundError, match="weights-inception-2015-12-05-6726825d.pth"):
+        inception_fid(images, images, weights=tmp_path / "none.pth")
+    (tmp_path / "bad.pth").write_bytes(b"bad")
+    with pytest.raises(ValueError, match="6726825d"):
+        inception_fid(images, images, weights=tmp_path / "bad.pth")
+
+    def no_network(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(FileNotFoundError) as error:
+        inception_fid(images, images)
+    assert "could not be downloaded" in one_line(error) and "hub" in str(error.value)
+
+
+def test_inception_features(tmp_path, monkeypatch):
+    """The whole of it but the published weights, which cannot be shipped: random ones in a file of that form."""
+    from torch_fidelity import feature_extractor_inceptionv3 as fidelity
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        network = fidelity.FeatureExtractorInceptionV3("inception", ["2048"])
+    file = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), file)
+    monkeypatch.setattr(
+        inception, "INCEPTION_SHA256", hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    )
+    images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = inception.inception_features(inception.inception_network(file), images)
+    pixels = ((images + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(found, network(pixels)[0].double())
+    assert found.shape == (2, 2048) and not torch.allclose(found[0], found[1])
+    with pytest.raises(
+        ValueError, match=r"need images \(n, 1 or 3, H, W\), got shape \(2, 4, 8, 8\)"
+    ):
+        inception.inception_features(network, torch.zeros(2, 4, 8, 8))
+    with pytest.raises(ValueError, match="more than 2048"):
+        inception_fid(images, images, weights=file)
+    torch.save({"a": torch.nn.Linear(1, 1)}, file)  # a pickle that would run code
+    monkeypatch.setattr(
+        inception, "INCEPTION_SHA256", hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    )
+    with pytest.raises(pickle.UnpicklingError):
+        inception.inception_network(file)

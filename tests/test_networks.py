@@ -1,10 +1,14 @@
 """Networks: shapes, two times, anchor, forward-mode derivatives against finite differences, refusals."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from exact import one_line, randomise
+from torch import nn
 
-from iflow_lib.networks import MLP, NETWORKS, UNet, time_features
+from iflow_lib.networks import MLP, NETWORKS, Transformer, UNet, register_network, time_features
 
 CASES = [
     ("MLP", dict(dim=1, hidden=8, layers=1)),
@@ -15,6 +19,8 @@ CASES = [
         for n in (8, 16, 28, 32)
         for c in (1, 3)
     ],
+    ("UNet", dict(channels=3, size=(24, 16), width=8, blocks=1)),
+    ("UNet", dict(channels=1, size=(8, 36), width=8, blocks=2)),
     ("Transformer", dict(length=24, channels=1, width=16, layers=2, heads=2)),
     ("Transformer", dict(length=5, channels=3, width=8, layers=1, heads=4)),
 ]
@@ -93,7 +99,8 @@ def test_new_network_is_zero_and_all_weights_train(name, options):
 def test_config_rebuilds_the_network(name, options, anchor):
     net = NETWORKS[name](**options, anchor=anchor)
     twin = NETWORKS[name](**net.config())
-    assert twin.data_shape == net.data_shape
+    assert twin.data_shape == net.data_shape and twin.config() == net.config()
+    assert json.loads(json.dumps(net.config())) == net.config()
     twin.load_state_dict(net.state_dict())
 
 
@@ -118,7 +125,18 @@ def test_time_features():
         (dict(size=9), "size"),
         (dict(size=18), "size"),
         (dict(size=30), "size"),
-        (dict(size=68), "size"),
+        (dict(size=68), "multiples of 8, so 64 or 72"),
+        (dict(size=30), "multiples of 4, so 28 or 32"),
+        (dict(size=(48, 30)), "multiples of 4, so 28 or 32"),
+        (dict(size=(30, 48)), "multiples of 4, so 28 or 32"),
+        (dict(size=136), "multiples of 16, so 128 or 144"),
+        (dict(size=(256, 8.5)), "size must be a whole number"),
+        (dict(size=(4, 64)), "from 8 to 256"),
+        (dict(size=260), "from 8 to 256"),
+        (dict(size=(32,)), "a pair (height, width)"),
+        (dict(size=(3, 32, 32)), "a pair (height, width)"),
+        (dict(size="28"), "size must be"),
+        (dict(size=None), "size must be"),
         (dict(size=4), "size"),
         (dict(channels=0), "channels"),
         (dict(width=12), "width"),
@@ -129,16 +147,30 @@ def test_time_features():
 def test_unet_refuses_bad_sizes(options, words):
     with pytest.raises(ValueError) as error:
         UNet(**options)
-    assert words in one_line(error) and str(next(iter(options.values()))) in str(error.value)
+    given = next(iter(options.values()))
+    assert words in one_line(error) and str(given[1] if given == (256, 8.5) else given) in str(
+        error.value
+    )
 
 
 @pytest.mark.parametrize(
-    "options", [dict(dim=0), dict(dim=2, hidden=0), dict(dim=2, layers=0), dict(dim=-1)]
+    "options",
+    [
+        dict(dim=0),
+        dict(dim=2, hidden=0),
+        dict(dim=2, layers=0),
+        dict(dim=-1),
+        dict(dim="2"),
+        dict(dim=2.5),
+        dict(dim=(2,)),
+        dict(dim=2, hidden=None),
+        dict(dim=True),
+    ],
 )
 def test_mlp_refuses_bad_sizes(options):
     with pytest.raises(ValueError) as error:
         MLP(**options)
-    assert "positive" in one_line(error)
+    assert "must be a whole number of at least 1" in one_line(error)
 
 
 @pytest.mark.parametrize("name, options", [CASES[1], CASES[3]], ids=["MLP", "UNet"])
@@ -152,6 +184,125 @@ def test_anchor_must_match_the_network(name, options):
     with pytest.raises(ValueError) as error:
         net(x, t, s, a)
     assert "takes no anchor" in one_line(error)
+
+
+def test_numbers_of_any_kind():
+    for number in (np.int64, np.uint8, torch.tensor):
+        for net, same in (
+            (MLP(dim=number(2), hidden=number(8)), MLP(dim=2, hidden=8)),
+            (UNet(size=number(8), width=number(8)), UNet(size=8, width=8)),
+            (UNet(size=(number(8), 12), width=8), UNet(size=[8, 12], width=8)),
+            (Transformer(length=number(6), width=number(8)), Transformer(length=6, width=8)),
+        ):
+            assert net.config() == same.config() and net.data_shape == same.data_shape
+            json.dumps(net.config())
+
+
+# ---------------------------------------------------------------- images of any two sides
+
+
+@pytest.mark.parametrize(
+    "size, coarse",
+    [
+        ((48, 32), (12, 8)),
+        ((16, 64), (4, 16)),
+        (72, (9, 9)),
+        (128, (16, 16)),
+        ((64, 128), (8, 16)),
+        ((144, 96), (18, 12)),
+        (256, (32, 32)),
+    ],
+    ids=str,
+)
+def test_unet_of_any_two_sides(size, coarse):
+    """Up to 256x256: every pixel and both sides matter, and nothing is transposed."""
+    net = randomise(UNet(channels=3, size=size, width=8, blocks=1), scale=0.1)
+    height, width = (size, size) if isinstance(size, int) else size
+    assert net.data_shape == (3, height, width)
+    x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.9, 0.4])
+    with torch.no_grad():
+        out = net(x, t, t / 2)
+        assert out.shape == x.shape and net.features_at(x, t, t / 2).shape == (2, 16, *coarse)
+        for row, column in ((0, 0), (height - 1, width - 1)):
+            moved = x.clone()
+            moved[:, :, row, column] += 1
+            change = (net(moved, t, t / 2) - out).abs().sum(1)
+            assert float(change[:, row, column].min()) > 0
+
+
+def test_large_images_have_memory_within_reason():
+    """What is kept for the gradient at 256x256 is that of a 64x64 image, times 4: 64x64 at the finest resolution."""
+
+    def kept(size):
+        net, numbers = UNet(channels=3, size=size, width=8, blocks=1), [0]
+
+        def count(tensor):
+            numbers[0] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            net(torch.zeros(1, 3, size, size), torch.ones(1), torch.zeros(1))
+        return numbers[0]
+
+    assert kept(256) < 6 * kept(64)
+
+
+def test_today_s_images_keep_their_architecture():
+    """Models that were saved earlier hold these names and shapes."""
+    net = UNet(channels=3, size=32, width=8, blocks=1)
+    names = list(net.state_dict())
+    assert len(names) == 56 and names[:2] == ["embed.0.weight", "embed.0.bias"]
+    tops = list(dict.fromkeys(name.split(".")[0] for name in names))
+    assert tops == ["embed", "stem", "down", "shrink", "middle", "grow", "up", "norm", "out"]
+    assert net.stem.weight.shape == (8, 12, 3, 3) and len(net.middle) == 2
+    assert list(MLP(dim=2, layers=1).state_dict())[:2] == ["hidden.0.weight", "hidden.0.bias"]
+    layer = [n for n in Transformer(length=4).state_dict() if n.startswith("layers.0")]
+    parts = list(dict.fromkeys(name.split(".")[2] for name in layer))
+    assert parts == ["qkv", "merge", "wide", "narrow", "times"]
+
+
+# ---------------------------------------------------------------- networks of one's own
+
+
+@pytest.fixture
+def registry():
+    before = dict(NETWORKS)
+    yield NETWORKS
+    NETWORKS.clear()
+    NETWORKS.update(before)
+
+
+def test_a_network_of_one_s_own(registry):
+    @register_network
+    class Mine(nn.Module):
+        def config(self):
+            return {}
+
+    assert registry["Mine"] is Mine and register_network(Mine) is Mine  # a cell that is run again
+
+
+def test_what_cannot_be_a_network(registry):
+    class Silent(nn.Module):
+        pass
+
+    class NotANetwork:
+        def config(self):
+            return {}
+
+    other = type("MLP", (nn.Module,), {"config": lambda self: {}})
+    for given, words in (
+        (other, "the name MLP is taken by the network iflow_lib.networks.MLP: choose another name"),
+        (Silent, "the network Silent has no config(): give it one that returns its constructor's"),
+        (type("Odd", (nn.Module,), {"config": {"a": 1}}), "the network Odd has no config()"),
+        (NotANetwork, "decorates a class that extends torch.nn.Module, not NotANetwork"),
+        (MLP(dim=2), "decorates a class that extends torch.nn.Module, not a MLP"),
+        (lambda x, t, s: x, "decorates a class that extends torch.nn.Module, not a function"),
+    ):
+        with pytest.raises(ValueError) as error:
+            register_network(given)
+        assert words in one_line(error)
+    assert sorted(registry) == ["MLP", "Transformer", "UNet"] and registry["MLP"] is MLP
 
 
 # ---------------------------------------------------------------- classes

@@ -14,12 +14,16 @@ from iflow_lib.objectives import (
     Batch,
     ConsistencyTraining,
     Distillation,
+    FlowMapDistillation,
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
+    Objective,
+    X0Regression,
     energy,
 )
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
+from iflow_lib.training import TrainConfig, fit
 from iflow_lib.training.compile import autocast
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8), VariancePreserving()]
@@ -188,7 +192,7 @@ def test_the_truth_is_the_fixed_point(objective, path):
 def test_the_truth_is_the_fixed_point_with_a_teacher(path, derivative):
     """Its targets are without noise: at the truth the loss itself is zero, and each displaced parameter is pushed back."""
     teacher = FlowMap(GaussianNet(), path).requires_grad_(False)
-    objective = IntegralIdentity(teacher=teacher, derivative=derivative)
+    objective = FlowMapDistillation(teacher=teacher, derivative=derivative)
     x_0 = MEAN + STD * torch.randn(
         500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
@@ -203,7 +207,7 @@ def test_the_truth_is_the_fixed_point_with_a_teacher(path, derivative):
             assert (float(loss.detach()) < 1e-4) == (not name), (name, loss)
             if name:
                 assert sign * float(torch.autograd.grad(loss, getattr(model.net, name))[0]) > 0
-    assert teacher.net.calls and all(p.grad is None for p in teacher.parameters())
+    assert objective.frozen_teacher.net.calls and all(p.grad is None for p in teacher.parameters())
 
 
 def test_a_teacher_that_does_not_fit():
@@ -214,15 +218,28 @@ def test_a_teacher_that_does_not_fit():
         (FlowMap(GaussianNet((3,)), RectifiedFlow()), "on the same path and data"),
     ):
         with pytest.raises(ValueError) as error:
-            IntegralIdentity(teacher=teacher).prepare(model, None)
+            FlowMapDistillation(teacher=teacher).prepare(model, None)
         assert words in one_line(error)
     with pytest.raises(ValueError) as error:
-        IntegralIdentity(teacher=teacher, anchor="self")
-    assert "teacher or anchor" in one_line(error)
+        FlowMapDistillation(teacher=teacher).prepare(FlowMap(Anchored(), RectifiedFlow()), None)
+    assert "a teacher's velocity knows nothing of anchors" in one_line(error)
+    for wrong, words in (
+        (teacher.net, "teacher must be a FlowMap with a trained velocity, got a GaussianNet"),
+        (None, "got a NoneType"),
+        (FlowMap(Anchored(), RectifiedFlow()), "the teacher's network takes an anchor"),
+    ):
+        with pytest.raises(ValueError) as error:
+            FlowMapDistillation(teacher=wrong)
+        assert words in one_line(error)
+    with pytest.raises(ValueError) as error:
+        FlowMapDistillation(teacher=teacher)(
+            FlowMap(GaussianNet(), RectifiedFlow()), torch.ones(5, 2)
+        )
+    assert "call prepare first" in one_line(error)
     first, same, other = (FlowMap(MLP(dim=2, hidden=8), RectifiedFlow()) for _ in range(3))
     same.load_state_dict(first.state_dict())
     first, same, other = (
-        IntegralIdentity(teacher=t).config()["teacher"] for t in (first, same, other)
+        FlowMapDistillation(teacher=t).config()["teacher"] for t in (first, same, other)
     )
     assert first == same != other and first["network"] == "MLP"
 
@@ -497,7 +514,7 @@ def test_detail_weighs_the_differences_of_neighbours():
         3 * across
     )  # the weight is of the whole error
     assert float(tame) == pytest.approx(1, rel=1e-4)
-    with pytest.raises(ValueError, match="detail is of images"):
+    with pytest.raises(ValueError, match="detail is for images"):
         fine.weighted(torch.zeros(3, 2))
 
 
@@ -510,7 +527,7 @@ def test_a_perceptual_loss_sees_what_the_teacher_sees():
         torch.nn.init.normal_(net.out.weight, std=0.1)
     teacher, model = (FlowMap(net, RectifiedFlow()) for net in nets)
     common = dict(teacher=teacher, power=0.5, equal_share=0.25, detail=2.0)
-    objective = IntegralIdentity(**common, perceptual=0.7)
+    objective = FlowMapDistillation(**common, perceptual=0.7)
     objective.prepare(model, None)
     g, x_0 = torch.Generator().manual_seed(1), torch.randn(12, 1, 8, 8, dtype=torch.float64)
     drawn = objective.draw(model, Batch(x_0), g) | {
@@ -521,7 +538,7 @@ def test_a_perceptual_loss_sees_what_the_teacher_sees():
     k, caught = len(s), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            IntegralIdentity,
+            FlowMapDistillation,
             "weighted",
             lambda self, *given: caught.append(given) or given[0].sum(),
         )
@@ -539,8 +556,9 @@ def test_a_perceptual_loss_sees_what_the_teacher_sees():
         .sum(1)
     )
     assert torch.allclose(extra, 0.7 * far / gap**2, rtol=1e-6) and float(extra.detach().min()) > 0
-    assert not objective.seen(ends[0], torch.zeros_like(ends[0]), s, None).any()
-    plain, loss = IntegralIdentity(**common), objective.loss(model, **drawn)[0]
+    assert not objective.perceptual_distance(ends[0], torch.zeros_like(ends[0]), s, None).any()
+    plain, loss = FlowMapDistillation(**common), objective.loss(model, **drawn)[0]
+    plain.prepare(model, None)
     square = error.square().flatten(1).sum(1) + 2 * sum(
         error.diff(dim=d).square().flatten(1).sum(1) for d in (2, 3)
     )
@@ -574,8 +592,9 @@ def test_matching_compares_distributions():
         torch.nn.init.normal_(net.out.weight, std=0.1)
     teacher, model = (FlowMap(net, VarianceExploding()) for net in nets)
     common = dict(teacher=teacher, equal_share=0.25)
-    objective = IntegralIdentity(**common, matching=3.0)
+    objective, plain = (FlowMapDistillation(**common, matching=m) for m in (3.0, 0.0))
     objective.prepare(model, None)
+    plain.prepare(model, None)
     x_0 = torch.randn(12, 1, 8, 8, generator=g, dtype=torch.float64)
     drawn = objective.draw(model, Batch(x_0), g) | {
         "z": torch.randn(x_0.shape, generator=g, dtype=torch.float64)
@@ -586,7 +605,7 @@ def test_matching_compares_distributions():
     x_t = (1 - t)[:, None, None, None] * x_0 + t[:, None, None, None] * drawn["z"]
     y = x_t - t[:, None, None, None] * model(x_t, t, zero)
     ours, real = teacher.net.hidden(y, zero, zero), teacher.net.hidden(x_0, zero, zero)
-    apart = sum(
+    distance = sum(
         share
         * (
             energy(ours[part], real[part])
@@ -594,11 +613,11 @@ def test_matching_compares_distributions():
         )
         for share, part in ((2 / 3, slice(0, 8)), (1 / 3, slice(8, 12)))
     )
-    more = (loss - IntegralIdentity(**common).loss(model, **drawn)[0]).item()
-    assert more == pytest.approx(3 * apart.item(), rel=1e-9)
+    more = (loss - plain.loss(model, **drawn)[0]).item()
+    assert more == pytest.approx(3 * distance.item(), rel=1e-9)
     with pytest.raises(ValueError, match="at least five examples, not 4"):
-        objective.apart(model, x_0[:4], drawn["z"][:4], None)
-    (3.0 * objective.apart(model, x_0, drawn["z"], None)).backward()
+        objective.matching_distance(model, x_0[:4], drawn["z"][:4], None)
+    (3.0 * objective.matching_distance(model, x_0, drawn["z"], None)).backward()
     assert all(p.grad is None for p in teacher.parameters()) and any(
         p.grad.any() for p in model.parameters()
     )
@@ -625,11 +644,6 @@ def test_hidden_features_are_those_of_a_call():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"perceptual": 1.0}, "perceptual needs a teacher whose network has hidden features"),
-        ({"perceptual": -1.0}, "perceptual must be at least 0, got -1"),
-        ({"perceptual": math.inf}, "perceptual"),
-        ({"matching": 1.0}, "matching needs a teacher whose network has hidden features"),
-        ({"matching": math.nan}, "matching must be at least 0, got nan"),
         ({"anchor": "store"}, "anchor must be"),
         ({"derivative": "exact"}, "derivative must be"),
         ({"tangent": "both"}, "tangent must be"),
@@ -639,12 +653,97 @@ def test_hidden_features_are_those_of_a_call():
         ({"equal_share": math.nan}, "equal_share"),
         ({"detail": -1}, "detail must be at least 0, got -1"),
         ({"detail": math.inf}, "detail"),
+        ({"power": math.nan}, "power must be at least 0, got nan"),
+        ({"equal_share": FlowMap(GaussianNet(), RectifiedFlow())}, "got a FlowMap"),
     ],
 )
 def test_bad_options(options, words):
     with pytest.raises(ValueError) as error:
         IntegralIdentity(**options)
     assert words in one_line(error)
+
+
+class HiddenAttribute(GaussianNet):
+    """Has something called hidden, which is not a method with the documented call."""
+
+    def hidden(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    "net, options, words",
+    [
+        (MLP(dim=2), {"perceptual": 1.0}, "perceptual needs a teacher whose network has hidden"),
+        (MLP(dim=2), {"matching": 1.0}, "matching needs a teacher whose network has hidden"),
+        (GaussianNet(), {"matching": 1.0}, "GaussianNet has none"),
+        (HiddenAttribute(), {"perceptual": 1.0}, "HiddenAttribute has none"),
+        (UNet(size=8, width=8), {"perceptual": -1.0}, "perceptual must be at least 0, got -1"),
+        (UNet(size=8, width=8), {"perceptual": math.inf}, "perceptual"),
+        (UNet(size=8, width=8), {"matching": math.nan}, "matching must be at least 0, got nan"),
+        (MLP(dim=2), {"derivative": "exact"}, "derivative must be"),
+        (MLP(dim=2), {"equal_share": 1.1}, "equal_share must be in [0, 1], got 1.1"),
+    ],
+)
+def test_bad_options_with_a_teacher(net, options, words):
+    """An MLP has a list of layers called hidden: that is not a method that gives hidden features."""
+    with pytest.raises(ValueError) as error:
+        FlowMapDistillation(teacher=FlowMap(net, RectifiedFlow()), **options)
+    assert words in one_line(error)
+
+
+def test_a_teacher_is_left_as_it_is():
+    """Neither frozen for good, nor moved, nor put in another mode: training it on afterwards works."""
+    torch.manual_seed(0)
+    teacher, model = (FlowMap(UNet(size=8, width=8, blocks=1), RectifiedFlow()) for _ in range(2))
+    before = {name: w.clone() for name, w in teacher.state_dict().items()}
+    objective = FlowMapDistillation(teacher=teacher, perceptual=1.0, matching=1.0)
+    x = torch.randn(20, 1, 8, 8)
+    config = TrainConfig(steps=2, batch_size=10, device="cpu", progress=False)
+    fit(model, objective, x, config)
+    assert teacher.training and all(
+        w.requires_grad and w.grad is None for w in teacher.parameters()
+    )
+    assert all(torch.equal(w, before[name]) for name, w in teacher.state_dict().items())
+    frozen = objective.frozen_teacher
+    assert frozen is not teacher and not frozen.training
+    assert not any(w.requires_grad for w in frozen.parameters())
+    fit(teacher, FlowMatching(), x, config)
+    again = FlowMapDistillation(teacher=teacher)
+    again.prepare(model, None)  # a new run takes the teacher as it is then
+    assert torch.equal(again.frozen_teacher.net.out.weight, teacher.net.out.weight)
+    assert not torch.equal(teacher.net.out.weight, before["net.out.weight"])
+    meta = FlowMapDistillation(teacher=teacher)
+    meta.prepare(model, None, device=torch.device("meta"))
+    assert meta.frozen_teacher.net.out.weight.is_meta and not teacher.net.out.weight.is_meta
+
+
+def test_a_teacher_without_classes_for_a_model_with_classes():
+    torch.manual_seed(0)
+    teacher = FlowMap(UNet(size=8, width=8, blocks=1), RectifiedFlow())
+    model = FlowMap(UNet(size=8, width=8, blocks=1, classes=2), RectifiedFlow())
+    objective = FlowMapDistillation(teacher=teacher, perceptual=1.0, matching=1.0)
+    objective.prepare(model, None)
+    batch = Batch(torch.randn(10, 1, 8, 8), labels=torch.arange(10) % 2)
+    assert bool(torch.isfinite(objective(model, batch, torch.Generator())))
+
+
+@pytest.mark.parametrize(
+    "objective, learned",
+    [
+        (FlowMatching(), "velocity"),
+        (IntegralIdentity(), "jump"),
+        (IntegralAdditivity(), "jump"),
+        (FlowMapDistillation(teacher=FlowMap(GaussianNet(), RectifiedFlow())), "jump"),
+        (ConsistencyTraining(), "jump_to_data"),
+        (Distillation(), "jump_to_data"),
+        (X0Regression(), "jump_to_data"),
+        (X0Regression(anchor="self"), "refinement"),
+        (Objective(), None),
+    ],
+    ids=lambda o: getattr(o, "name", str(o)),
+)
+def test_what_a_model_learns(objective, learned):
+    assert objective.learns == learned
 
 
 def test_config_names_every_setting():

@@ -19,6 +19,7 @@ from iflow_lib.paths import (
     VarianceExploding,
     VariancePreserving,
     expand,
+    register_path,
 )
 
 ALL = [
@@ -419,3 +420,55 @@ def test_aug_dim_must_be_positive(aug_dim):
     with pytest.raises(ValueError) as error:
         PoissonFlow(aug_dim)
     assert "aug_dim" in one_line(error)
+
+
+# ---------------------------------------------------------------- paths of one's own
+
+
+@pytest.fixture
+def registry():
+    before = dict(PATHS)
+    yield PATHS
+    PATHS.clear()
+    PATHS.update(before)
+
+
+def test_a_path_of_one_s_own(registry):
+    @register_path
+    class Trigonometric(RectifiedFlow):
+        """``x_t = cos(pi t / 2) x_0 + sin(pi t / 2) z``."""
+
+    assert registry["Trigonometric"] is Trigonometric
+    assert register_path(Trigonometric) is Trigonometric  # a cell that is run again
+    assert PATHS["Trigonometric"]() == Trigonometric() != RectifiedFlow()
+
+
+def test_what_cannot_be_a_path(registry):
+    class WithoutConfig(Path):
+        def __init__(self, power: float):
+            self.power = power
+
+    other = type("PoissonFlow", (Path,), {})
+    for given, words in (
+        (other, "the name PoissonFlow is taken by the path iflow_lib.paths.PoissonFlow"),
+        (WithoutConfig, "the path WithoutConfig has no config(): give it one that returns its"),
+        (dict, "register_path decorates a class that extends ifl.Path, not dict"),
+        (RectifiedFlow(), "register_path decorates a class that extends ifl.Path, not a Rectified"),
+        ("VP", "register_path decorates a class that extends ifl.Path, not a str"),
+    ):
+        with pytest.raises(ValueError) as error:
+            register_path(given)
+        assert words in one_line(error)
+    assert registry["PoissonFlow"] is PoissonFlow and len(registry) == 4
+
+
+def test_numbers_of_any_kind():
+    path = PoissonFlow(np.int64(8))
+    assert path == PoissonFlow(8) == PoissonFlow(8.0) and type(path.aug_dim) is int
+    assert hash(path) == hash(PoissonFlow(8.0))  # equal paths are one key
+    assert type(VariancePreserving(np.float32(0.5)).config()["beta_min"]) is float
+    assert torch.equal(path.grid(np.int64(3)), path.grid(3))
+    for make in (lambda: PoissonFlow("8"), lambda: PoissonFlow(None), lambda: path.grid(0)):
+        with pytest.raises(ValueError) as error:
+            make()
+        one_line(error)

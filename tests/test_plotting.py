@@ -145,7 +145,7 @@ def shown(tmp_path_factory):
         config=Config(HistoryManager={"enabled": False}),
     )
     try:
-        shell.set_custom_exc((ValueError, OSError), plotting._show_error)
+        shell.set_custom_exc((ValueError, OSError), plotting.show_short_error)
         shell.run_cell(
             "import iflow_lib as ifl, torch\nmodel = ifl.FlowMap(ifl.MLP(dim=2), ifl.RectifiedFlow())"
         )
@@ -173,6 +173,11 @@ def shown(tmp_path_factory):
             "ifl.FlowMap.from_pretrained('nowhere')",
             "FileNotFoundError: no model in nowhere",
             "line 1 of this cell: ifl.",
+        ),
+        (
+            "ifl.data.load('moons')",
+            "ValueError: unknown data set 'moons'",
+            "line 1 of this cell: ifl.data.load",
         ),
         (
             "n = -1\nif n < 0:\n    raise ValueError(f'need n > 0; got {n}')",

@@ -1,25 +1,32 @@
-"""Images: digits, Fashion-MNIST, emoji."""
+"""Stored images: digits, Fashion-MNIST, emoji.
+
+Each function takes the split and returns pixels (n, H, W) or (n, H, W, 3) that count from 0, with
+labels (n,).
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import io
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from .registry import shipped_dataset
+
 ASSETS = Path(__file__).parent.parent / "assets"
 
+#: sha256 of the files that come with the package.
 VENDORED = {
     "fashion_mnist": "8b248b3e3f49d5bbafa5f119b3d46fa82fc31b2b4f63c46546c3c2cd80761cc0",
     "emoji": "715a64a9bbf451a44d085bb9eee2d1b72fa95ec4b1c4732751a854b64705e4c8",
 }
-DEBIAN_FOLDER = Path(
-    "/usr/share/datasets/fashion-mnist"
-)  # of Debian's package dataset-fashion-mnist
-# sha256 of the uncompressed idx contents, the same whoever packed them
+#: Where Debian's package dataset-fashion-mnist puts its files.
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+#: sha256 of the uncompressed idx contents, which do not depend on how a file was compressed.
 FASHION_FULL = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -27,19 +34,44 @@ FASHION_FULL = {
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 
-# ---- images: (split, root) -> images (B, H, W) or (B, H, W, 3) counting from 0, labels (B,)
 
-
-def _digits(split, root):
+@shipped_dataset("digits", seed_id=5, kind="images", largest_pixel=16)
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read scikit-learn's 1,797 digits of 8x8; 360 of them, chosen once and for all, are the test set."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.images))  # the file has a rhythm of 10
+    everything = load_digits()
+    # the file repeats the digits 0 to 9 in turn, so a cut at one place would not be a random choice
+    order = np.random.default_rng(0).permutation(len(everything.images))
     chosen = np.sort(order[:360] if split == "test" else order[360:])
-    return digits.images[chosen].astype(np.float32), digits.target[chosen]
+    return everything.images[chosen].astype(np.float32), everything.target[chosen]
 
 
-def _vendored(name, split):
+@shipped_dataset("fashion_mnist", seed_id=6, kind="images", compared_by="fashion_features")
+def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the balanced part of Fashion-MNIST that comes with the package: 10,000 + 2,000 images."""
+    return _vendored("fashion_mnist", split)
+
+
+@shipped_dataset("fashion_mnist_full", seed_id=7, kind="images", takes_root=True)
+def fashion_mnist_full(
+    split: str, root: str | os.PathLike[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read all 60,000 + 10,000 images of Fashion-MNIST from ``root``, Debian's folder or the cache."""
+    folder = _full_folder(root)
+    prefix = "train" if split == "train" else "t10k"
+    images = np.frombuffer(_read_idx(folder, f"{prefix}-images-idx3-ubyte"), np.uint8, offset=16)
+    labels = np.frombuffer(_read_idx(folder, f"{prefix}-labels-idx1-ubyte"), np.uint8, offset=8)
+    return images.reshape(-1, 28, 28), labels
+
+
+@shipped_dataset("emoji", seed_id=8, kind="images")
+def emoji(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read Google's emoji, 32x32 in colour on white, that come with the package: 3,400 + 386 images."""
+    return _vendored("emoji", split)
+
+
+def _vendored(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     file = ASSETS / f"{name}.npz"
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; reinstall the package")
@@ -50,15 +82,7 @@ def _vendored(name, split):
         return arrays[f"{split}_images"], arrays[f"{split}_labels"]
 
 
-def _fashion_mnist_full(split, root):
-    folder = _full_folder(root)
-    prefix = "train" if split == "train" else "t10k"
-    images = np.frombuffer(_read_idx(folder, f"{prefix}-images-idx3-ubyte"), np.uint8, offset=16)
-    labels = np.frombuffer(_read_idx(folder, f"{prefix}-labels-idx1-ubyte"), np.uint8, offset=8)
-    return images.reshape(-1, 28, 28), labels
-
-
-def _full_folder(root) -> Path:
+def _full_folder(root: str | os.PathLike[str] | None) -> Path:
     if root is not None:
         return Path(root)
     if DEBIAN_FOLDER.is_dir():
@@ -101,10 +125,3 @@ def _read_idx(folder: Path, name: str) -> bytes:
             f"{file} is damaged or not Fashion-MNIST: the sha256 of its contents is wrong"
         )
     return content
-
-
-_IMAGES = {
-    "digits": _digits,
-    "fashion_mnist_full": _fashion_mnist_full,
-    **{name: lambda split, root, name=name: _vendored(name, split) for name in VENDORED},
-}

@@ -1,140 +1,235 @@
-"""Data in memory, and every check of data that a user brings."""
+"""``TensorData``, a data set in memory, and how any data become one."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import mmap
-import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from ..scaling import Standardization
+from .checks import as_float32, checked_floats, checked_labels
+from .mapped import is_large, row_blocks, spaced_rows
+from .unpack import behind_loader, unpack
 
 
 class TensorData(Dataset):
-    """A whole data set in memory. ``x``: float32 (B, ...); ``labels``: int64 (B,) or None; ``name``; ``noise``: the z that
-    belongs to each example, (B, ...), for coupled data (``samplers.reflow``), or None.
+    """A data set in memory, or in a mapped file.
 
-    x may be a memory-mapped array, ``np.load("x.npy", mmap_mode="c")``: float32 then stays on disk, and RAM does not grow
-    with the data set. An item is ``x[i]``, or ``(x[i], labels[i])`` where there are labels.
+    An item is ``x[i]``, or ``(x[i], labels[i])`` where there are labels.
+
+    Args:
+        x: Examples (B, ...), a float tensor, array or nested list; kept as float32. A memory-mapped
+            float32 array, ``np.load("x.npy", mmap_mode="c")``, stays on disk, and RAM does not grow
+            with the data.
+        labels: Classes (B,), whole numbers from 0 of any integer type; kept as int64. None for data
+            without classes.
+        name: What errors and manifests call the data.
+        noise: For coupled data (``iflow_lib.reflow``), the noise z (B, ...) that belongs to each
+            example, in the shape of ``x``.
+        scaling: The ``Standardization`` that made ``x`` from the original data. ``fit`` hands it to the
+            model, and ``sample`` undoes it.
+
+    Attributes:
+        mapped: The memory-mapped array that ``x`` is a view of, or None.
+
+    Raises:
+        ValueError: For data that are not finite floats (B, ...), or labels or noise that do not fit.
     """
 
     def __init__(
         self,
-        x: torch.Tensor | np.memmap,
-        labels: torch.Tensor | None = None,
+        x: Tensor | np.ndarray | Sequence,
+        labels: Tensor | np.ndarray | Sequence | None = None,
         name: str = "tensor",
-        noise: torch.Tensor | None = None,
-    ):
-        self.mapped = x if isinstance(x, np.memmap) else None
-        x = as_tensor(x) if isinstance(x, np.memmap) else x
-        if labels is not None and len(labels) != len(x):
-            raise ValueError(f"{name}: {len(x)} examples but {len(labels)} labels")
-        if noise is not None and noise.shape != x.shape:
-            raise ValueError(
-                f"{name}: noise must have the shape of x, {tuple(x.shape)}; got {tuple(noise.shape)}"
-            )
-        self.x, self.labels, self.name, self.noise = x, labels, name, noise
+        noise: Tensor | np.ndarray | None = None,
+        scaling: Standardization | None = None,
+    ) -> None:
+        if isinstance(x, TensorData):
+            raise ValueError(f"{name}: x is a TensorData already; use it as it is")
+        values, found = unpack(x, name)
+        self.x = as_float32(checked_floats(values, name), name)
+        self.mapped: np.memmap | None = None
+        if isinstance(values, np.memmap) and values.dtype == np.float32:  # else x is a copy in RAM
+            self.mapped = values
+        labels = found if labels is None else labels
+        self.labels = None if labels is None else checked_labels(labels, len(self.x), name)
+        self.noise = None
+        if noise is not None:
+            noise, _ = unpack(noise, f"noise of {name}")
+            self.noise = as_float32(checked_floats(noise, f"noise of {name}"), name)
+            if self.noise.shape != self.x.shape:
+                raise ValueError(
+                    f"{name}: noise must have the shape of x, {tuple(self.x.shape)}; got "
+                    f"{tuple(self.noise.shape)}"
+                )
+        self.name, self.scaling = name, scaling
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Tensor | tuple[Tensor, Tensor]:
         return self.x[index] if self.labels is None else (self.x[index], self.labels[index])
+
+    def rows(self, index: Sequence[int] | Tensor) -> TensorData:
+        """Return some of the examples, with their labels and noise, in the same scale.
+
+        Args:
+            index: Positions (b,).
+
+        Returns:
+            The examples, in memory.
+        """
+        index = torch.as_tensor(index, dtype=torch.long)
+        labels = None if self.labels is None else self.labels[index]
+        noise = None if self.noise is None else self.noise[index]
+        return TensorData(self.x[index], labels, self.name, noise, self.scaling)
 
     def __repr__(self) -> str:
         return f"TensorData({self.name!r}, {tuple(self.x.shape)})"
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Digest of the bytes of ``x``."""
+        """The sha256 of the bytes of ``x``, all of which are read."""
         digest = hashlib.sha256()
-        for block in _blocks(self.x, self.mapped):
-            digest.update(block.cpu().contiguous().numpy())
+        for block in row_blocks(self.x, self.mapped):
+            digest.update(block.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest that tells data sets apart without reading a very large one as a whole.
+
+        It is ``sha256`` up to 256 MB; beyond, the sha256 of the shape and 4,096 evenly spaced rows.
+        """
+        if not is_large(self.x):
+            return self.sha256
+        digest = hashlib.sha256(repr(tuple(self.x.shape)).encode())
+        digest.update(spaced_rows(self.x, mapped=self.mapped).cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
 
-def as_tensor(data) -> torch.Tensor:
-    """A float32 tensor (B, ...) from a tensor, a numpy array, a ``TensorData`` or a Dataset of x or (x, y).
+def as_dataset(data: Any) -> TensorData:
+    """Return data as people have them as a ``TensorData``.
 
-    Raises ValueError with one line for anything else, whole-number or complex data, rank below 2, no
-    examples, examples of differing shapes, NaN or infinity.
+    Args:
+        data: A float tensor or array (B, ...), memory-mapped or not; nested lists; a ``TensorData``; a
+            torch Dataset with a length, of x or (x, y), where y are whole numbers, kept as labels; a
+            DataLoader, whose data set is taken; or a pandas DataFrame of numbers without gaps, whose
+            columns become the last axis.
+
+    Returns:
+        The data, float32. A ``TensorData`` is returned as it is.
+
+    Raises:
+        ValueError: With one line for anything else, for whole-number or complex examples, rank below 2,
+            no examples, examples of differing shapes, NaN or infinity, or labels that are not whole
+            numbers from 0.
     """
-    return checked(data).float()
-
-
-def checked(data, name: str = "data") -> torch.Tensor:
-    """As ``as_tensor``, same errors, but keeping the type of the floats; ``name`` is what errors call it."""
-    mapped = data if isinstance(data, np.memmap) else None
+    data = resolved(data)
     if isinstance(data, TensorData):
-        data, mapped = data.x, data.mapped
-    if isinstance(data, np.ndarray):
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # of arrays that are read-only: nothing here writes
-            data = torch.from_numpy(np.ascontiguousarray(data))
-    if not isinstance(data, torch.Tensor):
-        data = _stack(data, name)
-    if not data.is_floating_point():
-        raise ValueError(
-            f"{name} has type {data.dtype}; expected floats of about unit size, "
-            "for pictures x.float() / 255 * 2 - 1"
-        )
-    if data.ndim < 2:
-        raise ValueError(
-            f"{name} has shape {tuple(data.shape)}; expected rank 2 or more, (examples, ...)"
-        )
-    if data.numel() == 0:
-        raise ValueError(f"{name} of shape {tuple(data.shape)} is empty")
-    bad = sum(int((~torch.isfinite(block)).sum()) for block in _blocks(data, mapped))
-    if bad:
-        raise ValueError(f"{name} has {bad} NaN or infinite values; remove them first")
-    return data.detach()
+        checked(data)  # its tensor may have been changed since
+        return data
+    values, labels = values_and_labels(data)
+    found = TensorData(values, labels, name="data")  # what errors call it
+    found.name = "tensor"
+    return found
 
 
-def release(array) -> None:
-    """Give the memory of a large memory-mapped array back to the system, which reads it again where it is needed. Nothing
-    is lost, and other arrays are left alone. Without it, every page ever touched would count as this process's."""
-    if _large(array):
-        array._mmap.madvise(mmap.MADV_DONTNEED)
+def resolved(data: Any, name: str = "data") -> Any:
+    """Return the data set behind a DataLoader, or behind a part of a ``TensorData``.
+
+    A part, such as ``torch.utils.data.random_split`` makes, keeps the noise and the scaling of the whole.
+
+    Args:
+        data: What ``as_dataset`` takes.
+        name: What errors call the data.
+
+    Returns:
+        The data set, or ``data`` itself.
+
+    Raises:
+        ValueError: If a DataLoader has a sampler whose choice cannot be followed.
+    """
+    data = behind_loader(data, name)
+    if type(data) is Subset:
+        part = resolved(data.dataset, name)
+        return part.rows(data.indices) if isinstance(part, TensorData) else data
+    return data
 
 
-def _large(array) -> bool:
-    mapping = getattr(array, "_mmap", None)
-    return mapping is not None and len(mapping) > 1 << 26 and hasattr(mmap, "MADV_DONTNEED")
+def as_tensor(data: Any) -> Tensor:
+    """Return the examples of data as a float32 tensor (B, ...); see ``as_dataset``.
+
+    Args:
+        data: What ``as_dataset`` takes.
+
+    Returns:
+        The examples.
+
+    Raises:
+        ValueError: As ``as_dataset``.
+    """
+    return as_dataset(data).x
 
 
-def portions(n: int, mapped):
-    """Slices of n rows to be touched, in any order, of what may be a large mapped array, which is released after each: a
-    system that maps the neighbours of every page it reads would hold a good part of the file after one batch."""
-    size = 16 if _large(mapped) else max(1, n)
-    for start in range(0, n, size):
-        yield slice(start, start + size)
-        release(mapped)
+def checked(data: Any, name: str = "data") -> Tensor:
+    """Return the examples of data as a tensor (B, ...) that keeps its float type.
+
+    Args:
+        data: What ``as_dataset`` takes.
+        name: What errors call the data.
+
+    Returns:
+        The examples, without a gradient.
+
+    Raises:
+        ValueError: As ``as_dataset``.
+    """
+    return checked_floats(values_and_labels(data, name)[0], name)
 
 
-def _blocks(x: torch.Tensor, mapped):
-    """The rows of x in blocks of 4 MB or so, released once used."""
-    for block in x.split(max(1, (1 << 20) // max(1, x[0].numel()))):
-        yield block
-        release(mapped)
+def values_and_labels(data: Any, name: str = "data") -> tuple[Tensor | np.ndarray, Any]:
+    """Find the values, and the labels or None, in data; neither is checked yet.
+
+    Args:
+        data: What ``as_dataset`` takes.
+        name: What errors call the data.
+
+    Returns:
+        A tensor or an array, mapped where the data are, and labels in any form.
+
+    Raises:
+        ValueError: For anything that ``as_dataset`` does not take.
+    """
+    data = resolved(data, name)
+    if isinstance(data, TensorData):
+        return (data.x if data.mapped is None else data.mapped), data.labels
+    return unpack(data, name)
 
 
-def _stack(data, name: str) -> torch.Tensor:
-    if not isinstance(data, Dataset) or not hasattr(data, "__len__"):
-        raise ValueError(
-            f"{name} is a {type(data).__name__}; "
-            "expected a tensor (examples, ...) or a torch Dataset with a length"
-        )
-    if len(data) == 0:
-        raise ValueError(f"{name} is empty: the data set has length 0")
-    items = (data[i] for i in range(len(data)))
-    try:
-        return torch.stack(
-            [torch.as_tensor(x[0] if isinstance(x, (tuple, list)) else x) for x in items]
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"the examples of {name} do not make one tensor: {why}") from error
+def shape_hint(x: Tensor, expected: Sequence[int]) -> str:
+    """Say how data of the wrong shape might be brought into the one that a network takes.
+
+    Args:
+        x: The data (B, ...).
+        expected: The shape of one example that the network takes.
+
+    Returns:
+        A remedy, such as ``"x.permute(0, 3, 1, 2) puts the channels first"``, or "" if there is none.
+    """
+    given, expected = tuple(x.shape[1:]), tuple(expected)
+    if given == expected:
+        return ""
+    if len(expected) == 3 and len(given) == 3 and given[2] in (1, 3) and given[0] not in (1, 3):
+        return "x.permute(0, 3, 1, 2) puts the channels first"
+    if len(given) == 2 and expected == (1, *given):
+        return "x[:, None] adds the channel"
+    if int(np.prod(given)) == int(np.prod(expected)):
+        return "x.flatten(1)" if len(expected) == 1 else f"x.reshape(-1, {str(expected)[1:-1]})"
+    return ""

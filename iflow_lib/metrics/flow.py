@@ -1,46 +1,84 @@
-"""Of a model: are its trajectories straight, is a jump the flow map, what does an anchor tell?"""
+"""Measures of a model's own flow: is it straight, are its jumps exact, and what does an anchor tell?"""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..model import FlowMap
 from ..sampling import initial_noise, sample
-from .transport import _two_sets
+from .transport import point_sets
 
 
-def straightness(model, n: int = 1000, steps: int = 100, seed: int = 0) -> float:
-    """``S(Z) = int_0^1 E |(Z_1 - Z_0) - dZ_t/dt|^2 dt`` along the model's own ODE on the line; 0 iff it is straight.
+def straightness(model: FlowMap, n: int = 1000, steps: int = 100, seed: int = 0) -> float:
+    """Compute how far the trajectories of the model's own ODE are from straight lines.
 
-    (Rectified Flow, arXiv 2209.03003, eq. 8, per example, summed over its elements.) Euler, ``steps`` steps: with one
-    step any velocity looks straight, with 100 the value is right to about a per cent. On every path, read on the line.
+        S(Z) = int_0^1 E |(Z_1 - Z_0) - dZ_t/dt|^2 dt
+
+    (Rectified Flow, arXiv 2209.03003, eq. 8, for each example, summed over its elements), on the line
+    x_t / (alpha + sigma) of the model's path, by Euler's method. It is 0 only if all of them are straight.
+
+    Args:
+        model: A model whose velocity ``u(x, t, t)`` was learned.
+        n: Number of trajectories.
+        steps: Steps of each; with one any velocity looks straight, with 100 the value is right to about a
+            per cent.
+        seed: Seed of the noise at which the trajectories start.
+
+    Returns:
+        S(Z), in squared units of the data that the model was trained on.
+
+    Raises:
+        ValueError: For fewer than 2 steps, and as ``sample``.
     """
     if steps < 2:
         raise ValueError(f"straightness needs at least 2 steps, got {steps}")
     walk = sample(model, n, steps, "euler", seed, trajectory=True)
-    scale = (
-        model.path.scale(walk.times)
-        .to(walk.trajectory)
-        .reshape(-1, *[1] * (walk.trajectory.ndim - 1))
-    )
-    points, tau = walk.trajectory / scale, model.path.tau(walk.times).to(walk.trajectory)
-    gaps = (tau[1:] - tau[:-1]).reshape(-1, *[1] * (points.ndim - 1))
-    velocity = (points[1:] - points[:-1]) / gaps
+    trajectory, times = walk.trajectory, walk.times
+    assert trajectory is not None and times is not None  # they were asked for
+    scaling = getattr(model, "scaling", None)
+    if scaling is not None:  # sample returned original units; the line is that of the scaled data
+        trajectory = scaling.apply(trajectory)
+
+    def column(values: Tensor) -> Tensor:
+        return values.to(trajectory).reshape(-1, *[1] * (trajectory.ndim - 1))
+
+    points, tau = trajectory / column(model.path.scale(times)), model.path.tau(times)
+    tau = tau.to(trajectory)
+    gaps = tau[1:] - tau[:-1]
+    velocity = (points[1:] - points[:-1]) / column(gaps)
     chord = (points[-1] - points[0]) / (tau[-1] - tau[0])
     square = (velocity - chord).flatten(2).square().sum(2).mean(1)
-    return float((square * gaps.flatten().abs()).sum() / (tau[-1] - tau[0]).abs())
+    return float((square * gaps.abs()).sum() / (tau[-1] - tau[0]).abs())
 
 
 def jump_error(
-    model, flow, n: int = 1000, *, t: float | None = None, s: float = 0.0, seed: int = 0
+    model: FlowMap,
+    flow: Any,
+    n: int = 1000,
+    *,
+    t: float | None = None,
+    s: float = 0.0,
+    seed: int = 0,
 ) -> float:
-    """Relative RMS distance of the learned jump from the exact flow map: ``RMS(jump - exact) / RMS(exact - E exact)``.
+    """Compute how far the learned jump is from the exact flow map, as a share of the spread of its ends.
 
-    flow: from ``analytic``, for the model's path. Points are drawn from the prior (t = t_max) if t is None, and carried
-    there by the exact flow otherwise. The divisor is the spread of the exact end points: 1 is as bad as their mean.
+        RMS(jump - exact) / RMS(exact - E exact)
+
+    Args:
+        model: The model whose ``jump`` is tested.
+        flow: The exact flow of the data on the model's path, from ``iflow_lib.analytic``.
+        n: Number of points.
+        t: Time at which the jump starts. None starts at the prior, t_max; at another time, the points are
+            carried there from the prior by the exact flow.
+        s: Time at which the jump ends.
+        seed: Seed of the points.
+
+    Returns:
+        The relative error: 0 is exact, 1 is as bad as the mean of the exact ends.
     """
     path = model.path
     x = torch.cat(list(initial_noise(model, n, seed))).double() / path.tau_max
@@ -57,18 +95,23 @@ def jump_error(
     end = exact(x, start, float(s))
     like = next(model.parameters())
     with torch.no_grad():
-        found = model.jump(
+        learned = model.jump(
             x=x.to(like), t=torch.full((n,), start).to(like), s=torch.full((n,), float(s)).to(like)
         )
     spread = (end - end.mean(0)).square().mean().sqrt()
-    return float((found.double().cpu() - end).square().mean().sqrt() / spread)
+    return float((learned.double().cpu() - end).square().mean().sqrt() / spread)
 
 
 class AnchorVariance(NamedTuple):
-    """Mean squared error per element of the best guess of x_0, and what is left of it when the anchor is known too.
+    """Mean squared error for each element of the best guess of x_0, with and without the anchor.
 
-    ``without``: E Var(x_0 | x_t); ``knowing``: E Var(x_0 | x_t, a) <= ``without`` (law of total variance).
-    ``at_sampling``: the same as ``knowing`` for an anchor drawn from N(0, I), which knows nothing: it equals ``without``.
+    By the law of total variance, ``knowing`` is at most ``without``.
+
+    Attributes:
+        without: E Var(x_0 | x_t), when x_t alone is known.
+        knowing: E Var(x_0 | x_t, a), when the anchor a is known too.
+        at_sampling: The same as ``knowing`` for an anchor drawn from N(0, I), as in sampling; it tells
+            nothing, so the value equals ``without``.
     """
 
     without: float
@@ -83,13 +126,27 @@ def anchor_variance(
 
         Var(x_0 | x_t) = E[Var(x_0 | x_t, a) | x_t] + Var(E[x_0 | x_t, a] | x_t)
 
-    x_0, anchor, x_t: (n, ...), n joint draws. Each conditional mean is that of the ``neighbours`` nearest other draws in
-    standardised (x_t) or (x_t, a), with the factor k / (k + 1) that undoes the noise of the mean. Biased upward in many
-    dimensions, where neighbours are far; meant for the plane and for low-dimensional features.
+    (arXiv 2504.20179.) Each conditional mean is that of the nearest other draws in standardized x_t or
+    (x_t, a), with the factor k / (k + 1) that undoes the noise of the mean. The estimate is biased upward
+    in many dimensions, where neighbours are far; it is meant for the plane and for low-dimensional
+    features.
+
+    Args:
+        x_0: Data (n, ...).
+        anchor: The anchor of each draw (n, ...), in the shape of ``x_0``.
+        x_t: The noisy state of each draw (n, ...).
+        neighbours: The number k of neighbours.
+        seed: Seed of the anchors that tell nothing.
+
+    Returns:
+        The three variances.
+
+    Raises:
+        ValueError: If the three do not have equally many draws, or there are too few.
     """
     from sklearn.neighbors import NearestNeighbors
 
-    (x_t, x_0), (anchor, _) = _two_sets(x_t, x_0), _two_sets(anchor, x_0)
+    (x_t, x_0), (anchor, _) = point_sets(x_t, x_0), point_sets(anchor, x_0)
     if not (len(x_0) == len(anchor) == len(x_t)) or not 1 <= neighbours < len(x_0):
         raise ValueError(
             f"need equally many x_0, anchors and x_t, and more than {neighbours} neighbours; got "
@@ -99,16 +156,12 @@ def anchor_variance(
     def error(*known: Tensor) -> float:
         parts = [(a - a.mean(0)) / a.std(0).clamp(min=1e-12) / math.sqrt(a.shape[1]) for a in known]
         given = torch.cat(parts, dim=1).numpy()
-        index = (
-            NearestNeighbors(n_neighbors=neighbours + 1)
-            .fit(given)
-            .kneighbors(given, return_distance=False)[:, 1:]
-        )
-        mean = x_0[torch.from_numpy(index)].mean(1)
+        search = NearestNeighbors(n_neighbors=neighbours + 1).fit(given)
+        nearest = search.kneighbors(given, return_distance=False)[:, 1:]  # the first is the draw
+        mean = x_0[torch.from_numpy(nearest)].mean(1)
         return float((x_0 - mean).square().mean() * neighbours / (neighbours + 1))
 
-    generator = torch.Generator().manual_seed(
-        seed + 1_000_003
-    )  # not the seed that the caller drew x_0 with
+    # another seed than the one that the caller drew x_0 with
+    generator = torch.Generator().manual_seed(seed + 1_000_003)
     nothing = torch.randn(anchor.shape, generator=generator, dtype=anchor.dtype)
     return AnchorVariance(error(x_t), error(x_t, anchor), error(x_t, nothing))

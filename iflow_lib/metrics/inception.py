@@ -4,32 +4,59 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import checked
 from .distances import frechet_distance
 
-#: Of torch-fidelity's Inception weights: the file's name holds this start of it.
+#: How the sha256 of torch-fidelity's Inception weights starts; the file's name holds it too.
 INCEPTION_SHA256 = "6726825d"
 
 
-def inception_fid(x, y, weights=None) -> float:
-    """The FID of the literature: Frechet distance on the 2,048 Inception features, as torch-fidelity computes them.
+def inception_fid(x: Any, y: Any, weights: str | os.PathLike[str] | None = None) -> float:
+    """Compute the FID of the literature, as torch-fidelity computes its features.
 
-    x: samples (n, C, H, W) in [-1, 1], C 1 or 3; y: data; more than 2,048 of each. weights: path of torch-fidelity's
-    ``weights-inception-2015-12-05-6726825d.pth``, by default looked for in, else downloaded to, torch's hub folder.
-    Raises ImportError without torch-fidelity, FileNotFoundError if the weights can neither be found nor downloaded,
-    ValueError if they fail their checksum.
+    It is the ``frechet_distance`` on 2,048 Inception features (Heusel et al. 2017, arXiv 1706.08500).
+
+    Args:
+        x: Samples (n, C, H, W) in [-1, 1], C 1 or 3, more than 2,048.
+        y: Data (m, C, H, W), more than 2,048.
+        weights: Path of torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``. None looks for it
+            in torch's hub folder, and downloads it there.
+
+    Returns:
+        The distance.
+
+    Raises:
+        ImportError: Without torch-fidelity.
+        FileNotFoundError: If the weights can neither be found nor downloaded.
+        ValueError: If the weights fail their checksum, or there are too few images.
     """
-    network = _inception(weights)
-    return frechet_distance(_inception_features(network, x), _inception_features(network, y))
+    network = inception_network(weights)
+    return frechet_distance(inception_features(network, x), inception_features(network, y))
 
 
-def _inception(weights=None):
-    """torch-fidelity's network. Its weights are a pickle, so it is given a copy of what loads without running code."""
+def inception_network(weights: str | os.PathLike[str] | None = None) -> nn.Module:
+    """Load torch-fidelity's Inception network.
+
+    Its weights are a pickle. The network is given a copy of what loads without running code.
+
+    Args:
+        weights: Path of the weights, as for ``inception_fid``.
+
+    Returns:
+        The network, from uint8 images (B, 3, H, W) to a tuple of features.
+
+    Raises:
+        ImportError: Without torch-fidelity.
+        FileNotFoundError: If the weights can neither be found nor downloaded.
+        ValueError: If the weights fail their checksum.
+    """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import (
             URL_INCEPTION_V3,
@@ -67,9 +94,21 @@ def _inception(weights=None):
 
 
 @torch.no_grad()
-def _inception_features(network, images) -> Tensor:
-    """(n, C, H, W) in [-1, 1] -> (n, 2048), by way of whole bytes, as the FID is defined."""
+def inception_features(network: nn.Module, images: Any) -> Tensor:
+    """Compute the 2,048 features of images, by way of whole bytes, as the FID is defined.
+
+    Args:
+        network: What ``inception_network`` returned.
+        images: Images (n, C, H, W) in [-1, 1], C 1 or 3.
+
+    Returns:
+        Features (n, 2048), float64.
+
+    Raises:
+        ValueError: For images of another shape, whole numbers, or NaN.
+    """
     images = checked(images, "images").clamp(-1, 1)
-    images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-    pixels = ((images + 1) * 127.5).round().to(torch.uint8)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"need images (n, 1 or 3, H, W), got shape {tuple(images.shape)}")
+    pixels = ((images.expand(-1, 3, -1, -1) + 1) * 127.5).round().to(torch.uint8)
     return torch.cat([network(batch)[0] for batch in pixels.split(50)]).double()

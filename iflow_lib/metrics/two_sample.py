@@ -1,38 +1,66 @@
-"""More ways to look: is a sample distinguishable, does it cover, are trajectories straight, is a jump the flow map?
+"""Comparisons of two samples: can they be told apart, and does one cover the other?
 
-Distances between two samples work on points or features (n, d); give images as ``metrics.embed(images)``. As everywhere,
+All of them work on points or features (n, d); for images give ``metrics.embed(images)``. As everywhere,
 show ``metrics.real_floor(distance, metrics.real_pairs(name))`` beside them.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .transport import _two_sets
+from ..utils import check_seed
+from .transport import point_sets
 
 
-def energy_distance(x, y) -> float:
-    """``2 E|a - b| - E|a - a'| - E|b - b'|`` with unbiased means: 0 between real draws on average, so it may be negative.
+def energy_distance(x: Any, y: Any) -> float:
+    """Compute the energy distance with unbiased means.
 
-    (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143.) x: (n, ...), y: (m, ...), n, m >= 2. Raises ValueError.
+        2 E|a - b| - E|a - a'| - E|b - b'|,  a, a' from x and b, b' from y
+
+    (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143). It is 0 between real draws on average, so it
+    may be negative.
+
+    Args:
+        x: Samples (n, ...), n >= 2.
+        y: Data (m, ...), m >= 2.
+
+    Returns:
+        The distance, in the units of the points.
+
+    Raises:
+        ValueError: For whole numbers, NaN, too few points or differing dimensions.
     """
-    x, y = _two_sets(x, y)
+    x, y = point_sets(x, y)
+    between = 2 * torch.cdist(x, y).mean()
     return float(
-        2 * torch.cdist(x, y).mean() - _between(torch.cdist(x, x)) - _between(torch.cdist(y, y))
+        between - _mean_over_pairs(torch.cdist(x, x)) - _mean_over_pairs(torch.cdist(y, y))
     )
 
 
-def mmd(x, y, bandwidth: float | None = None) -> float:
-    """Squared maximum mean discrepancy, Gaussian kernel ``exp(-|a - b|^2 / (2 h^2))``, unbiased: may be negative.
+def mmd(x: Any, y: Any, bandwidth: float | None = None) -> float:
+    """Compute the squared maximum mean discrepancy with a Gaussian kernel, unbiased.
 
-    (Gretton et al. 2012, JMLR 13, eq. 3.) bandwidth: h, by default the median distance within y, the data, so that
-    different samples are measured by the same kernel. x: (n, ...), y: (m, ...), n, m >= 2. Raises ValueError.
+        E k(a, a') + E k(b, b') - 2 E k(a, b),  k(a, b) = exp(-|a - b|^2 / (2 h^2))
+
+    (Gretton et al. 2012, JMLR 13, eq. 3). It may be negative.
+
+    Args:
+        x: Samples (n, ...), n >= 2.
+        y: Data (m, ...), m >= 2.
+        bandwidth: The width h of the kernel, in the units of the points. None takes the median distance
+            within the data y, so that different samples are measured by the same kernel.
+
+    Returns:
+        The squared discrepancy.
+
+    Raises:
+        ValueError: As ``energy_distance``, and for a bandwidth that is not positive.
     """
-    x, y = _two_sets(x, y)
+    x, y = point_sets(x, y)
     inside = torch.cdist(y, y)
     h = float(inside[inside > 0].median()) if bandwidth is None else float(bandwidth)
     if not h > 0:
@@ -42,49 +70,68 @@ def mmd(x, y, bandwidth: float | None = None) -> float:
         return torch.exp(-distances.square() / (2 * h * h))
 
     return float(
-        _between(kernel(torch.cdist(x, x)))
-        + _between(kernel(inside))
+        _mean_over_pairs(kernel(torch.cdist(x, x)))
+        + _mean_over_pairs(kernel(inside))
         - 2 * kernel(torch.cdist(x, y)).mean()
     )
 
 
-def _between(matrix: Tensor) -> Tensor:
-    """Mean of a square matrix without its diagonal."""
+def _mean_over_pairs(matrix: Tensor) -> Tensor:
+    """Mean of a square matrix without its diagonal, where each point meets itself."""
     n = len(matrix)
     if n < 2:
         raise ValueError(f"at least 2 points of each set are needed, got {n}")
     return (matrix.sum() - matrix.diagonal().sum()) / (n * (n - 1))
 
 
-def c2st(x, y, seed: int = 0) -> float:
-    """Classifier two-sample test: how often a small network, cross-validated, tells samples from data. 0.5 is perfect.
+def c2st(x: Any, y: Any, seed: int = 0) -> float:
+    """Compute how often a small network tells samples from data: the classifier two-sample test.
 
-    (Lopez-Paz and Oquab 2017, arXiv 1610.06545.) scikit-learn's MLP with two hidden layers of ``10 d`` (20 to 200) on
-    standardised features, 5 folds, mean accuracy on the folds left out; the larger set is cut to the size of the smaller.
-    x: (n, ...), y: (m, ...), at least 10 of each. Raises ValueError.
+    (Lopez-Paz and Oquab 2017, arXiv 1610.06545.) The network is scikit-learn's MLP with two hidden layers
+    of ``10 d`` (20 to 200) on standardized features; the value is its mean accuracy on the folds left out
+    of 5. The larger set is cut to the size of the smaller.
+
+    Args:
+        x: Samples (n, ...), n >= 10.
+        y: Data (m, ...), m >= 10.
+        seed: Seed of the network and the folds.
+
+    Returns:
+        The accuracy: 0.5 is perfect, 1 is a full separation.
+
+    Raises:
+        ValueError: For whole numbers, NaN, too few points or differing dimensions.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, y = _two_sets(x, y)
-    n = min(len(x), len(y))
+    x, y = point_sets(x, y)
+    n, seed = min(len(x), len(y)), check_seed(seed)
     if n < 10:
         raise ValueError(f"c2st needs at least 10 points of each set, got {n}")
-    features = torch.cat([x[:n], y[:n]]).numpy()
-    which = [0] * n + [1] * n
+    points = torch.cat([x[:n], y[:n]]).numpy()
+    is_data = [0] * n + [1] * n
     width = min(200, max(20, 10 * x.shape[1]))
     network = MLPClassifier((width, width), max_iter=300, early_stopping=True, random_state=seed)
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    return float(
-        cross_val_score(make_pipeline(StandardScaler(), network), features, which, cv=folds).mean()
-    )
+    classifier = make_pipeline(StandardScaler(), network)
+    return float(cross_val_score(classifier, points, is_data, cv=folds).mean())
 
 
 class Coverage(NamedTuple):
-    """Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991), density and coverage (Naeem et al. 2020, arXiv
-    2002.09797). Precision and density ask whether samples are realistic, recall and coverage whether all is there."""
+    """How realistic samples are, and how much of the data they cover.
+
+    Precision and recall: Kynkaanniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et al.
+    2020, arXiv 2002.09797.
+
+    Attributes:
+        precision: Share of samples inside a ball of the data.
+        recall: Share of the data inside a ball of the samples.
+        density: Mean number of the data's balls that hold a sample, divided by k.
+        coverage: Share of the data's balls that hold a sample.
+    """
 
     precision: float
     recall: float
@@ -92,41 +139,50 @@ class Coverage(NamedTuple):
     coverage: float
 
 
-def precision_recall(x, y, k: int = 5) -> Coverage:
-    """Share of samples x inside the k-nearest-neighbour balls of the data y, and the reverse; see ``Coverage``.
+def precision_recall(x: Any, y: Any, k: int = 5) -> Coverage:
+    """Compute precision, recall, density and coverage by balls around points.
 
-    x: (n, ...), y: (m, ...), more than k of each (else ValueError). Real draws give about (0.95, 0.95, 1, 1 - 2^-k).
+    The ball of a point reaches to its k-th nearest neighbour in its own set.
+
+    Args:
+        x: Samples (n, ...), n > k.
+        y: Data (m, ...), m > k.
+        k: Number of neighbours.
+
+    Returns:
+        The four shares; two real draws give about (0.95, 0.95, 1, 1 - 2^-k).
+
+    Raises:
+        ValueError: For whole numbers, NaN, too few points or differing dimensions.
     """
-    x, y = _two_sets(x, y)
+    x, y = point_sets(x, y)
     if not 1 <= k < min(len(x), len(y)):
         raise ValueError(
             f"k must be at least 1 and smaller than both sets, got {k} for {len(x)} and {len(y)}"
         )
-
-    def radius(points: Tensor) -> Tensor:  # the first neighbour is the point itself
-        return torch.cat(
-            [
-                torch.cdist(rows, points).topk(k + 1, dim=1, largest=False).values[:, k]
-                for rows in points.split(1000)
-            ]
-        )
-
-    real, fake, found = radius(y), radius(x), []
-    recalled, nearest = (
-        torch.zeros(len(y), dtype=torch.bool),
-        torch.full((len(y),), math.inf, dtype=y.dtype),
-    )
-    for rows, near in zip(
-        x.split(1000), fake.split(1000)
-    ):  # in blocks: memory does not grow with both sets
-        apart = torch.cdist(rows, y)
-        found.append((apart < real[None]).sum(1).double())
-        recalled |= (apart < near[:, None]).any(0)
-        nearest = torch.minimum(nearest, apart.amin(0))
-    inside = torch.cat(found)
+    data_radii, sample_radii = _radii(y, k), _radii(x, k)
+    balls_per_sample = []  # how many balls of the data hold each sample
+    data_recalled = torch.zeros(len(y), dtype=torch.bool)
+    nearest_sample = torch.full((len(y),), math.inf, dtype=y.dtype)
+    # in blocks of samples, so that memory does not grow with both sets
+    for samples, radii in zip(x.split(1000), sample_radii.split(1000)):
+        distances = torch.cdist(samples, y)
+        balls_per_sample.append((distances < data_radii[None]).sum(1).double())
+        data_recalled |= (distances < radii[:, None]).any(0)
+        nearest_sample = torch.minimum(nearest_sample, distances.amin(0))
+    balls = torch.cat(balls_per_sample)
     return Coverage(
-        float((inside > 0).double().mean()),
-        float(recalled.double().mean()),
-        float(inside.mean() / k),
-        float((nearest < real).double().mean()),
+        precision=float((balls > 0).double().mean()),
+        recall=float(data_recalled.double().mean()),
+        density=float(balls.mean() / k),
+        coverage=float((nearest_sample < data_radii).double().mean()),
     )
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    """The distance of each point to its k-th nearest neighbour."""
+    nearest = [
+        torch.cdist(rows, points).topk(k + 1, dim=1, largest=False).values[:, k]
+        for rows in points.split(1000)
+    ]  # k + 1, because the nearest is the point itself
+    return torch.cat(nearest)

@@ -1,20 +1,25 @@
 """Training objectives: one idea a file."""
 
-from .base import Batch, Objective, energy, on_line
+from .anchor_store import AnchorStore
+from .base import Batch, Objective, on_line
 from .consistency import ConsistencyTraining
+from .derivative import DerivativeObjective
+from .distillation import FlowMapDistillation, energy
 from .flow_matching import FlowMatching
 from .integral_additivity import IntegralAdditivity
 from .integral_identity import IntegralIdentity
 from .reflow_distillation import Distillation
 from .two_time import TwoTimeObjective
-from .x0_regression import ANCHORS, AnchorStore, X0Regression
+from .x0_regression import ANCHORS, X0Regression
 
 __all__ = [
     "ANCHORS",
     "AnchorStore",
     "Batch",
     "ConsistencyTraining",
+    "DerivativeObjective",
     "Distillation",
+    "FlowMapDistillation",
     "FlowMatching",
     "IntegralAdditivity",
     "IntegralIdentity",

@@ -1,30 +1,43 @@
-"""Training objectives. Each is a callable ``objective(model, batch, generator) -> loss`` on the canonical line.
+"""What every training objective has: the batch that it sees, and the two halves of a loss.
 
-It has two halves: ``draw`` takes from the generator all that is random in a step, one row for each example, and ``loss``
-is a pure function of what was drawn. So ``fit`` can compile the second, and give each of several GPUs its rows.
+``draw`` takes from the generator all that is random in a step, one row for each example. ``loss`` is a pure function of
+what was drawn, so that ``fit`` can compile it, and give each of several GPUs its own rows.
 
-On the line (see ``paths``) the path is ``x_t = (1 - t) x_0 + t z``, its conditional velocity ``z - x_0``, and all
-times here are line times. The family enters through ``model.path`` alone: noise law, training times, ``tau_max``.
+On the line (see ``paths``) the path is ``x_t = (1 - t) x_0 + t z`` and its conditional velocity is ``z - x_0``. All times
+here are line times. The family of the path enters through ``model.path`` alone: noise law, training times, ``tau_max``.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
+from .network_state import examine, is_pure
+
+#: the arguments of a loss by name: tensors whose rows are the examples, or the first k of them
+Drawn = dict[str, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Batch:
     """What an objective sees of one step.
 
-    x_0: data (B, ...); labels: classes (B,) or None, -1 where the class is withheld; index: rows of the data set (B,) or
-    None; noise: the z that belongs to each x_0 (reflow), or None: drawn; step, steps: number of this gradient step and
-    of all of them; epoch: passes over the data so far.
+    Attributes:
+        x_0: Data (B, ...).
+        labels: Classes (B,), -1 where the class is withheld, or None.
+        index: Rows of the data set (B,), or None.
+        noise: The z that belongs to each x_0 (B, ...), for coupled data (``reflow``). None draws it from the path's law.
+        step: Number of this gradient step, from 0.
+        steps: Number of all gradient steps.
+        epoch: Number of passes over the data so far.
     """
 
     x_0: Tensor
@@ -37,10 +50,11 @@ class Batch:
 
     @classmethod
     def of(cls, batch: Batch | Tensor) -> Batch:
-        return batch if isinstance(batch, cls) else cls(batch)
+        """Return ``batch`` itself, or make one from a tensor of data (B, ...)."""
+        return batch if isinstance(batch, cls) else cls(batch)  # type: ignore[arg-type]
 
     def draw_noise(self, model: FlowMap, generator: torch.Generator | None) -> Tensor:
-        """The batch's own noise, or a fresh draw from the path's law. Shape of x_0."""
+        """Return the batch's own noise, or draw it from the law of the model's path. Shape of x_0."""
         if self.noise is not None:
             return self.noise
         return model.path.noise(
@@ -49,69 +63,132 @@ class Batch:
 
 
 class Objective:
-    """A loss. ``config()`` gives its settings for manifests. Your own has ``draw`` and ``loss``, or ``__call__`` alone:
-    then it is neither compiled nor spread over several GPUs."""
+    """A training loss. Subclass it for your own.
+
+    Write ``draw`` and ``loss``. Or override ``__call__`` alone: then the loss is neither compiled nor spread over several
+    GPUs. A dataclass gets ``config`` for free; other classes return their settings from it.
+
+    Attributes:
+        learns: What a model learns from it, which decides how ``sample`` uses the model: "velocity" (many steps of a
+            solver), "jump" (any jump t -> s), "jump_to_data" (jumps to s = 0 alone), "refinement" (an estimate of x_0
+            that is fed back as an anchor), or None where that is unknown.
+    """
+
+    learns: str | None = None
 
     def __call__(
         self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """The loss of a batch (a ``Batch``, or a tensor of data): a scalar."""
+        """Return the loss of one batch.
+
+        Args:
+            model: The model in training.
+            batch: A ``Batch``, or a tensor of data (B, ...).
+            generator: Source of all times and noise. None takes torch's global generator.
+
+        Returns:
+            The loss, a scalar with gradient.
+        """
         batch = Batch.of(batch)
         drawn = self.draw(model, batch, generator)
         loss, estimate = self.loss(model, **drawn)
         self.update_state(batch, drawn, loss, estimate)
         return loss
 
-    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
-        """The arguments of ``loss``: tensors whose rows are the examples (or the first k of them), or None."""
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
+        """Draw the arguments of ``loss``.
+
+        Returns:
+            Tensors whose rows are the examples, or the first k of them, or None.
+        """
         raise NotImplementedError
 
-    def loss(self, model: FlowMap, **drawn) -> tuple[Tensor, Tensor | None]:
-        """The mean loss of the rows, a scalar, and what ``update_state`` is to be told, (B, ...) without gradient, or None."""
+    def loss(self, model: FlowMap, **drawn: Any) -> tuple[Tensor, Tensor | None]:
+        """Compute the loss from what ``draw`` returned, and from nothing else that is random.
+
+        Returns:
+            The mean over the examples, a scalar; and what ``update_state`` is to be given, (B, ...) without gradient, or
+            None.
+        """
         raise NotImplementedError
 
     def update_state(
-        self, batch: Batch, drawn: dict, loss: Tensor, estimate: Tensor | None
+        self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
     ) -> None:
-        """Called after ``loss``, with all rows of the batch whatever the number of GPUs."""
+        """Keep what the next step needs. Called after ``loss``, on every process with all rows of the batch."""
 
-    def prepare(self, model: FlowMap, data, folder=None, seed: int = 0, team=None) -> None:
-        """Called by ``fit`` before the first step, with its ``TensorData`` and the ``Team`` of processes that share the
-        run. ValueError if this cannot be trained."""
+    def prepare(
+        self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
+    ) -> None:
+        """Start a run: check the model and the data, and begin with fresh state. ``fit`` calls it before the first step.
+
+        Args:
+            model: The model to be trained.
+            data: The whole data set.
+            seed: Seed of the state that the objective keeps.
+            device: Where the run computes. None takes the model's device.
+
+        Raises:
+            ValueError: If this model cannot be trained with this objective on these data.
+        """
+        examine(model, device)
+
+    def compiles(self, model: FlowMap) -> bool:
+        """Return whether ``loss`` may be compiled for this model.
+
+        A network with dropout or running statistics is not compiled: see ``network_state``.
+        """
+        return is_pure(model)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must keep of this objective, beside what ``save_files`` writes."""
+        """Return what a checkpoint must keep of this objective."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state`` gave."""
-
-    def save_files(self, folder) -> None:
-        """Write what is too large for ``state`` into the folder of a checkpoint."""
-
-    def load_files(self, folder) -> None:
-        """Take back what ``save_files`` wrote."""
+        """Take back what ``state`` returned. Called after ``prepare``."""
 
     @property
     def name(self) -> str:
+        """The name of the class, for tables and manifests."""
         return type(self).__name__
 
-    def config(self) -> dict:
-        return asdict(self)
+    def config(self) -> dict[str, Any]:
+        """Return the settings as JSON values, for manifests."""
+        return asdict(self)  # type: ignore[call-overload]
 
 
 def on_line(x_0: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """``(1 - t) x_0 + t z``, shape of x_0."""
+    """Return ``x_t = (1 - t) x_0 + t z``.
+
+    Args:
+        x_0: Data (B, ...).
+        z: Noise (B, ...).
+        t: Line times (B,).
+    """
     return (1 - expand(t, x_0)) * x_0 + expand(t, x_0) * z
 
 
-def first(k: int, *tensors: Tensor | None):  # the first k rows of each tensor; None stays None
+def first(k: int, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """Return the first k rows of each tensor. None stays None."""
     return tuple(None if a is None else a[:k] for a in tensors)
 
 
-def energy(x: Tensor, y: Tensor) -> Tensor:
-    """``2 E|x - y| - E|x - x'| - E|y - y'|`` of two sets (n, ...), n >= 2, unbiased, a scalar that can be trained. Pairs of
-    the same row are left out, since one may have been made from the other."""
-    between = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
-    xx, yy, xy = (torch.cdist(a.flatten(1), b.flatten(1)) for a, b in ((x, x), (y, y), (x, y)))
-    return ((2 * xy - xx - yy) * between).sum() / between.sum()
+def uniform(*shape: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Draw from [0, 1) on the generator's own device, then move to the device and type of ``like``."""
+    source = generator.device if generator is not None else "cpu"
+    return torch.rand(*shape, generator=generator, device=source).to(like)
+
+
+def check_number(name: str, value: object, most: float = math.inf) -> None:
+    """Raise ValueError unless ``value`` is a finite number from 0 to ``most``."""
+    if not (isinstance(value, (int, float, np.number)) and 0 <= value <= most and value < math.inf):
+        wanted = "at least 0" if most == math.inf else f"in [0, {most:g}]"
+        shown = value if isinstance(value, (int, float, np.number)) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} must be {wanted}, got {shown}")
+
+
+def check_choice(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
+    """Raise ValueError unless ``value`` is one of ``allowed``."""
+    if value not in allowed:
+        choices = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}")

@@ -10,23 +10,35 @@ from torch import Tensor
 
 from ..model import FlowMap
 from ..paths import expand
-from .base import Batch, Objective, on_line
+from .base import Batch, Drawn, Objective, on_line
+from .network_state import repeatable
 
 
 @dataclass(frozen=True)
 class ConsistencyTraining(Objective):
-    """Easy Consistency Tuning, from scratch (locuslab/ect; consistency models, arXiv 2303.01469).
+    """Learn the jump to the data by Easy Consistency Tuning, from scratch (locuslab/ect; arXiv 2303.01469).
 
     With ``f(x_t, t) = x_t - t u(x_t, t, 0)``, the jump to the data, and the same noise z at two noise levels t > r,
 
         loss = w (sqrt(|f(x_t, t) - f(x_r, r)|^2 + c^2) - c),    w = 1 / (t - r),     f(x_r, r) without gradient,
-        t = exp(mean + std n),   r = t (1 - q^-(stage + 1) (1 + k sigmoid(-b t))),  r >= 0.
+        t = exp(mean + std n),   r = t (1 - q^-(stage + 1) (1 + k sigmoid(-b t))),  r >= 0,   n ~ N(0, 1).
 
-    Here t and r are noise levels ``sigma / alpha``, on every path. Converges, as the stages close the gap between t and r,
-    to the flow map onto the data, ``f(x_t, t) = x_0`` of the trajectory through x_t; nothing is learned about s > 0.
+    ``|.|^2`` is the sum over elements; the loss is the mean over examples. Here t and r are noise levels
+    ``sigma / alpha``, on every path. Converges, as the stages close the gap between t and r, to the flow map onto the data,
+    ``f(x_t, t) = x_0`` of the trajectory through x_t. Nothing is learned about s > 0.
 
-    mean, std: of ln t; q, k, b: as above; stages: the training is cut into so many equal parts; c: of the distance, for
-    data of unit scale and one dimension: it is multiplied by sqrt(N); start_share: examples at the start of sampling.
+    Args:
+        mean: Mean of ln t.
+        std: Standard deviation of ln t.
+        q: Factor by which the gap between t and r closes with each stage, above 1.
+        k: How much wider the gap is at small t.
+        b: How fast that widening falls with t.
+        stages: Number of equal parts into which the training is cut.
+        c: Constant of the distance, for data of unit scale and one dimension: it is multiplied by sqrt(N).
+        start_share: Share of the examples with t at the start of sampling.
+
+    Raises:
+        ValueError: For a setting out of its range.
     """
 
     mean: float = -1.1
@@ -38,7 +50,9 @@ class ConsistencyTraining(Objective):
     c: float = 0.03
     start_share: float = 0.1
 
-    def __post_init__(self):
+    learns = "jump_to_data"
+
+    def __post_init__(self) -> None:
         if not (
             self.q > 1
             and self.stages >= 1
@@ -51,9 +65,25 @@ class ConsistencyTraining(Objective):
             )
 
     def levels(
-        self, model: FlowMap, n: int, stage: int, generator, device
+        self,
+        model: FlowMap,
+        n: int,
+        stage: int,
+        generator: torch.Generator | None,
+        device: torch.device | str,
     ) -> tuple[Tensor, Tensor]:
-        """Noise levels r < t, each (n,), none above that of ``tau_max`` (1e4 where that is infinite)."""
+        """Draw noise levels t > r.
+
+        Args:
+            model: Its path gives the highest level, that of ``tau_max`` (1e4 where that is infinite).
+            n: Number of examples.
+            stage: Stage of the training, from 0.
+            generator: Source of the draws.
+            device: Where the levels are to be.
+
+        Returns:
+            t and r, each (n,).
+        """
         last = min(model.path.tau_max, 1 - 1e-4)
         highest, source = last / (1 - last), generator.device if generator is not None else "cpu"
         t = torch.exp(
@@ -63,7 +93,8 @@ class ConsistencyTraining(Objective):
         shrink = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
         return t.to(device), (t * (1 - shrink).clamp(min=0)).to(device)
 
-    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
+        """Draw x_0, z (B, ...); the noise levels t, r (B,) of the present stage; labels (B,) or None."""
         stage = min(self.stages - 1, self.stages * batch.step // batch.steps)
         t, r = self.levels(model, len(batch.x_0), stage, generator, batch.x_0.device)
         return {
@@ -74,15 +105,17 @@ class ConsistencyTraining(Objective):
             "labels": batch.labels,
         }
 
-    def loss(
+    def loss(  # type: ignore[override]
         self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, r: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, None]:
+        """Return the mean weighted distance of the two jumps' ends."""
+
         def end(level: Tensor) -> Tensor:
             tau = level / (1 + level)
             x = on_line(x_0, z, tau)
             return x - expand(tau, x) * model(x, tau, torch.zeros_like(tau), labels=labels)
 
-        with torch.no_grad():
+        with torch.no_grad(), repeatable(model):
             target = end(r)
         c = self.c * math.sqrt(x_0[0].numel())
         distance = ((end(t) - target).square().flatten(1).sum(1) + c**2).sqrt() - c

@@ -9,33 +9,35 @@ from torch import Tensor
 
 from ..model import FlowMap
 from ..paths import expand
-from .base import Batch, first, on_line
+from .base import Batch, Drawn, first, on_line, uniform
+from .network_state import compared_rows, repeatable
 from .two_time import TwoTimeObjective
 
 
 @dataclass(frozen=True)
 class IntegralAdditivity(TwoTimeObjective):
-    """Learn G from the one thing every integral does: it adds up.
+    """Learn the integral G from the one thing that every integral does: it adds up.
 
         G(x_t; t -> s) = G(x_t; t -> m) + G(x_m; m -> s),        s <= m <= t,   x_m = x_t - G(x_t; t -> m),
 
-    where the two parts, without gradient, make the target of the whole. For s = t, velocity regression as in
-    ``FlowMatching``, which is what the integrals are made of. Two plain network calls a step and no derivative: it
-    compiles anywhere. Cf. shortcut models (arXiv 2410.12557) and SplitMeanFlow (arXiv 2507.16884, eq. 9).
+    The two parts, without gradient, make the target of the whole. Where s = t it is velocity regression as in
+    ``FlowMatching``, from which the integrals are made. The loss is the sum over elements and the mean over examples. It
+    takes two plain network calls a step and no derivative, so it compiles anywhere. Cf. shortcut models (arXiv
+    2410.12557) and SplitMeanFlow (arXiv 2507.16884, eq. 9).
+
     Converges to the exact average velocity, more slowly than the identity: a jump is only as right as its halves.
-    Shares, times, power, detail: see ``TwoTimeObjective``; m is uniform between s and t.
+
+    Args:
+        equal_share: See ``TwoTimeObjective``, as for all settings. m is uniform between s and t.
     """
 
-    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
-        """As ``TwoTimeObjective``, and ``share`` (k,): where m lies between s (0) and t (1)."""
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
+        """Draw as ``TwoTimeObjective``, and ``share`` (k,): where m lies between s (0) and t (1)."""
         drawn = super().draw(model, batch, generator)
-        source = generator.device if generator is not None else "cpu"
-        return {
-            **drawn,
-            "share": torch.rand(len(drawn["s"]), generator=generator, device=source).to(batch.x_0),
-        }
+        k = len(batch.x_0) - round(self.equal_share * len(batch.x_0))
+        return {**drawn, "share": uniform(k, generator=generator, like=batch.x_0)}
 
-    def loss(
+    def loss(  # type: ignore[override]
         self,
         model: FlowMap,
         x_0: Tensor,
@@ -45,15 +47,18 @@ class IntegralAdditivity(TwoTimeObjective):
         labels: Tensor | None,
         share: Tensor,
     ) -> tuple[Tensor, None]:
-        x_t, target, k = on_line(x_0, z, t), z - x_0, len(s)
+        """Return the mean weighted squared difference of the whole and its two parts."""
+        x_t, velocity, k = on_line(x_0, z, t), z - x_0, len(s)
         s = torch.cat([s, t[k:]])
-        if k:
-            x, now, then, c = first(k, x_t, t, s, labels)
-            with torch.no_grad():
-                early = model(x, now, then + share * (now - then), labels=c)
-                middle = then + share * (now - then)
-                late = model(x - expand(now - middle, x) * early, middle, then, labels=c)
-                target = torch.cat(
-                    [expand(1 - share, x) * early + expand(share, x) * late, target[k:]]
-                )
+        target = velocity
+        if k:  # the first k rows have s < t
+            rows = compared_rows(model, k, len(t))
+            x_k, t_k, s_k, labels_k = first(rows, x_t, t, s, labels)
+            share_k = torch.cat([share, share.new_zeros(rows - k)])
+            m_k = s_k + share_k * (t_k - s_k)
+            with torch.no_grad(), repeatable(model):
+                early = model(x_k, t_k, m_k, labels=labels_k)
+                late = model(x_k - expand(t_k - m_k, x_k) * early, m_k, s_k, labels=labels_k)
+                whole = expand(1 - share_k, x_k) * early + expand(share_k, x_k) * late
+            target = torch.cat([whole[:k], velocity[k:]])
         return self.weighted(model(x_t, t, s, labels=labels) - target), None

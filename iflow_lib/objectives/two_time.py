@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..model import FlowMap
-from .base import Batch, Objective
+from .base import Batch, Drawn, Objective, check_number, uniform
 
 
 @dataclass(frozen=True)
 class TwoTimeObjective(Objective):
-    """What the two objectives that learn G share: pairs of times ``s <= t``, half of them equal.
+    """Learn u(x_t, t, s) at pairs of times ``s <= t``: settings, times and error of the objectives that do.
 
-    equal_share: share of the batch with s = t, plain velocity regression, which is what the rest leans on.
-    start_share, end_share: shares of the other pairs with t at the start of sampling, and with s at the data (s = 0):
-        the corner that one-step generation uses and that a continuous density never hits.
-    time_density: mean and standard deviation of ``logit(tau)``, from which both times are drawn, or "uniform"; None takes
-        the path's own. Wider than a velocity model's, because jumps are learned over the whole triangle s <= t.
-    power: loss ``|e|^2 / (|e|^2 + 1e-3)^power`` per example, the weight without gradient (MeanFlow, eq. 22). 0 is the
-        plain squared error; a larger power tames outliers and biases the mean that is learned.
-    detail: of images, weight in ``|e|^2`` of the squared differences between neighbouring pixels of the error e. What
-        minimizes it is the same, but a network that cannot reach that is more exact in fine detail, and less in the rest.
+    Args:
+        equal_share: Share of the batch with s = t. It is plain velocity regression, which the rest builds on.
+        start_share: Share of the other pairs with t at the start of sampling.
+        end_share: Share of the other pairs with s = 0, at the data. Both ends together are the corner that one-step
+            generation uses, and which a continuous density never hits.
+        time_density: Mean and standard deviation of ``logit(tau)``, from which both times are drawn, or "uniform". None
+            takes the path's own. The default is wider than a velocity model's, because jumps are learned over the whole
+            triangle s <= t.
+        power: Exponent p of the weight ``1 / (|e|^2 + 1e-3)^p`` of each example, which has no gradient (MeanFlow, arXiv
+            2505.13447, eq. 22). 0 is the plain squared error. A larger power tames outliers and biases the mean that is
+            learned.
+        detail: Weight in ``|e|^2`` of the squared differences between neighbouring pixels of the error e, for images.
+            Does not change the minimiser; favours fine detail when capacity is limited.
     """
 
     equal_share: float = 0.5
@@ -34,32 +37,40 @@ class TwoTimeObjective(Objective):
     power: float = 0.0
     detail: float = 0.0
 
-    def __post_init__(self):
+    learns = "jump"
+
+    def __post_init__(self) -> None:
         for name in ("equal_share", "start_share", "end_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
-        if not 0 <= self.detail < math.inf:
-            raise ValueError(f"detail must be at least 0, got {self.detail!r}")
+            check_number(name, getattr(self, name), most=1)
+        check_number("power", self.power)
+        check_number("detail", self.detail)
 
     def times(
-        self, model: FlowMap, n: int, generator: torch.Generator | None, device
+        self,
+        model: FlowMap,
+        n: int,
+        generator: torch.Generator | None,
+        device: torch.device | str,
     ) -> tuple[Tensor, Tensor]:
-        """Pairs of line times ``s <= t``, each (n,); all but the first ``n - round(equal_share n)`` have s = t."""
+        """Draw pairs of line times ``s <= t``.
+
+        Returns:
+            t and s, each (n,). All but the first ``n - round(equal_share n)`` have s = t.
+        """
         path, unequal = model.path, n - round(self.equal_share * n)
         draws = path.tau(
             path.sample_times(2 * n, density=self.time_density, generator=generator, device=device)
         )
-        first, second = draws.reshape(2, n)
-        t, s = torch.maximum(first, second), torch.minimum(first, second)
-        t[unequal:] = s[unequal:] = first[unequal:]
-        source = generator.device if generator is not None else "cpu"
-        chance = torch.rand(2, unequal, generator=generator, device=source).to(device)
+        one, other = draws.reshape(2, n)
+        t, s = torch.maximum(one, other), torch.minimum(one, other)
+        t[unequal:] = s[unequal:] = one[unequal:]
+        chance = uniform(2, unequal, generator=generator, like=t)
         t[:unequal][chance[0] < self.start_share] = path.tau_max
         s[:unequal][chance[1] < self.end_share] = 0.0
         return t, s
 
-    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> dict:
-        """x_0, z: (B, ...); t: (B,); s: (k,), of the first k examples, the others have s = t; labels."""
+    def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
+        """Draw x_0, z (B, ...); t (B,); s (k,), of the first k examples, since the others have s = t; labels."""
         n = len(batch.x_0)
         t, s = self.times(model, n, generator, batch.x_0.device)
         return {
@@ -71,13 +82,21 @@ class TwoTimeObjective(Objective):
         }
 
     def weighted(self, error: Tensor, extra: Tensor | None = None) -> Tensor:
-        """Mean over examples of the squared error (B, ...), weighted by ``detail`` and ``power``; extra: (k,), added to
-        the squares of the first k. ValueError for a detail of what are not images (B, C, H, W)."""
+        """Return ``|e|^2``, weighted by ``detail`` and ``power``: the sum over elements and the mean over examples.
+
+        Args:
+            error: The error e (B, ...).
+            extra: Added to the squares of the first k examples, (k,).
+
+        Raises:
+            ValueError: If ``detail`` is used and the examples are not images (B, C, H, W).
+        """
         square = error.square().flatten(1).sum(1)
         if self.detail:
             if error.ndim != 4:
                 raise ValueError(
-                    f"detail is of images (B, C, H, W); these examples have {error.ndim - 1} dimensions"
+                    "detail is for images (B, C, H, W); these examples have "
+                    f"{error.ndim - 1} dimensions: set detail=0"
                 )
             for dim in (2, 3):
                 square = square + self.detail * error.diff(dim=dim).square().flatten(1).sum(1)

@@ -22,9 +22,8 @@ class Progress:
     """
 
     def __init__(self, name: str, total: int, done: int, *, shown: bool, file: Path | None) -> None:
-        from tqdm.auto import (
-            tqdm,
-        )  # late: in a notebook it looks for its widgets, and warns if there are none
+        # late, because in a notebook this looks for widgets, and warns if there are none
+        from tqdm.auto import tqdm
 
         self.name, self.total, self.first, self.done = name, total, done, done
         self.file, self.postfix = file, ""

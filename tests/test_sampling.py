@@ -1,16 +1,29 @@
 """Sampling: exact maps give exact samples, solvers have their order, calls are counted, noise never changes."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from exact import MEAN, STD, GaussianNet, gaussian_jump, one_line, randomise
 from torch import nn
 
-from iflow_lib import sampling as samplers
+from iflow_lib import sampling
 from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
-from iflow_lib.sampling import initial_noise, line_grid, pick_device, reflow, sample
+from iflow_lib.sampling import (
+    SAMPLERS,
+    Plan,
+    Sampler,
+    initial_anchors,
+    initial_noise,
+    pick_device,
+    reflow,
+    register_sampler,
+    sample,
+)
+from iflow_lib.scaling import Standardization
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
 paths = pytest.mark.parametrize("path", ALL, ids=repr)
@@ -40,6 +53,10 @@ def spied(path, net=None):
 
 def noise(model, n, seed=0):
     return torch.cat(list(initial_noise(model, n, seed)))
+
+
+def line_times(model, method, nfe):
+    return SAMPLERS[method](Plan(model, 1, 0, nfe)).times.tolist()
 
 
 # ---------------------------------------------------------------- truth
@@ -104,7 +121,7 @@ def test_times_the_network_sees(path):
     for method, nfe in (("map", 3), ("euler", 3), ("heun", 6)):
         model = spied(path)
         sample(model, 5, nfe, method)
-        grid = line_grid(model, method, 3).tolist()
+        grid = line_times(model, method, nfe)
         assert grid[0] == pytest.approx(path.tau_max) and grid[-1] == 0
         pairs = list(zip(grid, grid[1:]))
         expected = {
@@ -142,12 +159,18 @@ def test_labels_and_guidance(method, steps_of):
     guided = sample(model, 10, 4 * steps_of, method, seed=1, labels=labels, guidance=2.5)
     assert guided.nfe == net.calls == 4 * steps_of  # two calls for every u
     torch.testing.assert_close(guided.x, noise(model, 10, 1) - 2.5 * labels[:, None].float())
-    one = sample(model, 10, 2, "euler", seed=1, labels=2)
-    torch.testing.assert_close(one.x, noise(model, 10, 1) - 2)
+    for two in (2, np.int64(2), torch.tensor(2), [2] * 10, np.full(10, 2, np.uint8)):
+        one = sample(model, 10, 2, "euler", seed=1, labels=two)
+        torch.testing.assert_close(one.x, noise(model, 10, 1) - 2)
     for options, words in [
         (dict(labels=[0, 1]), "10 whole numbers in [0, 3)"),
         (dict(labels=[3] * 10), "[0, 3)"),
+        (dict(labels=[-2] * 10), "from -2 to -2"),
+        (dict(labels=np.full(10, 200, np.uint8)), "from 200 to 200"),
         (dict(labels=torch.zeros(10)), "whole numbers"),
+        (dict(labels=torch.zeros(10, dtype=torch.bool)), "whole numbers"),
+        (dict(labels=["a"] * 10), "no whole numbers"),
+        (dict(labels=[None] * 10), "no whole numbers"),
         (dict(guidance=2.0), "guidance needs labels"),
         (dict(labels=0, guidance=2.0, nfe=3 * steps_of), "must be a multiple of"),
     ]:
@@ -194,11 +217,19 @@ def test_own_times(path, method):
         [path.t_max, 0.1, 0.2, 0.0],
         [0.9 * path.t_max, 0.3, 0.1, 0.0],
         [path.t_max, 0.3, 0.1, 0.01],
+        [],
+        path.t_max,
+        [[path.t_max, 0.3, 0.1, 0.0]],
     ):
         with pytest.raises(ValueError, match="times must fall from"):
             sample(model, 5, nfe, method, times=bad)
+    with pytest.raises(ValueError, match="times are no numbers"):
+        sample(model, 5, nfe, method, times=["a", "b"])
     with pytest.raises(ValueError, match="rk45 takes no times"):
         sample(model, 5, 1, "rk45", times=[path.t_max, 0.0])
+    if method == "map":
+        with pytest.raises(ValueError, match="map takes no times with an anchored network"):
+            sample(FlowMap(Anchored(), path), 5, 1, "map", times=[path.t_max, 0.0])
 
 
 class Anchored(nn.Module):
@@ -227,9 +258,31 @@ def test_anchor_refinement_as_published():
     assert abs(float(net.anchors[0].std()) - 1) < 0.1 and not torch.equal(
         net.anchors[0], noise(model, 300, 4)
     )
-    assert torch.equal(sample(model, 300, 5, "anchor", seed=4, batch_size=300).x, out.x)
+    first = torch.cat(list(initial_anchors(model, 300, 4)))
+    assert torch.equal(net.anchors[0], first) and len(first.unique(dim=0)) == 300
     with pytest.raises(ValueError, match="anchor=True"):
         sample(FlowMap(MLP(2), RectifiedFlow()), 3, method="anchor")
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 256, 300, 1000])
+def test_refinement_does_not_depend_on_the_batch_size(batch_size):
+    reference = sample(FlowMap(Anchored(), RectifiedFlow()), 400, 2, "anchor", 4, batch_size=128)
+    model = FlowMap(Anchored(), RectifiedFlow())
+    out = sample(model, 400, 2, "anchor", 4, batch_size=batch_size, trajectory=True)
+    assert torch.equal(out.x, reference.x) and out.nfe == 2
+    assert max(map(len, model.net.anchors)) <= batch_size
+    more = sample(model, 600, 2, "anchor", 4).x
+    assert torch.equal(more[:400], out.x)
+
+
+def test_anchors_are_not_the_noise_of_any_seed_nearby():
+    """torch's generator reads 32 bits of a seed only, so neither seed + 1 nor seed + 2**40 would do."""
+    model = FlowMap(Anchored(), RectifiedFlow())
+    for seed in (0, 1, 41):
+        anchors = torch.cat(list(initial_anchors(model, 5, seed)))
+        assert not torch.equal(anchors, torch.cat(list(initial_anchors(model, 5, seed + 1))))
+        for other in (*range(50), seed + 2**32, seed + 2**40):
+            assert float((noise(model, 5, other) - anchors).abs().max()) > 0.01
 
 
 def test_an_anchored_map_spends_its_first_call_on_the_anchor():
@@ -260,8 +313,14 @@ def test_reflow_pairs():
         reflow(FlowMap(GaussianNet(), VarianceExploding()), 5)
 
 
-def test_numpy_numbers_are_numbers():
-    assert sample(FlowMap(MLP(2), RectifiedFlow()), np.int64(3), nfe=np.int32(2)).x.shape == (3, 2)
+def test_numbers_and_devices_of_any_kind():
+    model = FlowMap(randomise(MLP(dim=2, hidden=4, layers=1)), RectifiedFlow())
+    expected = sample(model, 3, 2, seed=5, batch_size=2).x
+    for number in (np.int64, np.uint8, torch.tensor):
+        options = dict(nfe=number(2), seed=number(5), batch_size=number(2))
+        for device in (None, "cpu", torch.device("cpu"), torch.device("cpu", 0)):
+            assert torch.equal(sample(model, number(3), **options, device=device).x, expected)
+        assert torch.equal(noise(model, 3, number(5)), noise(model, 3, 5))
 
 
 # ---------------------------------------------------------------- seeds, batches, devices
@@ -342,10 +401,34 @@ def test_noise_is_drawn_on_the_cpu_for_every_device(path, device, monkeypatch):
     fed = model.net.inputs[0]
     assert all(z.device.type == "cpu" and z.dtype == torch.float32 for z in drawn) and drawn
     moved = spied(path)
+    inputs = moved.net.inputs
+    monkeypatch.setattr(copy, "deepcopy", lambda model: keep_inputs(model, inputs))
     out = sample(moved, 20, 2, seed=1, device=device)
-    assert next(moved.parameters()).device.type == device
-    assert out.x.device.type == "cpu" and torch.equal(moved.net.inputs[0], fed)
+    assert {p.device.type for p in moved.parameters()} == {"cpu"}  # it stays where it was
+    assert out.x.device.type == "cpu" and torch.equal(inputs[0], fed)
     torch.testing.assert_close(out.x, reference, rtol=0, atol=1e-4)
+
+
+def keep_inputs(model, inputs):
+    """A copy whose spy writes into the same list."""
+    twin = spied(model.path)
+    twin.load_state_dict(model.state_dict())
+    twin.net.inputs = inputs
+    return twin
+
+
+def test_a_model_elsewhere_is_copied_not_moved(monkeypatch):
+    """Meta stands for another device; it holds no numbers, so the samples themselves fail."""
+    model = FlowMap(MLP(dim=2, hidden=4), RectifiedFlow()).train()
+    model.net.out.eval()
+    devices = []
+    model.net.register_forward_pre_hook(lambda net, inputs: devices.append(inputs[0].device.type))
+    monkeypatch.setattr(sampling, "pick_device", lambda device: torch.device("meta"))
+    with pytest.raises(NotImplementedError):
+        sample(model, 3, device="cuda")
+    assert devices == ["meta"]
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert model.training and model.net.hidden.training and not model.net.out.training
 
 
 def test_samples_take_the_model_s_dtype():
@@ -403,6 +486,9 @@ def test_sampling_leaves_the_model_as_it_was():
         assert model.training is training and not x.requires_grad
         assert all(p.grad is None for p in model.parameters())
     model.train()
+    model.net.hidden[0].eval()  # a part that the caller has frozen
+    sample(model, 3)
+    assert model.net.out.training and not model.net.hidden[0].training
     model.net.data_shape = (3,)  # the network will fail: the mode must come back even then
     with pytest.raises(RuntimeError):
         sample(model, 3)
@@ -419,10 +505,27 @@ def test_sampling_leaves_the_model_as_it_was():
         ({"nfe": True}, "nfe must be"),
         ({"n": "3"}, "n must be"),
         ({"batch_size": 0}, "batch_size must be"),
-        ({"method": "rk4"}, "unknown method 'rk4': expected one of map, euler, heun"),
-        ({"method": "heun", "nfe": 3}, "nfe must be even; got 3"),
-        ({"method": "heun", "nfe": 1}, "even; got 1"),
-        ({"device": "tpu"}, "unknown device 'tpu': expected auto, cpu, cuda or mps"),
+        *[({"seed": seed}, "seed must be") for seed in (-1, 1.5, True, "0", None, 2**64)],
+        ({"seed": torch.tensor(1.5)}, "seed must be"),
+        ({"n": torch.tensor([3])}, "n must be"),
+        ({"batch_size": 2.0}, "batch_size must be"),
+        ({"method": "rk4"}, "unknown method 'rk4': expected auto or one of map, euler, heun"),
+        ({"method": None}, "unknown method None"),
+        (
+            {"method": "heun", "nfe": 3},
+            "heun makes 2 network calls a step: nfe must be a multiple of 2, got 3",
+        ),
+        ({"method": "heun", "nfe": 1}, "a multiple of 2, got 1"),
+        (
+            {"method": "euler"},
+            "euler needs nfe, the network calls per sample, as in sample(model, n, nfe=32",
+        ),
+        ({"method": "heun"}, "heun needs nfe"),
+        ({"guidance": "2"}, "guidance must be a number"),
+        ({"guidance": float("nan")}, "guidance must be a number"),
+        ({"method": "rk45", "tolerance": 0.0}, "tolerance must be positive"),
+        ({"method": "rk45", "tolerance": "small"}, "tolerance must be a number"),
+        ({"device": "tpu"}, "unknown device 'tpu': expected auto, cpu, cuda"),
         ({"device": "cpux"}, "unknown device"),
         ({"device": "cuda:99"}, "not available"),
     ],
@@ -451,7 +554,144 @@ def test_pick_device(monkeypatch):
         one_line(error)
 
 
+def test_a_model_is_asked_for():
+    """Not its network, and not the run that holds it."""
+    for given in (MLP(dim=2), object()):
+        for ask in (sample, reflow):
+            with pytest.raises(ValueError) as error:
+                ask(given, 3)
+            assert "takes a FlowMap, such as fit(...).model, not a" in one_line(error)
+
+
+# ---------------------------------------------------------------- what the model learned
+
+
+@pytest.mark.parametrize(
+    "learned, nfe, method, spent",
+    [
+        (None, None, "map", 1),
+        (None, 3, "map", 3),
+        ("jump", None, "map", 1),
+        ("jump", 3, "map", 3),
+        ("jump_to_data", None, "map", 1),
+        ("jump_to_data", 1, "map", 1),
+        ("velocity", 7, "euler", 7),
+        ("refinement", None, "anchor", 1),
+        ("refinement", 4, "anchor", 4),
+        ("something new", None, "map", 1),
+    ],
+)
+def test_auto_does_what_the_model_learned(learned, nfe, method, spent):
+    net = randomise(MLP(dim=2, hidden=8, layers=1, anchor=learned == "refinement"))
+    model = FlowMap(net, VarianceExploding())
+    model.learned = learned
+    out, said = sample(model, 20, nfe, seed=3), sample(model, 20, spent, method, seed=3)
+    assert torch.equal(out.x, said.x) and out.nfe == said.nfe == spent
+
+
+def test_auto_asks_where_it_cannot_know():
+    """A velocity in one jump gave the mean of the data without a word."""
+    model = FlowMap(GaussianNet(), RectifiedFlow())
+    model.learned = "velocity"
+    with pytest.raises(ValueError) as error:
+        sample(model, 3)
+    assert "learned a velocity" in one_line(error) and "nfe=32" in str(error.value)
+    model.learned = "jump_to_data"
+    with pytest.raises(ValueError) as error:
+        sample(model, 3, 2)
+    assert "nfe must be 1, got 2" in one_line(error) and 'method="map"' in str(error.value)
+    assert model.net.calls == 0
+    assert sample(model, 3, 2, "map").nfe == 2
+
+
+# ---------------------------------------------------------------- the data's own scale
+
+
+@paths
+def test_the_scaling_is_undone(path):
+    model = FlowMap(GaussianNet((3,)), path)
+    plain = sample(model, 7, 2, seed=1, trajectory=True)
+    mean, std = torch.tensor([5.0, -3.0, 0.0]), torch.tensor([10.0, 0.1, 1.0])
+    model.scaling = Standardization(mean, std)
+    out = sample(model, 7, 2, seed=1, trajectory=True)
+    torch.testing.assert_close(out.x, plain.x * std + mean, check_dtype=False)
+    torch.testing.assert_close(out.trajectory, plain.trajectory * std + mean, check_dtype=False)
+    assert torch.equal(out.trajectory[-1], out.x) and torch.equal(out.times, plain.times)
+    raw = sample(model, 7, 2, seed=1, trajectory=True, original_scale=False)
+    assert torch.equal(raw.x, plain.x) and torch.equal(raw.trajectory, plain.trajectory)
+
+
+def test_reflow_keeps_the_scaling():
+    """Its pairs are on the line, where the next network works; that network's samples are undone again."""
+    model = FlowMap(GaussianNet(), RectifiedFlow())
+    model.scaling = Standardization(torch.tensor([5.0, 50.0]), torch.tensor([10.0, 0.1]))
+    pairs = reflow(model, 30, nfe=4, seed=5)
+    assert pairs.scaling is model.scaling and torch.equal(pairs.noise, noise(model, 30, 5))
+    assert torch.equal(pairs.x, sample(model, 30, 4, "euler", 5, original_scale=False).x.float())
+    classes = reflow(FlowMap(WithLabels(), RectifiedFlow()), 6, nfe=1, labels=np.int64(2))
+    assert classes.labels.tolist() == [2] * 6 and classes.scaling is None
+
+
+# ---------------------------------------------------------------- samplers of one's own
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(sampling, "SAMPLERS", dict(SAMPLERS))
+    return sampling.SAMPLERS
+
+
+def test_a_sampler_of_one_s_own(registry):
+    """The midpoint rule: of second order at least, with two calls a step, a trajectory and guidance for nothing."""
+
+    @register_sampler("midpoint")
+    class Midpoint(Sampler):
+        calls = 2
+
+        def step(self, u, x, t, s):
+            middle = (t + s) / 2
+            half = x - (t - middle) * u(x, t, t)
+            return x - (t - s) * u(half, middle, middle)
+
+    model = FlowMap(GaussianNet(), RectifiedFlow())
+    truth = sample(model, 64).x
+    errors = [
+        float((sample(model, 64, nfe, "midpoint").x - truth).abs().max()) for nfe in (64, 128, 256)
+    ]
+    rates = np.log2(np.array(errors[:-1]) / errors[1:])
+    assert rates.min() > 1.75
+    out = sample(model, 10, 6, "midpoint", trajectory=True)
+    assert out.nfe == 6 and out.trajectory.shape == (4, 10, 2) and len(out.times) == 4
+    guided = sample(
+        FlowMap(WithLabels(), RectifiedFlow()), 10, 8, "midpoint", labels=1, guidance=2.0
+    )
+    assert guided.nfe == 8
+    for nfe, words in ((None, "midpoint needs nfe"), (3, "multiple of 2, got 3")):
+        with pytest.raises(ValueError) as error:
+            sample(model, 10, nfe, "midpoint")
+        assert words in one_line(error)
+    assert register_sampler("midpoint")(Midpoint) is Midpoint  # a cell that is run again
+
+
+def test_what_cannot_be_a_sampler(registry):
+    class Mine(Sampler):
+        pass
+
+    for name, kind, words in (
+        ("euler", Mine, "the name 'euler' is taken by the sampler iflow_lib.sampling.Euler"),
+        ("auto", Mine, "takes a name"),
+        ("", Mine, "takes a name"),
+        (Mine, Mine, "takes a name"),
+        ("mine", GaussianNet, "decorates a class that extends ifl.Sampler"),
+        ("mine", Mine.step, "decorates a class that extends ifl.Sampler"),
+    ):
+        with pytest.raises(ValueError) as error:
+            register_sampler(name)(kind)
+        assert words in one_line(error)
+    assert registry.keys() == SAMPLERS.keys()
+
+
 def test_noise_comes_in_blocks_of_bounded_size():
     model = spied(RectifiedFlow())
-    sizes = [len(block) for block in initial_noise(model, 10 * samplers.NOISE_BLOCK + 3)]
-    assert max(sizes) == samplers.NOISE_BLOCK and sizes[-1] == 3
+    sizes = [len(block) for block in initial_noise(model, 10 * sampling.NOISE_BLOCK + 3)]
+    assert max(sizes) == sampling.NOISE_BLOCK and sizes[-1] == 3

@@ -1,6 +1,7 @@
 """FlowMap: the boundary bit for bit, and jump, integral, velocity, denoiser against the exact Gaussian flow map in
 each path's own clock."""
 
+import copy
 import math
 from itertools import pairwise
 
@@ -14,6 +15,7 @@ from torch import nn
 from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
+from iflow_lib.scaling import Standardization
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8), VariancePreserving()]
 paths = pytest.mark.parametrize("path", ALL, ids=repr)
@@ -296,9 +298,93 @@ def test_wrong_shapes_and_arguments():
             )
     with pytest.raises(TypeError):
         model.jump(torch.zeros(2, 2), t, t)  # keyword-only
+    for net, path, words in (
+        (MLP(dim=2), "rectified", "path must be a path such as RectifiedFlow(), got str"),
+        (MLP(dim=2), RectifiedFlow, "path must be a path such as RectifiedFlow(), got the class"),
+        (MLP, RectifiedFlow(), "net must be a network such as MLP(dim=2), got the class MLP"),
+        (lambda x, t, s: x, RectifiedFlow(), "net must be a network"),
+    ):
+        with pytest.raises(ValueError) as error:
+            FlowMap(net, path)
+        assert words in one_line(error)
+
+
+class Bare(nn.Module):
+    def forward(self, x, t, s):
+        return x
+
+
+def test_a_network_says_what_it_takes():
+    """A network without data_shape was accepted, and failed much later."""
     with pytest.raises(ValueError) as error:
-        FlowMap(MLP(dim=2), "rectified")
-    assert "path must be a path" in one_line(error)
+        FlowMap(Bare(), RectifiedFlow())
+    assert "the network Bare has no data_shape: set self.data_shape" in one_line(error)
+    for shape in (3, None, (), "3", (0,), (3, -1), (2.5,), ("3",), (True,)):
+        net = Bare()
+        net.data_shape = shape
+        with pytest.raises(ValueError) as error:
+            FlowMap(net, RectifiedFlow())
+        assert "data_shape of the network Bare must be the shape of one example" in one_line(error)
+        assert repr(shape) in str(error.value)
+    for shape in ((3,), [3, 4], torch.Size([3]), np.array([3, 4]), (np.int64(3),)):
+        net = Bare()
+        net.data_shape = shape
+        model = FlowMap(net, RectifiedFlow())
+        assert model.data_shape == tuple(int(side) for side in shape)
+    for classes in (None, -1, ["a", "b"], 2.5):
+        net = Bare()
+        net.data_shape, net.classes = (3,), classes
+        with pytest.raises(ValueError) as error:
+            FlowMap(net, RectifiedFlow())
+        assert "classes of the network Bare must be the number of classes" in one_line(error)
+
+
+def test_what_travels_with_a_model():
+    """What it learned and its scale are copied and moved with it, and are no part of its weights."""
+    model = FlowMap(MLP(dim=2, hidden=4, layers=1), RectifiedFlow())
+    assert model.learned is None and model.scaling is None
+    names = list(model.state_dict())
+    model.learned, model.scaling = "jump", Standardization(torch.ones(2), 2 * torch.ones(2))
+    twin = copy.deepcopy(model).double()
+    assert twin.learned == "jump" and list(twin.state_dict()) == names
+    assert torch.equal(twin.scaling.undo(torch.zeros(3, 2).double()), torch.ones(3, 2).double())
+
+
+def test_a_scale_must_make_sense():
+    one = torch.ones(2)
+    for mean, std, words in (
+        (one, torch.ones(3), "one shape"),
+        (one, 0 * one, "std must be positive"),
+        (one, -one, "std must be positive"),
+        (one, math.nan * one, "std must be positive"),
+        (one / 0, one, "mean must be finite"),
+    ):
+        with pytest.raises(ValueError) as error:
+            Standardization(mean, std)
+        assert words in one_line(error)
+    scale = Standardization([5.0, 50.0], [0.5, 10.0])
+    x = torch.randn(4, 2, dtype=torch.float64)
+    torch.testing.assert_close(scale.undo(scale.apply(x)), x)
+    assert scale.apply(x).dtype == torch.float64
+    torch.testing.assert_close(scale.apply(torch.tensor([[5.0, 50.0]])), torch.zeros(1, 2))
+    assert scale.config() == {"mean": [5.0, 50.0], "std": [0.5, 10.0]}
+
+
+def test_compiled_where_that_works(monkeypatch):
+    """A model goes on as it was where the compiler fails; its copies are not compiled."""
+    calls = []
+
+    def compiler(function, **options):
+        calls.append(options)
+        return lambda *args, **kwargs: function(*args, **kwargs) + 1
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    model = FlowMap(randomise(MLP(dim=2, hidden=4, layers=1)), RectifiedFlow())
+    x, t = torch.zeros(3, 2), torch.ones(3)
+    plain = model(x, t, 0 * t)
+    model.compile(dynamic=False)
+    assert torch.equal(model(x, t, 0 * t), plain + 1) and calls == [{"dynamic": False}]
+    assert torch.equal(copy.deepcopy(model)(x, t, 0 * t), plain)
 
 
 def test_a_network_that_returns_another_shape():

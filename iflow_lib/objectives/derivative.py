@@ -1,0 +1,154 @@
+"""The derivative of the average velocity along a trajectory, which the identity needs."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from ..data import TensorData
+from ..model import FlowMap
+from ..paths import expand
+from ..utils import load_jvp_rules
+from .base import check_choice
+from .network_state import model_device, repeatable, trial
+from .two_time import TwoTimeObjective
+
+DERIVATIVES = ("auto", "jvp", "difference")
+#: networks that forward mode could not go through
+_WITHOUT_JVP: WeakSet[nn.Module] = WeakSet()
+
+
+@dataclass(frozen=True)
+class DerivativeObjective(TwoTimeObjective):
+    """Learn from ``d/dt u(x_t, t, s)`` along the trajectory: settings and computation of that derivative.
+
+    Args:
+        derivative: "jvp", exact, in forward mode; "difference", central, in float32 at least: two plain network calls,
+            cheaper where forward mode is slow; "auto": the first on CUDA, the second elsewhere. A network that forward
+            mode cannot go through (fused attention, batch normalisation) takes the difference, with one line of warning.
+        step: Half width of the difference.
+    """
+
+    derivative: str = "auto"
+    step: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("derivative", self.derivative, DERIVATIVES)
+
+    def prepare(
+        self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
+    ) -> None:
+        """Start a run: find out whether forward mode can go through the network, before anything is compiled."""
+        super().prepare(model, data, seed=seed, device=device)
+        _WITHOUT_JVP.discard(model.net)
+        if not self.uses_jvp(model, device or model_device(model)):
+            return
+        with trial(model, device) as (twin, (x, t, s, anchor, labels)), torch.no_grad():
+            try:
+                self.total_derivative(twin, x, t, s, x, anchor, labels)
+            except Exception:
+                return  # a network that takes no small batch, or is at fault: the first step tells
+            if twin.net in _WITHOUT_JVP:
+                _WITHOUT_JVP.add(model.net)
+
+    def uses_jvp(self, model: FlowMap, device: torch.device) -> bool:
+        """Return whether the derivative is taken in forward mode."""
+        wanted = self.derivative == "jvp" or (self.derivative == "auto" and device.type == "cuda")
+        return wanted and model.net not in _WITHOUT_JVP
+
+    def total_derivative(
+        self,
+        model: FlowMap,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        velocity: Tensor,
+        anchor: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Compute ``d/dt u(x_t, t, s) = (d_t + velocity . grad_x) u`` with s and the anchor held.
+
+        Args:
+            model: The model whose u is differentiated.
+            x: Points (B, ...) at the times t.
+            t: Line times (B,).
+            s: Line times (B,), at most t.
+            velocity: dx/dt (B, ...).
+            anchor: What an anchored network is given, (B, ...).
+            labels: Classes (B,).
+
+        Returns:
+            The derivative, shape of x.
+        """
+        if not self.uses_jvp(model, x.device):
+            return self._difference(model, x, t, s, velocity, anchor, labels)
+        if torch.compiler.is_compiling():
+            return _forward_mode(model, x, t, s, velocity, anchor, labels)
+        load_jvp_rules()
+        try:
+            with repeatable(model):
+                return _forward_mode(model, x, t, s, velocity, anchor, labels)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            obstacle = _obstacle(error, model.net)
+        # if the network itself is at fault, it raises its own error here
+        rate = self._difference(model, x, t, s, velocity, anchor, labels)
+        _WITHOUT_JVP.add(model.net)
+        warnings.warn(
+            f"forward mode cannot go through {obstacle}: using derivative='difference'",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return rate
+
+    def _difference(
+        self,
+        model: FlowMap,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        velocity: Tensor,
+        anchor: Tensor | None,
+        labels: Tensor | None,
+    ) -> Tensor:
+        # past t = 1 by a step at most: a one-sided difference would bias just that corner
+        ahead = t + self.step
+        behind = torch.maximum(t - self.step, s)
+        # the difference of two bfloat16 numbers would be noise
+        with torch.autocast(x.device.type, enabled=False), repeatable(model):
+            plus = model(x + expand(ahead - t, x) * velocity, ahead, s, anchor, labels)
+            minus = model(x + expand(behind - t, x) * velocity, behind, s, anchor, labels)
+        return (plus - minus) / expand((ahead - behind).clamp(min=1e-6), x)
+
+
+def _forward_mode(
+    model: FlowMap,
+    x: Tensor,
+    t: Tensor,
+    s: Tensor,
+    velocity: Tensor,
+    anchor: Tensor | None,
+    labels: Tensor | None,
+) -> Tensor:
+    tangents = (velocity, torch.ones_like(t))
+    return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), tangents)[1]
+
+
+def _obstacle(error: RuntimeError, net: nn.Module) -> str:
+    """Name the innermost module that raised the error, and what torch said of it, on one line."""
+    frame, inner = error.__traceback__, net
+    while frame is not None:
+        module = frame.tb_frame.f_locals.get("self")
+        inner = module if isinstance(module, nn.Module) else inner
+        frame = frame.tb_next
+    place = type(net).__name__
+    if inner is not net:
+        place = f"{type(inner).__name__} in {place}"
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{place} ({said[:120]})"

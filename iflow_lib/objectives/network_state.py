@@ -1,0 +1,161 @@
+"""Networks that draw masks or keep statistics: calls that a loss compares start from the same state.
+
+Most objectives compare calls of the network with each other: both sides of a difference, two halves and a whole, the
+network now and at an earlier time. A network with dropout draws other masks at each call, and what such a comparison then
+measures is the masks. With a central difference of half width 1e-3, that error is multiplied by 500. A network with batch
+normalisation moves its running statistics at each call, although only the prediction is made at the points that are
+trained on.
+
+So a loss makes the calls it compares within ``repeatable(model)`` and the prediction after it. They all start from the
+same state of torch's global generators and of the network's buffers, and only the prediction moves that state on. The same
+masks belong to the same rows only if the calls have equally many rows; and statistics of a batch are comparable only if
+it has the same rows. So such a network is always called with all rows: ``compared_rows``.
+
+A network without any of this, a pure one, is called as if this module did not exist.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ..model import FlowMap
+
+#: network -> whether it is pure, as ``examine`` found it
+_PURE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_ROWS = 4  # of a trial call: batch normalisation needs more than one
+
+
+def examine(model: FlowMap, device: torch.device | None = None) -> None:
+    """Find out whether the network is pure: see ``is_pure``. One small call of a copy in training mode tells.
+
+    Args:
+        model: The model, which is left as it is.
+        device: Where the copy is called. None takes the model's device.
+    """
+    pure = not any(isinstance(module, _BATCH_NORMS) for module in model.net.modules())
+    if pure:
+        try:
+            with trial(model, device) as (twin, inputs), torch.no_grad():
+                before = NetworkState(twin)
+                twin(*inputs)
+                pure = not before.changed()
+        except (
+            Exception
+        ):  # whatever a user's network raises on a small batch: the careful way is always right
+            pure = False
+    _PURE[model.net] = pure
+
+
+def is_pure(model: FlowMap) -> bool:
+    """Return whether a call in training depends on its own rows alone and changes nothing.
+
+    Dropout draws from a global generator and batch normalisation mixes the rows, so neither is pure.
+    """
+    if model.net not in _PURE:
+        examine(model)
+    return _PURE[model.net]
+
+
+def repeatable(model: FlowMap) -> AbstractContextManager[Any]:
+    """Make calls of the network repeatable within a ``with`` block.
+
+    Each call leaves torch's global generators and the network's buffers as it found them. The prediction, which follows
+    the block, therefore sees the same dropout masks as the calls inside it.
+    """
+    # A compiled loss has a pure network: see Objective.compiles.
+    if torch.compiler.is_compiling() or is_pure(model):
+        return nullcontext()
+    return _repeatable(model)
+
+
+@contextmanager
+def _repeatable(model: FlowMap) -> Iterator[None]:
+    state = NetworkState(model)
+    hook = model.net.register_forward_hook(lambda *_: state.restore(), always_call=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def compared_rows(model: FlowMap, k: int, n: int) -> int:
+    """Return how many of n rows a call has that only needs the first k: all of them unless the network is pure."""
+    return k if torch.compiler.is_compiling() or is_pure(model) else n
+
+
+class NetworkState:
+    """What a call in training may change: torch's global generators, and the buffers of the network."""
+
+    def __init__(self, model: FlowMap) -> None:
+        self.device = model_device(model)
+        self.generators = self._generators()
+        self.buffers = [
+            (module, name, buffer, buffer.clone())
+            for module in model.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        ]
+
+    def _generators(self) -> list[Tensor]:
+        states = [torch.get_rng_state()]
+        if self.device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self.device))
+        elif self.device.type == "mps":
+            states.append(torch.mps.get_rng_state())
+        return states
+
+    def changed(self) -> bool:
+        """Return whether anything is no longer as it was."""
+        return not (
+            all(map(torch.equal, self._generators(), self.generators))
+            and all(
+                getattr(module, name) is buffer and torch.equal(buffer, value)
+                for module, name, buffer, value in self.buffers
+            )
+        )
+
+    def restore(self) -> None:
+        """Set everything back to what it was."""
+        torch.set_rng_state(self.generators[0])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.generators[1], self.device)
+        elif self.device.type == "mps":
+            torch.mps.set_rng_state(self.generators[1])
+        for module, name, buffer, value in self.buffers:
+            # .data: autograd holds running statistics for a backward pass in which, in training, it does not use them
+            buffer.data.copy_(value)
+            setattr(module, name, buffer)
+
+
+def model_device(model: FlowMap) -> torch.device:
+    """Return where the weights of the model are."""
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def trial(
+    model: FlowMap, device: torch.device | None = None
+) -> Iterator[tuple[FlowMap, tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]]]:
+    """Give a copy of the model in training mode, and the arguments of a small call of it.
+
+    What the copy draws from torch's global generators within the ``with`` block is put back at its end.
+    """
+    twin = copy.deepcopy(model).to(device or model_device(model)).train()
+    state = NetworkState(twin)
+    weight = next(twin.parameters(), torch.zeros(()))
+    x = torch.linspace(-1, 1, _ROWS).to(weight)
+    t, s = (x + 2) / 4, (x + 2) / 8
+    x = x.reshape(-1, *[1] * len(model.data_shape)).expand(-1, *model.data_shape).contiguous()
+    anchor = torch.zeros_like(x) if model.anchored else None
+    labels = torch.zeros_like(t, dtype=torch.long) if model.classes else None
+    try:
+        yield twin, (x, t, s, anchor, labels)
+    finally:
+        state.restore()
