@@ -12,105 +12,95 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
+from together import train
+from torch import nn
 
 import iflow_lib as ifl
-from iflow_lib.objectives.x0_regression import AnchorStore
+from iflow_lib.training.batches import Batches
+from iflow_lib.training.checkpoints import RunFolder
 from iflow_lib.training.compile import Threads
-from iflow_lib.training.distributed import Team
+from iflow_lib.training.distributed import Processes
 from iflow_lib.utils import Compiled
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = """
-import sys, torch, iflow_lib as ifl
-out, steps = sys.argv[1], int(sys.argv[2])
-if steps < 50:  # stop early, as a signal would
-    import os, signal
-    from iflow_lib.training import _Loop
-    step = _Loop.one_step
-    def one_step(self):
-        step(self)
-        if self.step == steps: os.kill(os.getpid(), signal.SIGTERM)
-    _Loop.one_step = one_step
-for objective in ifl.X0Regression("per_example"), ifl.IntegralIdentity():
-    torch.manual_seed(0)
-    anchored = objective.name == "X0Regression"
-    model = ifl.FlowMap(ifl.MLP(dim=2, hidden=32, layers=2, anchor=anchored), ifl.PoissonFlow())
-    config = ifl.TrainConfig(steps=50, batch_size=64, device="cpu", log_every=1, progress=False,
-                             out_dir=f"{out}/{objective.name}", checkpoint_every=20)
-    ifl.fit(model, objective, ifl.data.load("eight_gaussians", 1001), config, resume="auto")
-    if steps < 50: break
-"""
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 
-def train(tmp_path, out: str, processes: int, steps: int = 50) -> dict:
-    """{objective: (its history, its folder)} after ``steps`` steps of 50; of the first alone if it stops early."""
-    script = tmp_path / "train.py"
-    script.write_text(TRAIN)
-    start = (
-        [sys.executable]
-        if processes == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            str(processes),
-        ]
-    )
+def torchrun(out: Path, *arguments: str) -> None:
+    """Two processes of ``together.py``."""
+    command = "-m torch.distributed.run --standalone --nproc_per_node 2 tests/together.py".split()
     done = subprocess.run(
-        [*start, str(script), str(tmp_path / out), str(steps)],
+        [sys.executable, *command, str(out), *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        folder.name: (pd.read_csv(folder / "history.csv"), folder)
-        for folder in (tmp_path / out).iterdir()
-    }
+
+
+def results(out: Path, name: str):
+    """History and last checkpoint of a run."""
+    newest = RunFolder(out / name).checkpoints()[0]
+    return pd.read_csv(out / name / "history.csv"), load_file(newest / "state.safetensors")
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("alone"), "one", 1)
+    train(folder := tmp_path_factory.mktemp("alone"))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("together"), "two", 2)
+def two(tmp_path_factory):
+    torchrun(folder := tmp_path_factory.mktemp("two"), "30", "faults")
+    return folder
 
 
 @linux
 @pytest.mark.parametrize("name", ["IntegralIdentity", "X0Regression"])
-def test_two_processes_give_the_run_of_one(alone, together, name):
-    (one, alone), (two, both) = alone[name], together[name]
-    assert list(one.step) == list(two.step) == list(range(1, 51))
-    assert (two.loss / one.loss - 1).abs().max() < 1e-4
-    assert json.loads((both / "manifest.json").read_text())["processes"] == 2
+def test_two_processes_give_the_run_of_one(alone, two, name):
+    (one, a), (both, b) = results(alone, name), results(two, name)
+    assert list(one.step) == list(both.step) == list(range(1, 31))
+    assert (both.loss / one.loss - 1).abs().max() < 1e-4
+    assert json.loads((two / name / "manifest.json").read_text())["processes"] == 2
+    assert a.keys() == b.keys()
     if name == "X0Regression":
-        a, b = (
-            np.load(folder / "checkpoints" / "step-00000050" / "anchors.npy")
-            for folder in (alone, both)
-        )
-        assert a.shape == b.shape == (1001, 2) and np.abs(a - b).max() < 1e-4
-        shares = [AnchorStore(both / f"anchors-{rank}", Team(rank, 2)) for rank in (0, 1)]
-        assert [len(store.rows) for store in shares] == [501, 500]  # nobody holds it all
+        estimates = [k for k in a if k.startswith("objective.")]
+        assert a[estimates[0]].shape == (1001, 2)
+        assert all((a[k] - b[k]).abs().max() < 1e-4 for k in estimates)
+    assert [len(s["rng.cpu"]) for s in (a, b)] == [1, 2]  # each process has its own dropout
+    assert not torch.equal(*b["rng.cpu"]) and torch.equal(a["rng.cpu"][0], b["rng.cpu"][0])
 
 
 @linux
+def test_what_fails_in_one_process_ends_both_with_the_same_words(two):
+    """Otherwise the other one would wait for it, until torchrun kills it."""
+    first, second = ((two / f"said-{rank}").read_text().splitlines() for rank in (0, 1))
+    assert first == second and len(first) == 5
+    assert f"cannot write to {two}/file" in first[0]
+    assert "step 20 could not be written: No space left on device" in first[1]
+    assert "step-00000010" in first[1]
+    assert "a process cannot read" in first[2] and "all of them see" in first[2]
+    assert first[3] == "20 steps" and "1 NaN or infinite" in first[4]
+
+
+@linux
+@pytest.mark.long
 def test_a_run_of_two_processes_ends_together_and_goes_on_with_one(tmp_path, alone):
-    half, _ = train(tmp_path, "run", 2, steps=25)["X0Regression"]
-    assert list(half.step) == list(range(1, 31))  # they agree on when to stop every ten steps
-    (rest, _), (whole, _) = train(tmp_path, "run", 1)["X0Regression"], alone["X0Regression"]
-    assert (rest.loss / whole.loss - 1).abs().max() < 1e-4
+    torchrun(tmp_path, "15")
+    half, _ = results(tmp_path, "X0Regression")
+    assert list(half.step) == list(range(1, 21))  # they agree on when to stop every ten steps
+    train(tmp_path)
+    for name in ("X0Regression", "IntegralIdentity"):
+        rest, whole = (results(folder, name)[0] for folder in (tmp_path, alone))
+        assert (rest.loss / whole.loss - 1).abs().max() < 1e-4
 
 
 def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
-    monkeypatch.setattr(Team, "assemble", classmethod(lambda cls, device: Team(0, 3)))
+    monkeypatch.setattr(Processes, "join", classmethod(lambda cls, device: Processes(0, 3)))
     with pytest.raises(ValueError, match="batch_size 64 does not divide by the 3 processes"):
         fit()
 
@@ -118,9 +108,16 @@ def test_a_batch_that_does_not_divide_is_refused(monkeypatch):
         def __call__(self, model, batch, generator=None):
             return super().__call__(model, batch, generator)
 
-    monkeypatch.setattr(Team, "assemble", classmethod(lambda cls, device: Team(0, 2)))
+    monkeypatch.setattr(Processes, "join", classmethod(lambda cls, device: Processes(0, 2)))
     with pytest.raises(ValueError, match="Own has a __call__ of its own"):
         fit(Own())
+
+
+def test_what_the_first_process_alone_does_is_told_to_all():
+    """One process: the call itself, its result and its error."""
+    assert Processes().on_first(lambda: 3) == 3
+    with pytest.raises(KeyError, match="mine"):
+        Processes().on_first(lambda: {}["mine"])
 
 
 def fit(objective=None, steps=20, net=None, data=None, **settings):
@@ -133,21 +130,27 @@ def fit(objective=None, steps=20, net=None, data=None, **settings):
     return ifl.fit(model, objective or ifl.IntegralIdentity(), data, config)
 
 
+SMALL = (
+    lambda: ifl.MLP(dim=2, hidden=8, layers=1),
+    torch.randn(100, 2, generator=torch.Generator()),
+)
+#: The hardest to trace
+UNET = (
+    lambda: ifl.UNet(channels=1, size=8, width=8, blocks=1),
+    torch.randn(100, 1, 8, 8, generator=torch.Generator()),
+)
+
+
 @linux
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which torch.compile calls")
 @pytest.mark.filterwarnings("error:going on without torch.compile")
-def test_compiled_training_and_sampling_are_the_same():
-    """Of a U-Net with its forward derivative, the hardest to trace, in one piece: a graph that breaks is eager in part."""
+@pytest.mark.parametrize(
+    "net, data", [SMALL, pytest.param(*UNET, marks=pytest.mark.long)], ids=["MLP", "UNet"]
+)
+def test_compiled_training_and_sampling_are_the_same(net, data):
+    """With the forward derivative, in one piece: a graph that breaks is eager in part."""
     counters = torch._dynamo.utils.counters
-    objective, data = (
-        ifl.IntegralIdentity(derivative="jvp"),
-        torch.randn(100, 1, 8, 8, generator=torch.Generator()),
-    )
-    both = {
-        "steps": 8,
-        "net": lambda: ifl.UNet(channels=1, size=8, width=8, blocks=1),
-        "data": data,
-    }
+    objective, both = ifl.IntegralIdentity(derivative="jvp"), {"steps": 8, "net": net, "data": data}
     counters.clear()
     fast = fit(objective, compile="graphs", **both)  # on a CPU, as True
     out = ifl.sample(fast.model, 50).x
@@ -178,6 +181,27 @@ def test_where_compiling_fails_training_goes_on_and_says_so(monkeypatch):
     assert torch.equal(out.x, ifl.sample(copy.deepcopy(fast.model), 10).x)
 
 
+class Dropout(nn.Module):
+    data_shape = (2,)
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2))
+
+    def forward(self, x, t, s):
+        return self.layers(torch.cat([x, t[:, None], s[:, None]], 1))
+
+
+def test_a_network_that_draws_is_not_compiled():
+    with pytest.warns(
+        RuntimeWarning, match="without torch.compile: .* with the network Dropout"
+    ) as said:
+        asked = fit(steps=2, net=Dropout, compile=True)
+    ours = [str(w.message) for w in said if "torch.compile" in str(w.message)]
+    assert len(ours) == 1 and "\n" not in ours[0] and asked.manifest["compiled"] is False
+    assert asked.history.loss.equals(fit(steps=2, net=Dropout).history.loss)
+
+
 def test_clipping_can_be_left_out():
     free, clipped = (fit(steps=5, clip=clip) for clip in (None, 1e-3))
     assert (
@@ -192,6 +216,65 @@ def test_an_error_of_the_function_stays_an_error():
 
     with pytest.raises(KeyError, match="mine"):
         Compiled(wrong)(torch.zeros(1))
+
+
+class BackendCompilerFailed(RuntimeError):
+    """As torch wraps what its compiler raised."""
+
+    __module__ = "torch._dynamo.exc"
+
+    def __init__(self, inner):
+        super().__init__(f"backend raised: {inner}")
+        self.inner_exception = inner
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        BackendCompilerFailed(torch.OutOfMemoryError("CUDA out of memory")),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("the size of tensor a must match"),
+    ],
+    ids=lambda e: f"{type(e).__name__}: {e}",
+)
+def test_only_the_compiler_turns_compiling_off(monkeypatch, error):
+    """The function alone would work here, as it may when it takes less memory: still it is asked again next time."""
+    calls = []
+
+    def sometimes(function, **options):
+        def compiled(x):
+            calls.append(x)
+            if len(calls) == 2:
+                raise error
+            return function(x)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", sometimes)
+    double = Compiled(lambda x: 2 * x)
+    assert double(1) == 2
+    with pytest.raises(type(error)):
+        double(2)
+    assert double(3) == 6 and calls == [1, 2, 3]
+
+
+def test_a_compiler_that_fails_is_not_asked_again(monkeypatch):
+    calls = []
+
+    def fails(function, **options):
+        def compiled(x):
+            calls.append(x)
+            raise BackendCompilerFailed(RuntimeError("no compiler here"))
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", fails)
+    double = Compiled(lambda x: 2 * x)
+    with pytest.warns(RuntimeWarning, match="going on without torch.compile"):
+        assert double(1) == 2
+    assert double(2) == 4 and calls == [1]
 
 
 def test_bfloat16_learns_the_same():
@@ -214,27 +297,41 @@ def test_threads_are_few_for_a_small_network_and_given_back():
         torch.set_num_threads(own)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"compile": "yes"}, {"precision": "float16"}, {"threads": -1}, {"threads": 1.5}]
-)
-def test_wrong_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        ifl.TrainConfig(steps=1, **wrong)
+def test_data_are_read_only_as_far_as_they_must_be(tmp_path, monkeypatch):
+    """Without a folder nothing is hashed; with one, the first process does it; a mapped file stays where it is."""
+    asked = []
+    monkeypatch.setattr(
+        ifl.data.TensorData, "fingerprint", property(lambda data: asked.append(data) or "0" * 64)
+    )
+    file = tmp_path / "x.npy"
+    np.save(file, np.random.default_rng(0).standard_normal((500, 2)).astype(np.float32))
+    data = np.load(file, mmap_mode="c")
+    run = fit(steps=2, data=data)
+    assert not asked and "sha256" not in run.manifest["data"]
+    run = fit(steps=2, data=data, out_dir=tmp_path / "run")
+    assert len(asked) == 1 and run.manifest["data"]["sha256"] == "0" * 64
+    dataset = ifl.data.as_dataset(data)
+    model = ifl.FlowMap(ifl.MLP(dim=2, hidden=8, layers=1), ifl.RectifiedFlow())
+    batches = Batches(dataset, model, ifl.TrainConfig(steps=1, batch_size=8), Processes())
+    assert batches.x.data_ptr() == data.ctypes.data
+    share = Processes(1, 2).shard(batches.x)
+    assert len(share) == 250 and share.data_ptr() == data[1:].ctypes.data
 
 
 MEASURE = """
 import sys, numpy as np, torch, iflow_lib as ifl
 file, out = sys.argv[1:]
-model = ifl.FlowMap(ifl.MLP(dim=64, hidden=32, layers=2, anchor=True), ifl.RectifiedFlow())
+model = ifl.FlowMap(ifl.MLP(dim=64, hidden=32, layers=2), ifl.RectifiedFlow())
 config = ifl.TrainConfig(steps=300, batch_size=512, device="cpu", progress=False, out_dir=out)
-ifl.fit(model, ifl.X0Regression("per_example"), np.load(file, mmap_mode="c"), config)
+ifl.fit(model, ifl.IntegralIdentity(), np.load(file, mmap_mode="c"), config)
 status = open("/proc/self/status").read()  # not getrusage, which knows the parent's memory too
 print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 """
 
 
 @linux
-def test_memory_of_anchored_training_does_not_grow_with_the_data(tmp_path):
+@pytest.mark.long
+def test_memory_of_training_does_not_grow_with_data_in_a_file(tmp_path):
     peaks = []
     for examples in (10_000, 1_000_000):
         file = tmp_path / f"{examples}.npy"

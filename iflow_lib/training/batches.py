@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..data import TensorData
 from ..data.mapped import portions, row_blocks
-from ..data.tensor_data import TensorData
 from ..model import FlowMap
 from ..objectives.base import Batch
 from .config import TrainConfig

@@ -60,7 +60,7 @@ class RunFolder:
 
     def __init__(
         self, folder: str | os.PathLike[str], keep: int = 2, processes: Processes | None = None
-    ):
+    ) -> None:
         self.folder, self.keep = Path(os.path.abspath(folder)), keep
         self.processes = processes or Processes()
         self._lock: FileLock | None = None

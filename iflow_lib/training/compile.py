@@ -39,7 +39,7 @@ class Threads:
         work: Multiplications in a step.
     """
 
-    def __init__(self, number: int, work: int):
+    def __init__(self, number: int, work: int) -> None:
         self.before = torch.get_num_threads()
         self.number = min(self.before, number or max(1, work // WORK_PER_THREAD))
 

@@ -62,9 +62,7 @@ class Processes:
             torch.cuda.set_device(found)
         if not distributed.is_initialized():
             distributed.init_process_group("nccl" if found.type == "cuda" else "gloo")
-            atexit.register(
-                lambda: distributed.is_initialized() and distributed.destroy_process_group()
-            )
+            atexit.register(_leave)
         return cls(distributed.get_rank(), world_size, found)
 
     def shard(self, value: Tensor) -> Tensor:
@@ -148,3 +146,8 @@ class Processes:
         if outcome[1] is not None:
             raise outcome[1]
         return outcome[0]
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..data import scale_warning
-from ..data.tensor_data import TensorData, as_dataset, shape_hint
+from ..data import TensorData, as_dataset, scale_warning, shape_hint
 from ..io import write_together
 from ..model import FlowMap
 from ..objectives.base import Batch, Objective
@@ -255,7 +254,7 @@ class Trainer:
         config: TrainConfig,
         processes: Processes | None = None,
         folder: RunFolder | None = None,
-    ):
+    ) -> None:
         self.processes = processes or Processes.join(config.device)
         self.device = device = self.processes.device
         self.model, self.objective, self.config, self.folder = model, objective, config, folder
@@ -264,10 +263,12 @@ class Trainer:
         self.compiled = _compiles(objective, model, config, device)
         self.manifest = self._describe(data)
         model.learned, model.scaling = objective.learns, data.scaling
-        layout = torch.channels_last if self.batches.channels_last else torch.preserve_format
-        model.to(device, memory_format=layout).train()
+        model.to(device).train()
+        if self.batches.channels_last:
+            model.to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
-        self.weights, self.averaged = list(model.parameters()), list(self.average.parameters())
+        self.weights: list[Tensor] = list(model.parameters())
+        self.averaged: list[Tensor] = list(self.average.parameters())
         self.averaged_buffers = list(self.average.buffers())
         self.optimizer = torch.optim.Adam(
             self.weights,
@@ -550,7 +551,7 @@ class _Loss(nn.Module):
         objective: Objective,
         compiled: bool | str,
         context: AbstractContextManager[Any],
-    ):
+    ) -> None:
         super().__init__()
         self.model, self.context = model, context
         self.call: Any = partial(objective.loss, model)

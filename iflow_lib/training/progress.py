@@ -21,10 +21,9 @@ class Progress:
             removed at the end. Training goes on if it cannot be written.
     """
 
-    def __init__(self, name: str, total: int, done: int, *, shown: bool, file: Path | None):
-        from tqdm.auto import (
-            tqdm,  # late: in a notebook it looks for its widgets, and warns if there are none
-        )
+    def __init__(self, name: str, total: int, done: int, *, shown: bool, file: Path | None) -> None:
+        # late, because in a notebook this looks for widgets, and warns if there are none
+        from tqdm.auto import tqdm
 
         self.name, self.total, self.first, self.done = name, total, done, done
         self.file, self.postfix = file, ""
