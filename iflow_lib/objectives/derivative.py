@@ -8,13 +8,14 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
 from ..utils import load_jvp_rules
 from .base import check_choice
-from .network_state import model_device, repeatable, trial
+from .network_state import is_pure, model_device, repeatable, trial
 from .two_time import TwoTimeObjective
 
 DERIVATIVES = ("auto", "jvp", "difference")
@@ -136,8 +137,16 @@ def _forward_mode(
     anchor: Tensor | None,
     labels: Tensor | None,
 ) -> Tensor:
-    tangents = (velocity, torch.ones_like(t))
-    return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), tangents)[1]
+    one = torch.ones_like(t)
+    if torch.compiler.is_compiling() or is_pure(model):
+        return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), (velocity, one))[
+            1
+        ]
+    # dual numbers draw the dropout masks of a plain call; torch.func draws others where memory has another order
+    with forward_ad.dual_level():
+        moving = forward_ad.make_dual(x, velocity), forward_ad.make_dual(t, one)
+        rate = forward_ad.unpack_dual(model(*moving, s, anchor, labels)).tangent
+        return torch.zeros_like(x) if rate is None else rate
 
 
 def _obstacle(error: RuntimeError, net: nn.Module) -> str:

@@ -40,18 +40,27 @@ def examine(model: FlowMap, device: torch.device | None = None) -> None:
         model: The model, which is left as it is.
         device: Where the copy is called. None takes the model's device.
     """
-    pure = not any(isinstance(module, _BATCH_NORMS) for module in model.net.modules())
-    if pure:
-        try:
-            with trial(model, device) as (twin, inputs), torch.no_grad():
-                before = NetworkState(twin)
-                twin(*inputs)
-                pure = not before.changed()
-        except (
-            Exception
-        ):  # whatever a user's network raises on a small batch: the careful way is always right
-            pure = False
-    _PURE[model.net] = pure
+    if any(isinstance(module, _BATCH_NORMS) for module in model.modules()):
+        _PURE[model.net] = False
+        return
+    try:
+        with trial(model, device) as (twin, inputs), torch.no_grad():
+            _PURE[model.net] = not _changes_state(twin, inputs)
+    except (
+        Exception
+    ):  # whatever a user's network raises on a small batch: the careful way is always right
+        _PURE[model.net] = False
+
+
+def _changes_state(model: FlowMap, inputs: tuple[Any, ...]) -> bool:
+    device = model_device(model)
+    state, buffers = random_state(device), copy.deepcopy(dict(model.named_buffers()))
+    model(*inputs)
+    now = dict(model.named_buffers())
+    return not (
+        all(map(torch.equal, state, random_state(device)))
+        and all(torch.equal(now[name], buffer) for name, buffer in buffers.items())
+    )
 
 
 def is_pure(model: FlowMap) -> bool:
@@ -78,12 +87,27 @@ def repeatable(model: FlowMap) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _repeatable(model: FlowMap) -> Iterator[None]:
-    state = NetworkState(model)
-    hook = model.net.register_forward_hook(lambda *_: state.restore(), always_call=True)
+    buffers, device = _buffers(model), model_device(model)
+    start = random_state(device)
+
+    def before(*_: Any) -> None:  # the call works on copies of the buffers
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer.clone())
+
+    def after(*_: Any) -> None:
+        for module, name, buffer in buffers:
+            setattr(module, name, buffer)
+        set_random_state(start, device)
+
+    hooks = [
+        model.net.register_forward_pre_hook(before),
+        model.net.register_forward_hook(after, always_call=True),
+    ]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def compared_rows(model: FlowMap, k: int, n: int) -> int:
@@ -91,47 +115,31 @@ def compared_rows(model: FlowMap, k: int, n: int) -> int:
     return k if torch.compiler.is_compiling() or is_pure(model) else n
 
 
-class NetworkState:
-    """What a call in training may change: torch's global generators, and the buffers of the network."""
+def _buffers(model: FlowMap) -> list[tuple[nn.Module, str, Tensor]]:
+    return [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
 
-    def __init__(self, model: FlowMap) -> None:
-        self.device = model_device(model)
-        self.generators = self._generators()
-        self.buffers = [
-            (module, name, buffer, buffer.clone())
-            for module in model.modules()
-            for name, buffer in module.named_buffers(recurse=False)
-        ]
 
-    def _generators(self) -> list[Tensor]:
-        states = [torch.get_rng_state()]
-        if self.device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self.device))
-        elif self.device.type == "mps":
-            states.append(torch.mps.get_rng_state())
-        return states
+def random_state(device: torch.device) -> list[Tensor]:
+    """Return the states of torch's global generators that a network on ``device`` may draw from."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states.append(torch.mps.get_rng_state())
+    return states
 
-    def changed(self) -> bool:
-        """Return whether anything is no longer as it was."""
-        return not (
-            all(map(torch.equal, self._generators(), self.generators))
-            and all(
-                getattr(module, name) is buffer and torch.equal(buffer, value)
-                for module, name, buffer, value in self.buffers
-            )
-        )
 
-    def restore(self) -> None:
-        """Set everything back to what it was."""
-        torch.set_rng_state(self.generators[0])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(self.generators[1], self.device)
-        elif self.device.type == "mps":
-            torch.mps.set_rng_state(self.generators[1])
-        for module, name, buffer, value in self.buffers:
-            # .data: autograd holds running statistics for a backward pass in which, in training, it does not use them
-            buffer.data.copy_(value)
-            setattr(module, name, buffer)
+def set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Take back what ``random_state`` returned."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
+    elif device.type == "mps":
+        torch.mps.set_rng_state(states[1])
 
 
 def model_device(model: FlowMap) -> torch.device:
@@ -148,14 +156,14 @@ def trial(
     What the copy draws from torch's global generators within the ``with`` block is put back at its end.
     """
     twin = copy.deepcopy(model).to(device or model_device(model)).train()
-    state = NetworkState(twin)
     weight = next(twin.parameters(), torch.zeros(()))
     x = torch.linspace(-1, 1, _ROWS).to(weight)
     t, s = (x + 2) / 4, (x + 2) / 8
     x = x.reshape(-1, *[1] * len(model.data_shape)).expand(-1, *model.data_shape).contiguous()
     anchor = torch.zeros_like(x) if model.anchored else None
     labels = torch.zeros_like(t, dtype=torch.long) if model.classes else None
+    state = random_state(x.device)
     try:
         yield twin, (x, t, s, anchor, labels)
     finally:
-        state.restore()
+        set_random_state(state, x.device)
