@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path as FilePath
+from os import PathLike
 from typing import Any
 
 import torch
@@ -249,7 +249,7 @@ class FlowMap(nn.Module):
     # ------------------------------------------------------------------ files
     def save_pretrained(
         self,
-        folder: str | FilePath,
+        folder: str | PathLike[str],
         *,
         card: str | None = None,
         dtype: torch.dtype | None = None,
@@ -283,7 +283,7 @@ class FlowMap(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | FilePath, *, device: str | torch.device = "cpu"
+        cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu"
     ) -> FlowMap:
         """Load what ``save_pretrained`` wrote.
 

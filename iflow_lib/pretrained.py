@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from os import PathLike
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -25,7 +26,7 @@ FORMAT = 2
 
 
 def save(
-    folder: str | FilePath,
+    folder: str | PathLike[str],
     net: nn.Module,
     path: Path,
     *,
@@ -78,7 +79,7 @@ def save(
             f"what is kept beside the model must be JSON values: {first_line(error)}"
         ) from error
     folder = FilePath(folder)
-    files: dict[FilePath, bytes | str] = {
+    files: dict[str | PathLike[str], bytes | str] = {
         folder / "model.safetensors": weights,
         folder / "config.json": json.dumps(config, indent=2) + "\n",
     }
@@ -87,7 +88,7 @@ def save(
     write_together(files)
 
 
-def load(folder: str | FilePath) -> tuple[nn.Module, Path, str | None, Standardization | None]:
+def load(folder: str | PathLike[str]) -> tuple[nn.Module, Path, str | None, Standardization | None]:
     """Read what ``save`` wrote, and check it against its checksums.
 
     Args:
@@ -116,7 +117,7 @@ def load(folder: str | FilePath) -> tuple[nn.Module, Path, str | None, Standardi
     return net, path, config["learned"], scaling
 
 
-def read_config(folder: str | FilePath) -> dict[str, Any]:
+def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
     """Return the checked ``config.json`` of a saved model, in today's layout whatever version wrote it.
 
     Args:
