@@ -63,7 +63,7 @@ class FashionFeatures(nn.Module):
 def _classifier_weights() -> dict[str, Tensor]:
     from safetensors.torch import load as from_bytes
 
-    from .checkpoints import read_checked
+    from ..io import read_checked
 
     card = ASSETS / "classifier.json"
     if not card.is_file():
@@ -123,7 +123,7 @@ def fashion_reference(n: int = 2000) -> Tensor:
 def _all_test_features() -> Tensor:
     from safetensors.torch import load as from_bytes
 
-    from .checkpoints import read_checked
+    from ..io import read_checked
 
     return from_bytes(read_checked(ASSETS / "fashion_test.safetensors", TEST_SHA256))[
         "features"
