@@ -30,14 +30,15 @@ reproduce: .venv/installed
 
 # The tables of the plane, the images and the recipe again, into results/runs/reference, and the tidy ones compared.
 # Stopped at any time, it continues.
+ELSEWHERE = --runs results/runs/reference/runs --out results/runs/reference
 reference: .venv/installed
-	.venv/bin/python benchmarks/plane.py --jobs $(JOBS) --out results/runs/reference
-	.venv/bin/python benchmarks/images.py --checkpoints results/runs/reference/checkpoints --out results/runs/reference
-	.venv/bin/python benchmarks/image_methods.py --jobs $(JOBS) --out results/runs/reference
-	.venv/bin/python benchmarks/image_methods.py --jobs $(JOBS) --out results/runs/reference --sets emoji \
+	.venv/bin/python -m experiments.plane --jobs $(JOBS) $(ELSEWHERE)
+	.venv/bin/python -m experiments.images --checkpoints results/runs/reference/checkpoints $(ELSEWHERE)
+	.venv/bin/python -m experiments.image_methods --jobs $(JOBS) $(ELSEWHERE)
+	.venv/bin/python -m experiments.image_methods --jobs $(JOBS) $(ELSEWHERE) --sets emoji \
 		--systems rectified_velocity rectified_integral rectified_additivity rectified_consistency
-	.venv/bin/python benchmarks/recipe.py --out results/runs/reference
-	.venv/bin/python benchmarks/plane_tuning.py --jobs $(JOBS) --out results/runs/reference/bench
+	.venv/bin/python -m experiments.recipe $(ELSEWHERE)
+	.venv/bin/python -m experiments.plane_tuning --jobs $(JOBS) $(ELSEWHERE)/bench
 	.venv/bin/iflow verify results/runs/reference
 
 # Every module, every notebook once, and the browser: at most 8 minutes on two idle cores.
@@ -61,7 +62,7 @@ browser: .venv/installed
 
 # Can a workshop be held on this machine? Runs the 90-minute plan of docs/workshop.md without a network.
 workshop-check: .venv/installed
-	.venv/bin/python tools/workshop_check.py --profile $(PROFILE) --device $(DEVICE)
+	.venv/bin/python -m experiments.workshop_check --profile $(PROFILE) --device $(DEVICE)
 
 lab: .venv/installed
 	.venv/bin/jupyter lab notebooks

@@ -1,4 +1,4 @@
-"""Every published claim and what our tables say of it: ``python experiments/claims.py`` writes results/reference/claims.csv.
+"""Every published claim and what our tables say of it: ``python -m experiments.claims`` writes results/reference/claims.csv.
 
 A claim has its statement in plain words, where it is made, what would decide it, and a function that reads tables of
 results/reference and gives the measurement and the verdict: reproduced, not reproduced, partly, not testable here, or open
@@ -11,22 +11,18 @@ as the available sources describe it, "article" the Japanese article on it, with
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 from scipy.stats import t as student
 
-from iflow_lib import data, plotting
-from iflow_lib import zoo as studies
+from experiments.common import REFERENCE
+from iflow_lib import data, plotting, zoo
 from iflow_lib.io import write_atomic
 from iflow_lib.metrics import interval
-from iflow_lib.objectives.x0_regression import ANCHORS
+from iflow_lib.objectives import ANCHORS
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "results" / "reference"
 VERDICTS = ("reproduced", "not reproduced", "partly", "not testable here", "open")
 IMAGES, PATHS = "fashion_mnist", plotting.PATHS
 
@@ -73,8 +69,8 @@ def plane(step: int) -> pd.DataFrame:
     rows = rows[rows.step == step].copy()
     distance = rows.metric == "w2"
     rows.loc[distance, "value"] /= rows.dataset.map(floor)
-    kinds = 4 if step == studies.PLANE_STEPS else 2 + len(ANCHORS)
-    short = rows[~((rows.objective == "X0Regression") & (rows.step == studies.PLANE_STEPS))]
+    kinds = 4 if step == zoo.PLANE_STEPS else 2 + len(ANCHORS)
+    short = rows[~((rows.objective == "X0Regression") & (rows.step == zoo.PLANE_STEPS))]
     seeds = short.groupby(["dataset", "path", "objective", "anchor"]).seed.nunique()
     if len(seeds) != 5 * 3 * kinds or seeds.min() < 3:
         raise MissingRuns(PLANE)
@@ -85,7 +81,7 @@ def images_in_small() -> pd.DataFrame:
     """Rows of image_methods.csv on Fashion-MNIST. MissingRuns if not all are there."""
     rows = table("image_methods.csv").query("dataset == @IMAGES and method != 'floor'")
     seeds = rows.groupby(["path", "objective", "anchor"]).seed.nunique()
-    if len(seeds) != 3 * len(studies.KINDS) or seeds.min() < 3:
+    if len(seeds) != 3 * len(zoo.KINDS) or seeds.min() < 3:
         raise MissingRuns(SMALL)
     return rows
 
@@ -100,7 +96,7 @@ def quality() -> dict:
     Frechet distance on images."""
     rows = pd.concat(
         [
-            plane(studies.PLANE_STEPS).query("metric == 'w2'"),
+            plane(zoo.PLANE_STEPS).query("metric == 'w2'"),
             table("images.csv").query("metric == 'frechet' and nfe == nfe"),
         ]
     )
@@ -173,7 +169,7 @@ def recipe_without_anchor() -> tuple[str, str]:
 
 
 def self_anchor_accuracy() -> tuple[str, str]:
-    rows = plane(studies.ANCHOR_STEPS)
+    rows = plane(zoo.ANCHOR_STEPS)
     rows = rows[(rows.objective == "IntegralIdentity") & (rows.nfe == 1)]
     pairs = rows.pivot(index=["dataset", "path", "seed"], columns="anchor", values="value")
     apart = pairs["self"] - pairs["none"]
@@ -280,8 +276,8 @@ def published_fid(setting: str) -> Callable[[], tuple[str, str]]:
         return (
             f"would take about {row.gpu_hours_assumed:,.0f} hours of an NVIDIA H200 at 30 % of its ceiling "
             f"({row.steps:,} steps of batch {row.batch:,}, {row.params / 1e6:.0f} M weights) and the data set: "
-            f"`torchrun --standalone --nproc_per_node 8 experiments/published.py train {setting} --data FILE "
-            "--folder RUN`, then the Inception FID (iflow_lib.diagnostics)",
+            f"`torchrun --standalone --nproc_per_node 8 -m experiments.published train {setting} --data FILE "
+            "--folder RUN`, then the Inception FID (iflow_lib.metrics.inception_fid)",
             "not testable here",
         )
 
@@ -310,7 +306,7 @@ def images_of_recipe(rule: str) -> tuple[str, bool]:
 
 def recipe_with(rule: str) -> Callable[[], tuple[str, str]]:
     def judge() -> tuple[str, str]:
-        rows, search = plane(studies.ANCHOR_STEPS), recipe("search")
+        rows, search = plane(zoo.ANCHOR_STEPS), recipe("search")
         ours = rows[(rows.objective == "X0Regression") & (rows.anchor == rule) & (rows.nfe == 1)]
         cells = ours.groupby(["metric", "dataset", "path"]).value.mean()
         w2, tried = cells["w2"], search[search.rule == rule]
@@ -328,7 +324,7 @@ def recipe_with(rule: str) -> Callable[[], tuple[str, str]]:
 
 
 def anchor_stability() -> tuple[str, str]:
-    rows = plane(studies.ANCHOR_STEPS)
+    rows = plane(zoo.ANCHOR_STEPS)
     rows = rows[rows.metric == "w2"]
     iterated = (
         rows[rows.method == "anchor"]
@@ -391,7 +387,7 @@ def straight() -> tuple[str, str]:
 
 
 def better_than_others() -> tuple[str, str]:
-    rows = plane(studies.PLANE_STEPS)
+    rows = plane(zoo.PLANE_STEPS)
     at_one = rows[
         (rows.metric == "w2")
         & (rows.nfe == 1)
@@ -432,7 +428,7 @@ def better_than_others() -> tuple[str, str]:
 
 
 def robust() -> tuple[str, str]:
-    rows = plane(studies.PLANE_STEPS)
+    rows = plane(zoo.PLANE_STEPS)
     ours = rows[(rows.objective == "IntegralIdentity") & (rows.nfe == 1) & (rows.metric == "w2")]
     cells = ours.groupby(["path", "dataset"]).value.mean()
     said = "; ".join(
@@ -480,7 +476,7 @@ def sensitive() -> tuple[str, str]:
 
 PLANE, RECIPE = "results/reference/plane.csv", "results/reference/bench/recipe.csv"
 SMALL = "results/reference/image_methods.csv"
-METHODS, ANCHORED = f"steps{studies.PLANE_STEPS}/*", f"steps{studies.ANCHOR_STEPS}/*"
+METHODS, ANCHORED = f"steps{zoo.PLANE_STEPS}/*", f"steps{zoo.ANCHOR_STEPS}/*"
 IN_THE_PLANE, UNTESTED = (
     "notebook 06, The reference results in the plane",
     "notebook 13, 5. What was not tested",
@@ -705,4 +701,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

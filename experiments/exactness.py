@@ -1,4 +1,4 @@
-"""Does each objective learn what it says? ``python experiments/exactness.py``
+"""Does each objective learn what it says? ``python -m experiments.exactness``
 
 On Gaussian data everything is known (``iflow_lib.analytic``). For every path and dimension, each objective trains one
 network and is compared with the truth, as a relative RMS error (the divisor is the spread of the exact values):
@@ -10,8 +10,7 @@ network and is compared with the truth, as a relative RMS error (the divisor is 
 
 In the plane the network is the library's MLP, in 32 dimensions ``Gated``, see there; steps and learning rates: ``budget``.
 
-Writes exactness.csv and exactness.manifest.json into --out (results/reference/bench); finished runs are kept in
-results/runs/exactness and not run again; --help lists what can be made smaller.
+Writes exactness.csv and exactness.manifest.json into --out (results/reference/bench). --help lists what can be made smaller.
 """
 
 import itertools
@@ -21,7 +20,8 @@ import torch
 from torch import nn
 
 import iflow_lib as ifl
-from experiments.common import kept, parser, save
+from experiments.common import command_line, finished
+from experiments.store import Store, write_runs
 from iflow_lib.analytic import GaussianFlow, MixtureFlow
 from iflow_lib.metrics import jump_error
 from iflow_lib.networks import time_features
@@ -140,14 +140,17 @@ def measure(
     }
 
 
-def run(path_name: str, objective: str, dim: int, seed: int, steps: int, device: str) -> dict:
+def train(
+    path: str, objective: str, dim: int, seed: int, steps: int, device: str
+) -> tuple[list[dict], dict]:
+    """Rows and manifest of one run."""
     mean, cov = gaussian(dim)
     generator = torch.Generator().manual_seed(100 + seed)
     root = torch.linalg.cholesky(cov)
     data = mean + torch.randn(200_000, dim, generator=generator, dtype=torch.float64) @ root.T
-    path = PATHS[path_name]()
+    flow = truth(PATHS[path](), mean, cov)
     torch.manual_seed(seed)
-    model = ifl.FlowMap(ifl.MLP(dim=dim, hidden=128, layers=4) if dim == 2 else Gated(dim), path)
+    net = ifl.MLP(dim=dim, hidden=128, layers=4) if dim == 2 else Gated(dim)
     config = ifl.TrainConfig(
         steps=steps,
         batch_size=512,
@@ -156,52 +159,34 @@ def run(path_name: str, objective: str, dim: int, seed: int, steps: int, device:
         device=device,
         progress=False,
     )
-    trained = ifl.fit(model, OBJECTIVES[objective](), data.float(), config)
+    model = ifl.FlowMap(net, PATHS[path]())
+    run = finished(ifl.fit(model, OBJECTIVES[objective](), data.float(), config))
     fresh = mean + torch.randn(2000, dim, generator=generator, dtype=torch.float64) @ root.T
-    found = measure(objective, trained.model, truth(path, mean, cov), fresh, mean)
-    return {"found": found, "manifest": trained.manifest}
+    row = {"path": path, "objective": objective, "dim": dim, "seed": seed, "steps": steps}
+    found = measure(objective, run.model, flow, fresh, mean)
+    return [
+        row
+        | {"quantity": quantity, "relative_rms": value, "bound": BOUNDS[dim].get(quantity)}
+        | {"seconds": run.manifest["seconds"]}
+        for quantity, value in found.items()
+    ], run.manifest
 
 
-def main() -> None:
-    options = parser(__doc__, seeds=3, shorten=1)
+def main(arguments=None) -> None:
+    options = command_line(__doc__, seeds=3, shorten=1)
     options.add_argument("--dims", type=int, nargs="+", default=(2, 32), choices=(2, 32))
     options.add_argument("--device", default="auto")
-    arguments = options.parse_args()
-    rows, manifests = [], {}
+    given = options.parse_args(arguments)
+    runs = {}
     for dim, seed, path, objective in itertools.product(
-        arguments.dims, range(arguments.seeds), PATHS, OBJECTIVES
+        given.dims, range(given.seeds), PATHS, OBJECTIVES
     ):
-        steps = budget(objective, dim)[0] // arguments.shorten
-        name = f"{path}-{objective}-{dim}-{steps}-{seed}"
-        done = kept(
-            arguments.runs / "exactness",
-            name,
-            partial(run, path, objective, dim, seed, steps, arguments.device),
-        )
-        manifests[name] = done["manifest"]
-        rows += [
-            {
-                "path": path,
-                "objective": objective,
-                "dim": dim,
-                "seed": seed,
-                "steps": steps,
-                "quantity": quantity,
-                "relative_rms": value,
-                "bound": BOUNDS[dim].get(quantity),
-                "seconds": done["manifest"]["seconds"],
-            }
-            for quantity, value in done["found"].items()
-        ]
-        print(name, {k: round(v, 4) for k, v in done["found"].items()}, flush=True)
-    table = save(arguments.out, "exactness", rows, manifests)
-    print(
-        table.groupby(["dim", "objective", "quantity", "path"])
-        .relative_rms.mean()
-        .unstack("path")
-        .round(4)
-        .to_string()
-    )
+        settings = {"path": path, "objective": objective, "dim": dim, "seed": seed}
+        settings |= {"steps": budget(objective, dim)[0] // given.shorten, "device": given.device}
+        runs[f"{path}/{objective}/{dim}/seed{seed}"] = (train, settings)
+    table = write_runs(given.out, "exactness", Store(given.runs / "exactness"), runs)
+    wide = table.groupby(["dim", "objective", "quantity", "path"]).relative_rms.mean()
+    print(wide.unstack("path").round(4).to_string())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Make the files in ``iflow_lib/assets`` again: the Fashion-MNIST subset, the feature classifier, the emoji.
 
-    python experiments/make_assets.py subset [--root FOLDER]        15 s; prints the sha256 for data.VENDORED
-    python experiments/make_assets.py classifier [--root FOLDER]    3 minutes on one CPU core
-    python experiments/make_assets.py features [--root FOLDER]      10 s; prints the sha256 for metrics.TEST_SHA256
-    python experiments/make_assets.py emoji --root FOLDER           5 s; prints the sha256 for data.VENDORED
+    python -m experiments.make_assets subset [--root FOLDER]        15 s; prints the sha256 for data.images.VENDORED
+    python -m experiments.make_assets classifier [--root FOLDER]    3 minutes on one CPU core
+    python -m experiments.make_assets features [--root FOLDER]      10 s; prints the sha256 for metrics.features.TEST_SHA256
+    python -m experiments.make_assets emoji --root FOLDER           5 s; prints the sha256 for data.images.VENDORED
 
 ``--root`` is a folder with the four idx or idx.gz files of the full set (see ``iflow_lib.data.load``); for the emoji, the
 unpacked package of ``npm pack emoji-datasource-google@16.0.0``.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -24,11 +23,11 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from iflow_lib import data, metrics  # noqa: E402
-from iflow_lib.io import sha256, write_atomic  # noqa: E402
+from experiments.common import ROOT
+from iflow_lib import data, metrics
+from iflow_lib.io import sha256, write_atomic
 
-ASSETS = Path(data.__file__).parent / "assets"
+ASSETS = ROOT / "iflow_lib" / "assets"
 
 
 def chosen_images(labels: np.ndarray, split: str) -> np.ndarray:
@@ -44,7 +43,9 @@ def make_subset(root=None) -> str:
     """Write ``fashion_mnist.npz``: 1,000 train and 200 test images a class. Returns its sha256."""
     arrays = {}
     for split in data.SPLITS:
-        images, labels = data._fashion_mnist_full(split, root)
+        full = data.load("fashion_mnist_full", split=split, root=root)
+        images = ((full.x[:, 0] + 1) * 127.5).round().byte().numpy()
+        labels = full.labels.byte().numpy()
         chosen = chosen_images(labels, split)
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = images[chosen], labels[chosen]
     file = ASSETS / "fashion_mnist.npz"
@@ -160,19 +161,23 @@ def accuracy(model, test) -> float:
     return (found == test.labels).double().mean().item()
 
 
-if __name__ == "__main__":
+def main(arguments=None) -> None:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("what", choices=("subset", "classifier", "features", "emoji"))
-    parser.add_argument(
-        "--root",
-        help="folder with the four files of the full Fashion-MNIST, or the emoji's package",
-    )
-    arguments = parser.parse_args()
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     make = {
         "subset": make_subset,
         "classifier": make_classifier,
         "features": make_features,
         "emoji": make_emoji,
     }
-    print(json.dumps(make[arguments.what](arguments.root), indent=2))
+    options.add_argument("what", choices=make)
+    options.add_argument(
+        "--root",
+        help="folder with the four files of the full Fashion-MNIST, or the emoji's package",
+    )
+    given = options.parse_args(arguments)
+    print(json.dumps(make[given.what](given.root), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The reference figures, drawn from the committed tables and models: ``python experiments/make_figures.py [FIGURE ...]``
+"""The reference figures, drawn from the committed tables and models: ``python -m experiments.make_figures [FIGURE ...]``
 
 plane_quality: quality against network calls for every method, path and set; anchor_stability: the published recipe with
 each anchor, iterated; anchor_collapse: what it generates, and from which anchor; trajectories: jumps beside the exact flow;
@@ -11,7 +11,6 @@ All if none is named. A figure whose table or models are not there is named and 
 import io
 import json
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,15 +19,13 @@ import torch
 from matplotlib.ticker import LogLocator
 
 import iflow_lib as ifl
-from iflow_lib import analytic, plotting
+from experiments.common import REFERENCE, ROOT
+from iflow_lib import analytic, plotting, zoo
 from iflow_lib import data as data_sets
-from iflow_lib import zoo as studies
 from iflow_lib.io import write_atomic
 from iflow_lib.metrics import interval
 from iflow_lib.model import FlowMap
 
-ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = ROOT / "results" / "reference"
 NAMES, PATHS = plotting.SETS, plotting.PATHS
 #: (objective, method) -> name, colour, marker; colours as in ``plotting``, one for each method on every path
 METHODS = {
@@ -89,7 +86,7 @@ def over_floor(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def plane_quality():
-    rows = over_floor(table("plane.csv")).query("step == @studies.PLANE_STEPS and anchor == 'none'")
+    rows = over_floor(table("plane.csv")).query("step == @zoo.PLANE_STEPS and anchor == 'none'")
     sets = [name for name in NAMES if name in set(rows.dataset)]
     fig, axes = plt.subplots(
         len(PATHS),
@@ -122,9 +119,7 @@ def plane_quality():
 
 
 def anchor_stability():
-    rows = over_floor(table("plane.csv")).query(
-        "step == @studies.ANCHOR_STEPS and path == 'rectified'"
-    )
+    rows = over_floor(table("plane.csv")).query("step == @zoo.ANCHOR_STEPS and path == 'rectified'")
     sets = [name for name in NAMES if name in set(rows.dataset)]
     fig, axes = plt.subplots(
         1, len(sets), figsize=(2.7 * len(sets) + 1, 4.2), sharey=True, squeeze=False
@@ -159,8 +154,8 @@ def anchor_stability():
 
 
 def plane_model(kind: str) -> FlowMap:
-    """A shipped model of the eight Gaussians, rectified (``make_reference.py models``)."""
-    return FlowMap.from_pretrained(REFERENCE / "checkpoints" / f"eight_gaussians_rectified_{kind}")
+    """A shipped model of the eight Gaussians, rectified."""
+    return zoo.pretrained(f"eight_gaussians_rectified_{kind}", REFERENCE / "checkpoints")
 
 
 def anchor_collapse():
@@ -246,7 +241,7 @@ def self_anchor():
 def anchor_pairs() -> pd.DataFrame:
     """The integral identity at one call, with and without its own estimate as the anchor, of plane.csv."""
     rows = table("plane.csv").query(
-        "step == @studies.ANCHOR_STEPS and objective == 'IntegralIdentity' and nfe == 1"
+        "step == @zoo.ANCHOR_STEPS and objective == 'IntegralIdentity' and nfe == 1"
     )
     return rows.rename(columns={"value": "w2"})
 
@@ -439,7 +434,8 @@ def image_samples():
     fig, axes = plt.subplots(len(PATHS), len(columns), figsize=(13, 6.0))
     for line, path in zip(axes, PATHS):
         for ax, (method, nfe) in zip(line, columns):
-            model = studies.pretrained(f"{path}_{'integral' if method == 'map' else 'velocity'}")
+            kind = "integral" if method == "map" else "velocity"
+            model = zoo.pretrained(f"{path}_{kind}", REFERENCE / "checkpoints")
             plotting.image_grid(ifl.sample(model, 24, nfe, method, 5).x, ax, columns=6)
             what = "jump" if method == "map" else "Euler step"
             ax.set_title(f"{PATHS[path]}, {nfe} {what}{'s' * (nfe > 1)}", fontsize=10)

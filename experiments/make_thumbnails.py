@@ -1,4 +1,4 @@
-"""The table of notebooks in README.md: ``python experiments/make_thumbnails.py``, after a notebook has changed.
+"""The table of notebooks in README.md: ``python -m experiments.make_thumbnails``, after a notebook has changed.
 
 Each row's picture, 160 pixels wide in docs/thumbnails, is a stored figure of the notebook; its runtime is the one in the
 notebook's first cell; its question stays as it stands in README.md.
@@ -7,14 +7,13 @@ notebook's first cell; its question stays as it stands in README.md.
 import base64
 import io
 import re
-from pathlib import Path
 
 import nbformat
 from PIL import Image
 
+from experiments.common import ROOT
 from iflow_lib.io import write_together
 
-ROOT = Path(__file__).resolve().parent.parent
 WIDTH, COLORS = 160, 64
 #: which of a notebook's figures, counted from 0, and the part of its width that is shown, if not the first and all of it
 CHOSEN = {

@@ -1,7 +1,7 @@
-"""Every objective, path and anchor rule in the plane: ``python experiments/plane.py --jobs 2``
+"""Every objective, path and anchor rule in the plane: ``python -m experiments.plane --jobs 2``
 
-Five sets, three paths, seeds, one network and training (``studies.train_plane``), two comparisons, each at the same number
-of gradient steps for all in it (``calls_per_step`` in the manifest says what a step costs each):
+Five sets, three paths, seeds, one network and training (``iflow_lib.zoo``), two comparisons, each at the same number of
+gradient steps for all in it (``calls_per_step`` in the manifest says what a step costs each):
 
 - methods: ways to few calls without an anchor, and the velocity that they are measured by, 10,000 steps;
 - anchors: the published recipe in every reading of its anchor, beside the integral identity without and with its own
@@ -10,102 +10,76 @@ of gradient steps for all in it (``calls_per_step`` in the manifest says what a 
 
 --steps runs all kinds that long instead. Measured as exact W2 of 2,000 samples to 2,000 fresh points, mean of ``--draws``
 draws (one draw for the recipe, whose distances are many floors and not a matter of the draw), at 1 to 100 network calls:
-see ``studies.methods``. A value is empty where samples were not finite. Floors: pairs of independent draws of the data.
+see ``System.methods``. A value is NaN where samples were not finite. Floors: pairs of independent draws of the data.
 
 Writes plane.csv, a tidy table, and plane.manifest.json into --out (results/reference). What is in the table already is not
-run again, so it can be stopped at any time and continued; --minutes stops it by itself.
+run again, and neither is what --runs keeps; --minutes stops it by itself.
 """
 
-import argparse
 import itertools
-from pathlib import Path
 
 import torch
 
-from experiments.common import ROOT, calls_per_step, grow
-from iflow_lib import data
-from iflow_lib import zoo as studies
+from experiments.common import REFERENCE, calls_per_step, choices, command_line, excerpt, finished
+from experiments.store import Store, extend_table
+from iflow_lib import data, zoo
 
 METHODS = ("integral", "velocity", "additivity", "consistency")
+SYSTEMS = tuple(f"{path}_{kind}" for kind in zoo.KINDS for path in zoo.PATH_NAMES)
 
 
-def planned(sets, systems, seeds: int, steps: int) -> dict:
-    """Name -> (set, system or "floor", seed, steps): floors, the methods of every seed, the anchors of every seed."""
-    runs = [(dataset, "floor", 0, 0) for dataset in sets]
-    for seed, dataset, system in itertools.product(range(seeds), sets, systems):
-        kind = studies.parse_system(system, studies.PLANE_SYSTEMS)[1]
-        longer = (
-            kind.startswith("x0_")
-            and system.startswith("rectified")
-            and dataset == "eight_gaussians"
-        )
-        lengths = [studies.PLANE_STEPS] * (kind in METHODS or longer)
-        lengths += [studies.ANCHOR_STEPS] * (kind == "integral" or kind not in METHODS)
-        runs += [(dataset, system, seed, length) for length in ([steps] if steps else lengths)]
-    runs.sort(key=lambda run: (run[3] not in (0, studies.PLANE_STEPS), run[2]))
-    return {
-        f"{dataset}/{system}" + (f"/steps{steps}/seed{seed}" if steps else ""): (
-            dataset,
-            system,
-            seed,
-            steps,
-        )
-        for dataset, system, seed, steps in runs
-    }
+def planned(sets, systems, seeds: int, steps: int) -> list[tuple[zoo.System, int, int]]:
+    """(system, seed, steps): the methods of every seed, then the anchors of every seed."""
+    runs = []
+    for seed, dataset, name in itertools.product(range(seeds), sets, systems):
+        system = zoo.System.parse(f"{dataset}_{name}")
+        eight = dataset == "eight_gaussians" and system.path == "rectified"
+        longer = system.kind.startswith("x0_") and eight
+        lengths = [zoo.PLANE_STEPS] * (system.kind in METHODS or longer)
+        lengths += [zoo.ANCHOR_STEPS] * (system.kind == "integral" or system.kind not in METHODS)
+        runs += [(system, seed, length) for length in ([steps] if steps else lengths)]
+    return sorted(runs, key=lambda run: (run[2] != zoo.PLANE_STEPS, run[1]))
 
 
-def one(
-    dataset: str, system: str, seed: int, steps: int, draws: int, nfes, pairs: int
-) -> tuple[list[dict], dict]:
+def floor(dataset: str, pairs: int) -> tuple[list[dict], dict]:
+    """Rows of the floor, and nothing for the manifest."""
+    torch.set_num_threads(1)
+    return zoo.floor_rows(dataset, pairs), {}
+
+
+def train(system: str, seed: int, steps: int, draws: int, nfes) -> tuple[list[dict], dict]:
     """Rows and manifest of one run."""
     torch.set_num_threads(1)
-    if system == "floor":
-        return studies.floor_rows(dataset, pairs=pairs), {}
     try:
-        run = studies.train_plane(system, dataset, seed=seed, steps=steps)
+        run = finished(zoo.train(system, seed, steps, device="cpu"))
     except FloatingPointError as error:
         return [], {"diverged": str(error)}
-    manifest = run.manifest
-    draws = 1 if manifest["objective"]["name"] == "X0Regression" else draws
-    rows = studies.evaluate_plane(run, system, dataset, nfes=nfes, draws=draws)
-    kept = {
-        name: manifest[name]
-        for name in ("objective", "path", "data", "seconds", "hardware", "versions")
-    }
-    kind = studies.parse_system(system, studies.PLANE_SYSTEMS)[1]
-    return rows, {**kept, "calls_per_step": calls_per_step(studies.KINDS[kind]()), "draws": draws}
+    kind = zoo.System.parse(system).kind
+    draws = 1 if kind.startswith("x0_") else draws
+    rows = zoo.evaluate(run.model, system, run.manifest, nfes=nfes, draws=draws)
+    how = excerpt(run.manifest, "objective", "path", "data", "seconds", "hardware", "versions")
+    return rows, {**how, "calls_per_step": calls_per_step(zoo.KINDS[kind]()), "draws": draws}
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--sets", nargs="+", default=data.PLANE, choices=data.PLANE)
-    options.add_argument(
-        "--systems", nargs="+", default=studies.PLANE_SYSTEMS, choices=studies.PLANE_SYSTEMS
+def main(arguments=None) -> None:
+    options = command_line(
+        __doc__, REFERENCE, seeds=3, steps=0, draws=3, floor_pairs=50, jobs=1, minutes=0
     )
-    for name, default in (
-        ("seeds", 3),
-        ("steps", 0),
-        ("draws", 3),
-        ("floor-pairs", 50),
-        ("jobs", 1),
-        ("minutes", 0),
-    ):
-        options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    options.add_argument("--nfes", type=int, nargs="+", default=studies.NFES)
-    options.add_argument("--out", type=Path, default=ROOT / "results" / "reference")
-    given = options.parse_args()
+    choices(options, "--sets", data.PLANE)
+    choices(options, "--systems", SYSTEMS)
+    options.add_argument("--nfes", type=int, nargs="+", default=zoo.NFES)
+    given = options.parse_args(arguments)
     runs = {
-        name: (*run, given.draws, given.nfes, given.floor_pairs)
-        for name, run in planned(given.sets, given.systems, given.seeds, given.steps).items()
+        f"{name}/floor": (floor, {"dataset": name, "pairs": given.floor_pairs})
+        for name in given.sets
     }
-    grow(
-        given.out / "plane.csv",
-        runs,
-        one,
-        given.jobs,
-        given.minutes,
-        {"floor_pairs": given.floor_pairs},
-    )
+    measured = {"draws": given.draws, "nfes": list(given.nfes)}
+    for system, seed, steps in planned(given.sets, given.systems, given.seeds, given.steps):
+        name = f"{system.data}/{system.path}_{system.kind}/steps{steps}/seed{seed}"
+        runs[name] = (train, {"system": system.name, "seed": seed, "steps": steps, **measured})
+    store = Store(given.runs / "plane")
+    about = {"floor_pairs": given.floor_pairs}
+    extend_table(given.out, "plane", store, runs, given.jobs, given.minutes, **about)
 
 
 if __name__ == "__main__":

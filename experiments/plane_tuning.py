@@ -1,25 +1,23 @@
-"""What are the defaults in the plane worth? ``python experiments/plane_tuning.py --jobs 2``
+"""What are the defaults in the plane worth? ``python -m experiments.plane_tuning --jobs 2``
 
 IntegralIdentity on the checkerboard, the hardest of the five sets, on three paths: network and training of
-``studies.plane_setup``, 1,500 steps, three seeds, one thing changed at a time: times, weight, shares, what the network sees
+``zoo.System``, 1,500 steps, three seeds, one thing changed at a time: times, weight, shares, what the network sees
 of times, EMA, learning rate, batch, capacity, an anchor, a warm start. Measured as exact W2 of 2,000 samples of one and of
 four jumps to fresh points, mean of three draws, beside the floor.
 
-Writes plane_tuning.csv, a tidy table, and its manifest into --out (results/reference/bench). What is in the table is not
-run again; stop it at any time and continue.
+Writes plane_tuning.csv, a tidy table, and its manifest into --out (results/reference/bench). What is in the table already is
+not run again, and neither is what --runs keeps.
 """
 
-import argparse
 import dataclasses
 import itertools
-from pathlib import Path
 
 import torch
 
 import iflow_lib as ifl
-from experiments.common import BENCH, calls_per_step, grow
-from iflow_lib import data, metrics
-from iflow_lib import zoo as studies
+from experiments.common import calls_per_step, choices, command_line, excerpt, finished
+from experiments.store import Store, extend_table
+from iflow_lib import data, metrics, zoo
 
 #: name -> changes of the objective, of the network (``frequencies``: octaves of the times), of the configuration
 VARIANTS = {
@@ -48,83 +46,66 @@ VARIANTS = {
     "anchor: its own estimate": ({"anchor": "self"}, {"anchor": True}, {}),
     "warm: half the steps FlowMatching": ({}, {}, {}),
 }
-SET, POINTS = "checkerboard", 2000
+SET = "checkerboard"
 
 
-def one(variant: str, path: str, seed: int, steps: int, nfes) -> tuple[list[dict], dict]:
+def make_model(system: zoo.System, seed: int, frequencies: int = ifl.MLP.frequencies, **network):
+    """A fresh model, with other octaves of the times than the library's MLP has, if that is wanted."""
+    torch.manual_seed(seed)
+    mlp = type("MLP", (ifl.MLP,), {"frequencies": frequencies})
+    return ifl.FlowMap(mlp(**zoo.PLANE_NETWORK | network), system.make_path())
+
+
+def floor(pairs: int) -> tuple[list[dict], dict]:
+    """Rows of the floor, and nothing for the manifest."""
+    return zoo.floor_rows(SET, pairs), {}
+
+
+def train(variant: str, path: str, seed: int, steps: int, nfes) -> tuple[list[dict], dict]:
     """Rows and manifest of one run."""
     torch.set_num_threads(1)
-    if variant == "floor":
-        return studies.floor_rows(SET, pairs=50), {}
     of_objective, of_network, of_config = VARIANTS[variant]
-    octaves = {"frequencies": of_network.get("frequencies", ifl.MLP.frequencies)}
-    model, objective, settings = studies.plane_setup(
-        f"{path}_integral",
-        seed=seed,
-        network=type("MLP", (ifl.MLP,), octaves),
-        **{name: value for name, value in of_network.items() if name not in octaves},
+    system = zoo.System(path, "integral", SET)
+    model = make_model(system, seed, **of_network)
+    objective = dataclasses.replace(system.objective(), **of_objective)
+    config = ifl.TrainConfig(
+        **system.settings | of_config, steps=steps, seed=seed, device="cpu", progress=False
     )
-    objective = dataclasses.replace(objective, **of_objective)
-    config = ifl.TrainConfig(**settings | of_config, steps=steps, device="cpu", progress=False)
-    train, half = data.load(SET), dataclasses.replace(config, steps=steps // 2)
+    points = data.load(SET)
     try:
         if variant.startswith("warm"):
-            ifl.fit(model, ifl.FlowMatching(), train, half)
-            run = ifl.fit(model, objective, train, half)
-        else:
-            run = ifl.fit(model, objective, train, config)
+            config = dataclasses.replace(config, steps=steps // 2)
+            finished(ifl.fit(model, ifl.FlowMatching(), points, config))
+        run = finished(ifl.fit(model, objective, points, config))
     except FloatingPointError as error:
         return [], {"diverged": str(error)}
-    real, rows = metrics.real_pairs(SET, POINTS), []
+    real, rows = metrics.real_pairs(SET, zoo.POINTS), []
+    row = {"dataset": SET, "path": path, "objective": objective.name, "seed": seed, "step": steps}
+    row |= {"params": model.parameter_count, "anchor": objective.anchor or "none"}
+    row |= {"method": "map", "metric": "w2", "n_samples": zoo.POINTS}
     for nfe in nfes:
-        times = None if model.anchored else studies.plane_jumps(model.path, nfe)
+        times = None if model.anchored else zoo.jump_times(model.path, nfe)
         for i in range(3 * seed, 3 * seed + 3):
-            x = studies.timed_sample(run.model, POINTS, nfe, "map", 1000 + i, times, False)[0].x
-            rows.append(
-                {
-                    "dataset": SET,
-                    "path": path,
-                    "objective": objective.name,
-                    "params": model.parameter_count,
-                    "anchor": objective.anchor or "none",
-                    "seed": seed,
-                    "step": steps,
-                    "nfe": nfe,
-                    "method": "map",
-                    "metric": "w2",
-                    "value": metrics.w2(x, real(i)[1]),
-                    "n_samples": POINTS,
-                }
-            )
-    kept = {
-        name: run.manifest[name]
-        for name in ("objective", "path", "data", "config", "seconds", "versions")
-    }
-    return rows, {**kept, "calls_per_step": calls_per_step(objective)}
+            x = ifl.sample(run.model, zoo.POINTS, nfe, "map", 1000 + i, times=times).x
+            rows.append(row | {"nfe": nfe, "value": metrics.w2(x, real(i)[1])})
+    how = excerpt(run.manifest, "objective", "path", "data", "config", "seconds", "versions")
+    return rows, {**how, "calls_per_step": calls_per_step(objective)}
 
 
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--variants", nargs="+", default=tuple(VARIANTS), choices=VARIANTS)
-    for name, default in (("seeds", 3), ("steps", 1500), ("jobs", 1)):
-        options.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+def main(arguments=None) -> None:
+    options = command_line(__doc__, seeds=3, steps=1500, jobs=1)
+    choices(options, "--variants", VARIANTS)
     options.add_argument("--nfes", type=int, nargs="+", default=(1, 4))
-    options.add_argument("--out", type=Path, default=BENCH)
-    given = options.parse_args()
-    runs = {"floor": ("floor", "", 0, 0, ())}
-    runs |= {
-        f"{variant}/{path}/steps{given.steps}/seed{seed}": (
-            variant,
-            path,
-            seed,
-            given.steps,
-            given.nfes,
-        )
-        for seed, variant, path in itertools.product(
-            range(given.seeds), given.variants, studies.PATH_NAMES
-        )
-    }
-    grow(given.out / "plane_tuning.csv", runs, one, given.jobs, 0, {"set": SET, "points": POINTS})
+    given = options.parse_args(arguments)
+    runs = {"floor": (floor, {"pairs": 50})}
+    for seed, variant, path in itertools.product(
+        range(given.seeds), given.variants, zoo.PATH_NAMES
+    ):
+        settings = {"variant": variant, "path": path, "seed": seed, "steps": given.steps}
+        settings["nfes"] = list(given.nfes)
+        runs[f"{variant}/{path}/steps{given.steps}/seed{seed}"] = (train, settings)
+    store, about = Store(given.runs / "plane_tuning"), {"set": SET, "points": zoo.POINTS}
+    extend_table(given.out, "plane_tuning", store, runs, given.jobs, **about)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The published settings: what they would cost, and the command that runs them.
 
-``python experiments/published.py cost``: counts operations and bytes of each setting without running it, and turns them into
+``python -m experiments.published cost``: counts operations and bytes of each setting without running it, and turns them into
 time with what experiments/speed.py measured (results/reference/bench/speed.csv). Writes cost.csv and .manifest.json into
 --out. Two rates: "cpu", reached in a step of FlowMatching on the small U-Net; and "assumed", a share of a GPU's
 published ceiling, which nobody has measured with this package.
 
-``torchrun --standalone --nproc_per_node 8 experiments/published.py train cifar10 --data ARCHIVE --folder RUN``:
+``torchrun --standalone --nproc_per_node 8 -m experiments.published train cifar10 --data ARCHIVE --folder RUN``:
 trains it; started again, it continues. CIFAR-10 is its binary archive, checked by md5. ImageNet-64 is a float32 array
 (N, 3, 64, 64) with values from -1 to 1 in a .npy file of your own making; it is mapped, not loaded.
 
@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from speed import NETWORKS
 from torch.utils.flop_counter import FlopCounterMode
 
 import iflow_lib as ifl
-from experiments.common import BENCH, calls_per_step, save
+from experiments.common import BENCH, NETWORKS, calls_per_step
+from experiments.store import write_table
 
 #: bfloat16 operations a second of one NVIDIA H200, dense, as published by its maker; and the share of it assumed here
 CEILING, SHARE = 989e12, 0.3
@@ -108,12 +108,8 @@ def cost(arguments) -> None:
                     "anchor_bytes_float16": 2 * numbers,
                 }
             )
-    table = save(
-        arguments.out,
-        "cost",
-        rows,
-        {"operations_per_second": rates, "ceiling": CEILING, "share": SHARE, "settings": SETTINGS},
-    )
+    about = {"operations_per_second": rates, "ceiling": CEILING, "share": SHARE}
+    table = write_table(arguments.out, "cost", rows, **about, settings=SETTINGS)
     print(table.T.to_string())
 
 
@@ -178,7 +174,7 @@ def train(arguments) -> None:
     run.model.save_pretrained(Path(arguments.folder) / "model", manifest=run.manifest)
 
 
-def main() -> None:
+def main(arguments=None) -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = options.add_subparsers(dest="command", required=True)
     first = commands.add_parser("cost")
@@ -200,7 +196,7 @@ def main() -> None:
             default=0,
             help="default 0" + ": the setting's" * (name != "seed"),
         )
-    arguments = options.parse_args()
+    arguments = options.parse_args(arguments)
     {"cost": cost, "train": train}[arguments.command](arguments)
 
 

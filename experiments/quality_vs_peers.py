@@ -1,4 +1,4 @@
-"""One-step quality beside rectified-flow-pytorch's MeanFlow and SplitMeanFlow. ``python experiments/quality_vs_peers.py``
+"""One-step quality beside rectified-flow-pytorch's MeanFlow and SplitMeanFlow. ``python -m experiments.quality_vs_peers``
 
 Everything but the loss is the same: two sets in the plane, MLP 128 x 4 that sees t and t - s, batch 512, gradient steps,
 Adam 2e-3 with half a cosine, EMA 0.999, seeds, and this package's ``fit`` around all of them. Measured as exact W2 of one
@@ -14,26 +14,32 @@ Every method is run with its defaults, and with the best of a small search on a 
   it noise for data and data for noise, which turns its jumps round and makes that ``sample`` right. In its boundary
   term it also passes the time itself where the length of the jump belongs: "exchanged, boundary 0" passes 0 there.
 
-Writes quality_vs_peers.csv and .manifest.json into --out (results/reference/bench); finished runs are kept in
-results/runs/quality_vs_peers and not trained again. --steps, --seeds and --draws shorten it.
+Writes quality_vs_peers.csv and .manifest.json into --out (results/reference/bench). --steps, --seeds and --draws shorten it.
 """
 
 import itertools
 import random
-import re
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 import iflow_lib as ifl
-from experiments.common import distances, kept, parser, save
+from experiments.common import (
+    POINTS,
+    choices,
+    command_line,
+    finished,
+    mean_w2,
+    plane_config,
+    plane_model,
+)
+from experiments.store import Store, write_table
 from iflow_lib import data as data_sets
 from iflow_lib import metrics
 from iflow_lib.objectives import Objective
 
 SETS = ("eight_gaussians", "checkerboard")
-POINTS, SEARCH_SEED = 2000, 100
+SEARCH_SEED = 100
 UNIFORM = {"use_logit_normal_sampler": False}
 WEIGHTS = {
     "p 0.5": {},
@@ -99,65 +105,51 @@ class Peer(Objective):
         return peer(torch.randn_like(x_0), noise=x_0) if exchange else peer(x_0)
 
 
-def train(method: str, variant: str, dataset: str, seed: int, steps: int, draws: int) -> dict:
-    """Train one run and measure one jump: W2 of each draw."""
-    torch.manual_seed(seed)
+def train(
+    dataset: str, method: str, variant: str, seed: int, steps: int, draws: int
+) -> tuple[list[dict], dict]:
+    """The row and the manifest of one run, measured at one jump."""
     random.seed(seed)
-    model = ifl.FlowMap(ifl.MLP(dim=2, hidden=128, layers=4), ifl.RectifiedFlow())
+    model = plane_model(
+        ifl.RectifiedFlow(), seed
+    )  # and from here on torch's numbers are the peers'
     settings, ours = VARIANTS[method][variant], VARIANTS[method] is INTEGRAL
     if method == "IntegralIdentity":
         settings = {"derivative": "jvp", **settings}
     objective = getattr(ifl, method)(**settings) if ours else Peer(method, tuple(settings.items()))
-    config = ifl.TrainConfig(
-        steps=steps, batch_size=512, lr=2e-3, seed=seed, device="cpu", progress=False
-    )
-    trained = ifl.fit(model, objective, data_sets.load(dataset), config)
+    run = finished(ifl.fit(model, objective, data_sets.load(dataset), plane_config(steps, seed)))
 
     def draw(k: int) -> torch.Tensor:
         if ours:
-            return ifl.sample(trained.model, POINTS, 1, "map", k).x
+            return ifl.sample(run.model, POINTS, 1, "map", k).x
         torch.manual_seed(k)
-        peer, _ = objective.build(trained.model)
+        peer, _ = objective.build(run.model)
         return peer.sample(batch_size=POINTS, steps=1)
 
-    return {"w2": distances(draw, dataset, seed, draws), "manifest": trained.manifest}
+    row = {"dataset": dataset, "method": method, "variant": variant, "seed": seed, "steps": steps}
+    w2 = mean_w2(draw, dataset, seed, draws)
+    return [row | {"nfe": 1, "w2": w2, "seconds": run.manifest["seconds"]}], run.manifest
 
 
-def main() -> None:
-    options = parser(__doc__, steps=4000, seeds=3, draws=10)
-    options.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
-    arguments = options.parse_args()
-    rows, manifests, steps, draws = [], {}, arguments.steps, arguments.draws
+def main(arguments=None) -> None:
+    options = command_line(__doc__, steps=4000, seeds=3, draws=10)
+    choices(options, "--sets", SETS)
+    given = options.parse_args(arguments)
+    rows, manifests, store = [], {}, Store(given.runs / "quality_vs_peers")
 
     def run(role: str, dataset: str, method: str, variant: str, seed: int) -> float:
-        name = re.sub(r"[ ,]+", "_", f"{dataset}-{method}-{variant}-{steps}-{draws}-{seed}")
-        done = kept(
-            arguments.runs / "quality_vs_peers",
-            name,
-            partial(train, method, variant, dataset, seed, steps, draws),
-        )
-        manifests[name] = done["manifest"]
-        value = sum(done["w2"]) / len(done["w2"])
-        rows.append(
-            {
-                "dataset": dataset,
-                "method": method,
-                "variant": variant,
-                "role": role,
-                "seed": seed,
-                "steps": steps,
-                "nfe": 1,
-                "w2": value,
-                "seconds": done["manifest"]["seconds"],
-            }
-        )
-        print(f"{role:10} {name}: W2 {value:.4f}", flush=True)
-        return value
+        settings = {"dataset": dataset, "method": method, "variant": variant, "seed": seed}
+        done = store.get(train, **settings, steps=given.steps, draws=given.draws)
+        name = f"{dataset}/{method}/{variant}/seed{seed}"
+        manifests[name] = done.manifest
+        row = done.rows[0] | {"role": role}
+        rows.append(row)
+        print(f"{role:10} {name}: W2 {row['w2']:.4f}", flush=True)
+        return row["w2"]
 
-    for dataset in arguments.sets:
-        floor = metrics.real_floor(
-            metrics.w2, metrics.real_pairs(dataset, POINTS), arguments.seeds * draws
-        )
+    for dataset in given.sets:
+        pairs = metrics.real_pairs(dataset, POINTS)
+        floor = metrics.real_floor(metrics.w2, pairs, given.seeds * given.draws)
         rows.append(
             {"dataset": dataset, "method": "data against data", "role": "floor", "w2": floor.mean}
         )
@@ -168,9 +160,9 @@ def main() -> None:
                 (method, next(iter(variants)), "defaults"),
                 (method, min(searched, key=searched.get), "best found"),
             ]
-        for (method, variant, role), seed in itertools.product(chosen, range(arguments.seeds)):
+        for (method, variant, role), seed in itertools.product(chosen, range(given.seeds)):
             run(role, dataset, method, variant, seed)
-    table = save(arguments.out, "quality_vs_peers", rows, manifests)
+    table = write_table(given.out, "quality_vs_peers", rows, runs=manifests)
     shown = (
         table[table.role != "search"]
         .groupby(["dataset", "method", "role", "variant"], dropna=False)

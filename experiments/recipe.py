@@ -1,41 +1,35 @@
-"""A fair attempt at the published recipe, and the theorem behind it: ``python experiments/recipe.py``
+"""A fair attempt at the published recipe, and the theorem behind it: ``python -m experiments.recipe``
 
 Part "search": ``X0Regression`` with every reading of its anchor, none at all included, and with the settings that the
 available sources name or leave open (distance, DDDM's blend, learning rate, times, how much of the batch starts at pure
 noise, length), eight Gaussians, rectified. Measured, at 1 to 100 refinements of the anchor: exact W2 over its floor, the
 spread of the samples over that of the data, and how much of them the Gaussian start of the anchor explains
-(``studies.copied``). The integral identity with its defaults and as many steps is the last line.
+(``zoo.copied``). The integral identity with its defaults and as many steps is the last line.
 
 Part "theorem": how much an anchor tells of x_0, where the paper's inequality holds and where it says nothing. The mean
-squared error of x_0 per coordinate, estimated from draws (``diagnostics.anchor_variance``), when x_t alone is known, when
+squared error of x_0 per coordinate, estimated from draws (``metrics.anchor_variance``), when x_t alone is known, when
 the anchor of training is known too, and with the anchor of sampling, N(0, I); and the error of the trained network itself
 with either anchor.
 
 Part "straight": straightness of 1-Rectified Flow (arXiv 2209.03003, eq. 8), per E |Z_1 - Z_0|^2: of the exact flow, of the
 learned one, and of the learned one after a reflow. 0 is straight.
 
-Writes recipe.csv and .manifest.json into --out; finished runs are kept in results/runs/recipe.
+Writes recipe.csv and .manifest.json into --out (results/reference/bench).
 """
 
 import math
-from functools import partial
 
 import torch
 
 import iflow_lib as ifl
-from experiments.common import calls_per_step, kept, parser, save
-from iflow_lib import analytic, metrics
+from experiments.common import calls_per_step, choices, command_line, finished, plane_config
+from experiments.store import Store, write_runs
+from iflow_lib import analytic, metrics, zoo
 from iflow_lib import data as data_sets
-from iflow_lib import metrics as diagnostics
-from iflow_lib import zoo as studies
-from iflow_lib.objectives.x0_regression import ANCHORS
+from iflow_lib.objectives import ANCHORS
 
-SETS, NFES, SEEDS = ("eight_gaussians",), (1, 2, 10, 100), 3
-DRAWN, TRAJECTORIES, PAIRS = (
-    20_000,
-    1000,
-    20_000,
-)  # for the theorem, for straightness, for the reflow
+SET, NFES = "eight_gaussians", (1, 2, 10, 100)
+DRAWN, TRAJECTORIES, PAIRS = 20_000, 1000, 20_000  # the theorem, straightness, the reflow
 #: name -> (changes of the objective, of the configuration)
 SETTINGS = {
     "as described": ({}, {}),
@@ -50,79 +44,57 @@ SETTINGS = {
 }
 
 
-def fit(objective, dataset: str, seed: int, steps: int, longer: int = 1, **changes):
-    """Train one model in the plane as ``studies.train_plane`` does, with changes of the configuration."""
-    torch.manual_seed(seed)
-    net = ifl.MLP(dim=2, hidden=128, layers=4, features=3, anchor=studies.sees_anchor(objective))
-    model = ifl.FlowMap(net, ifl.RectifiedFlow())
-    settings = {"batch_size": 512, "lr": 2e-3, **changes}
-    config = ifl.TrainConfig(
-        steps=longer * steps, seed=seed, device="cpu", progress=False, **settings
-    )
-    return ifl.fit(model, objective, data_sets.load(dataset), config)
+def fit(kind: str, seed: int, steps: int, objective=None, data=None, **changes):
+    """Train one model in the plane as ``zoo.train`` does, with another objective, data or configuration."""
+    system = zoo.System("rectified", kind, SET)
+    config = plane_config(steps, seed, **changes)
+    data = data_sets.load(SET) if data is None else data
+    return finished(ifl.fit(system.model(seed), objective or system.objective(), data, config))
 
 
-def searched(rule: str | None, setting: str, dataset: str, steps: int, draws: int) -> dict:
-    """Rows of one line of the search; rule None: the integral identity."""
-    of_objective, of_config = SETTINGS[setting]
-    objective = ifl.X0Regression(rule, **of_objective) if rule else ifl.IntegralIdentity()
-    run = fit(objective, dataset, 0, steps, **of_config)
-    make, rows = metrics.real_pairs(dataset, studies.POINTS), []
+def search(rule: str, setting: str, steps: int, draws: int) -> tuple[list[dict], dict]:
+    """Rows of one line of the search. rule: of the anchor, or "identity" for the integral identity."""
+    of_objective, changes = SETTINGS[setting]
+    changes = dict(changes)
+    steps *= changes.pop("longer", 1)
+    if rule == "identity":
+        kind, objective = "integral", ifl.IntegralIdentity()
+    else:
+        kind, objective = f"x0_{rule}", ifl.X0Regression(rule, **of_objective)
+    run = fit(kind, 0, steps, objective, **changes)
+    make, refined, rows = metrics.real_pairs(SET, zoo.POINTS), run.model.anchored, []
     real = [make(500 + i) for i in range(draws)]
     floor = sum(metrics.w2(*pair) for pair in real) / draws
-    method = "anchor" if run.model.anchored else "map"
-    for nfe in NFES if method == "anchor" else (1,):
+    cost = calls_per_step(objective) * run.manifest["steps_done"]
+    base = {"part": "search", "dataset": SET, "rule": rule, "setting": setting}
+    base |= {"seed": 0, "evaluations": cost}
+    for nfe in NFES if refined else (1,):
         drawn = [
             ifl.sample(
-                run.model, studies.POINTS, nfe, method, 7000 + i, trajectory=method == "anchor"
+                run.model,
+                zoo.POINTS,
+                nfe,
+                "anchor" if refined else "map",
+                7000 + i,
+                trajectory=refined,
             )
             for i in range(draws)
         ]
-        finite = all(bool(torch.isfinite(d.x).all()) for d in drawn)
-        w2 = (
-            sum(metrics.w2(d.x, y) for d, (_, y) in zip(drawn, real)) / draws
-            if finite
-            else math.inf
-        )
-        rows.append(
-            {
-                "nfe": nfe,
-                "w2_over_floor": w2 / floor,
-                "spread": sum(
-                    float(d.x.std(0).mean() / y.std(0).mean()) for d, (_, y) in zip(drawn, real)
-                )
-                / draws,
-                "copy_share": sum(studies.copied(d) for d in drawn) / draws
-                if method == "anchor"
-                else math.nan,
-            }
-        )
-    cost = calls_per_step(objective) * run.manifest["steps_done"]
-    return {
-        "rows": [
-            {
-                "part": "search",
-                "dataset": dataset,
-                "rule": rule or "identity",
-                "setting": setting,
-                "seed": 0,
-                "evaluations": cost,
-                **row,
-            }
-            for row in rows
-        ],
-        "manifest": run.manifest,
-    }
+        pairs = [(d.x, y) for d, (_, y) in zip(drawn, real)]
+        finite = all(bool(torch.isfinite(x).all()) for x, _ in pairs)
+        w2 = sum(metrics.w2(x, y) for x, y in pairs) / draws if finite else math.inf
+        spread = sum(float(x.std(0).mean() / y.std(0).mean()) for x, y in pairs) / draws
+        copy = sum(zoo.copied(d) for d in drawn) / draws if refined else math.nan
+        found = {"nfe": nfe, "w2_over_floor": w2 / floor, "spread": spread, "copy_share": copy}
+        rows.append(base | found)
+    return rows, run.manifest
 
 
-def theorem(rule: str, seed: int, steps: int) -> dict:
+def theorem(rule: str, seed: int, steps: int) -> tuple[list[dict], dict]:
     """Rows of the theorem for one rule: errors of x_0 at several times."""
     objective = ifl.X0Regression(rule)
-    run, plain = (
-        fit(objective, SETS[0], seed, steps),
-        fit(ifl.X0Regression("none"), SETS[0], seed, steps),
-    )
-    n, data = DRAWN, data_sets.load(SETS[0]).x
+    run, plain = fit(f"x0_{rule}", seed, steps, objective), fit("x0_none", seed, steps)
+    n, data = DRAWN, data_sets.load(SET).x
     g = torch.Generator().manual_seed(10_000 + seed)
     index = torch.randint(len(data), (n,), generator=g)
     x_0, z = data[index], torch.randn(n, 2, generator=g)
@@ -133,47 +105,33 @@ def theorem(rule: str, seed: int, steps: int) -> dict:
     rows = []
     for time in (0.25, 0.5, 0.75, 0.9, 1.0):
         t = torch.full((n,), time)
+        s = torch.zeros_like(t)
         x_t = (1 - time) * x_0 + time * z
         noise = torch.randn(n, 2, generator=g)
         with torch.no_grad():
-            first = run.model(x_t, t, torch.zeros_like(t), noise)
+            first = run.model(x_t, t, s, noise)
             trained_on = anchor
             if rule == "self":
                 trained_on = x_t - time * first
             elif rule == "shared":
                 other = torch.randperm(n, generator=g)
                 trained_on = (x_t - time * first)[other]
-            errors = {
-                name: float((x_t - time * u - x_0).square().mean())
-                for name, u in (
-                    (
-                        "network, anchor of training",
-                        run.model(x_t, t, torch.zeros_like(t), trained_on),
-                    ),
-                    ("network, anchor of sampling", first),
-                    ("network, no anchor", plain.model(x_t, t, torch.zeros_like(t))),
-                )
+            outputs = {
+                "network, anchor of training": run.model(x_t, t, s, trained_on),
+                "network, anchor of sampling": first,
+                "network, no anchor": plain.model(x_t, t, s),
             }
+        errors = {k: float((x_t - time * u - x_0).square().mean()) for k, u in outputs.items()}
         part = slice(0, 5000)
-        best = diagnostics.anchor_variance(x_0[part], trained_on[part], x_t[part], seed=seed)
+        best = metrics.anchor_variance(x_0[part], trained_on[part], x_t[part], seed=seed)
         errors |= {
             "best, no anchor": best.without,
             "best, anchor of training": best.knowing,
             "best, anchor of sampling": best.at_sampling,
         }
-        rows += [
-            {
-                "part": "theorem",
-                "dataset": SETS[0],
-                "rule": rule,
-                "seed": seed,
-                "t": time,
-                "quantity": name,
-                "value": value,
-            }
-            for name, value in errors.items()
-        ]
-    return {"rows": rows, "manifest": run.manifest}
+        base = {"part": "theorem", "dataset": SET, "rule": rule, "seed": seed, "t": time}
+        rows += [base | {"quantity": name, "value": value} for name, value in errors.items()]
+    return rows, run.manifest
 
 
 def relative_straightness(points: torch.Tensor, times: torch.Tensor) -> float:
@@ -188,85 +146,55 @@ def relative_straightness(points: torch.Tensor, times: torch.Tensor) -> float:
     )
 
 
-def straight(seed: int, steps: int) -> dict:
-    """Exact, learned and reflowed 1-RF of the eight Gaussians."""
-    path = ifl.RectifiedFlow()
+def straight(seed: int, steps: int) -> tuple[list[dict], dict]:
+    """Rows of straightness: exact, learned and reflowed 1-RF of the eight Gaussians."""
     angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
     flow = analytic.MixtureFlow(
-        path, math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1), std=0.1
+        ifl.RectifiedFlow(), math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1), std=0.1
     )
     times = torch.linspace(1, 0, 101, dtype=torch.float64)
-    x = torch.randn(
-        TRAJECTORIES, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    )
-    points = [x]
+    generator = torch.Generator().manual_seed(seed)
+    points = [torch.randn(TRAJECTORIES, 2, generator=generator, dtype=torch.float64)]
     for t, s in zip(times[:-1].tolist(), times[1:].tolist()):
         points.append(flow.flow_map(x=points[-1], t=t, s=s, tolerance=1e-6))
     found = {"exact": relative_straightness(torch.stack(points), times)}
-    run = fit(ifl.FlowMatching(), SETS[0], seed, steps)
-    torch.manual_seed(seed)
-    again = ifl.FlowMap(ifl.MLP(dim=2, hidden=128, layers=4, features=3), path)
-    config = ifl.TrainConfig(
-        steps=steps, batch_size=512, lr=2e-3, seed=seed, device="cpu", progress=False
-    )
-    pairs = ifl.sampling.reflow(run.model, PAIRS, seed=seed)
-    second = ifl.fit(again, ifl.FlowMatching(), pairs, config)
+    run = fit("velocity", seed, steps)
+    pairs = ifl.reflow(run.model, PAIRS, seed=seed)
+    second = fit("velocity", seed, steps, data=pairs)
     for name, model in (("learned", run.model), ("learned, after a reflow", second.model)):
         walk = ifl.sample(model, TRAJECTORIES, 100, "euler", seed, trajectory=True)
         found[name] = relative_straightness(walk.trajectory.double(), walk.times.double())
-    return {
-        "rows": [
-            {"part": "straight", "dataset": SETS[0], "seed": seed, "quantity": name, "value": value}
-            for name, value in found.items()
-        ],
-        "manifest": run.manifest,
-    }
+    base = {"part": "straight", "dataset": SET, "seed": seed}
+    return [base | {"quantity": k, "value": v} for k, v in found.items()], run.manifest
 
 
-def main() -> None:
-    options = parser(__doc__, steps=1500, draws=3, seeds=SEEDS)
-    options.add_argument("--rules", nargs="+", default=ANCHORS, choices=ANCHORS)
-    options.add_argument("--settings", nargs="+", default=tuple(SETTINGS), choices=SETTINGS)
-    given = options.parse_args()
+def main(arguments=None) -> None:
+    options = command_line(__doc__, steps=1500, draws=3, seeds=3)
+    choices(options, "--rules", ANCHORS)
+    choices(options, "--settings", SETTINGS)
+    given = options.parse_args(arguments)
     lines = [
         (rule, setting)
         for rule in given.rules
         for setting in given.settings
-        if not (rule == "none" and SETTINGS[setting][0].get("blend"))
-    ]  # nothing to blend with
-    lines += [
-        (None, name) for name in ("as described", "four times as long") if name in given.settings
+        if not (rule == "none" and SETTINGS[setting][0].get("blend"))  # nothing to blend with
     ]
-    jobs = {
-        f"search-{dataset}-{rule}-{setting}": partial(
-            searched, rule, setting, dataset, given.steps, given.draws
-        )
-        for dataset in SETS
-        for rule, setting in lines
-    }
-    jobs |= {
-        f"theorem-{rule}-{seed}": partial(theorem, rule, seed, given.steps)
-        for rule in given.rules
-        if rule != "none"
-        for seed in range(given.seeds)
-    }
-    jobs |= {
-        f"straight-{seed}": partial(straight, seed, given.steps) for seed in range(given.seeds)
-    }
-    rows, manifests = [], {}
-    for name, job in jobs.items():
-        file = f"{name}-{given.steps}".replace(" ", "_").replace(":", "").replace(",", "")
-        done = kept(given.runs / "recipe", file, job)
-        rows += done["rows"]
-        manifests[name] = done["manifest"]
-        print(name, flush=True)
-    table = save(given.out, "recipe", rows, {"runs": manifests})
-    search = table[table.part == "search"]
-    print(
-        search.pivot_table(
-            index=["rule", "setting"], columns=["dataset", "nfe"], values="w2_over_floor"
-        ).round(2)
+    longer = ("as described", "four times as long")
+    lines += [("identity", name) for name in longer if name in given.settings]
+    runs, steps = {}, {"steps": given.steps}
+    for rule, setting in lines:
+        settings = {"rule": rule, "setting": setting, "draws": given.draws, **steps}
+        runs[f"search/{rule}/{setting}"] = (search, settings)
+    for rule in given.rules:
+        for seed in range(given.seeds) if rule != "none" else ():
+            runs[f"theorem/{rule}/seed{seed}"] = (theorem, {"rule": rule, "seed": seed, **steps})
+    for seed in range(given.seeds):
+        runs[f"straight/seed{seed}"] = (straight, {"seed": seed, **steps})
+    table = write_runs(given.out, "recipe", Store(given.runs / "recipe"), runs)
+    found = table[table.part == "search"].pivot_table(
+        index=["rule", "setting"], columns="nfe", values="w2_over_floor"
     )
+    print(found.round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What the runner costs, and whether it loses anything. All on the smoke profile of `iflow reproduce`.
+"""What the runner costs, and whether it loses anything: ``python -m experiments.runner``
+
+All on the smoke profile of `iflow reproduce`:
 
 - overhead: the eleven notebooks by bare papermill and by `iflow reproduce --fresh`, in turns, seconds of either;
 - again: a second `make reproduce` with nothing changed, seconds;
@@ -19,7 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.common import ROOT, parser, save
+from experiments.common import ROOT, choices, command_line
+from experiments.store import write_table
 from iflow_runner import execute as reproduce
 
 #: bare papermill, as one would write it: one process, one notebook after another
@@ -88,10 +91,10 @@ def killed(out: Path, times: int, longest: float, seed: int) -> tuple[int, float
             kills += 1
 
 
-def main() -> None:
-    options = parser(__doc__, repeats=3, kills=20, longest=18)
-    options.add_argument("--parts", nargs="+", default=["overhead", "again", "killed"])
-    options = options.parse_args()
+def main(arguments=None) -> None:
+    options = command_line(__doc__, runs=False, repeats=3, kills=20, longest=18)
+    choices(options, "--parts", ("overhead", "again", "killed"))
+    options = options.parse_args(arguments)
     rows = []
 
     def row(part: str, contender: str, value: float, unit: str = "seconds", run: int = 0) -> None:
@@ -127,19 +130,8 @@ def main() -> None:
             row("killed", "rows that are the same", same, "rows")
             if same != len(whole):
                 print(whole.compare(mine).to_string())
-    save(
-        options.out,
-        "runner",
-        rows,
-        {
-            "profile": "smoke",
-            "settings": {
-                "repeats": options.repeats,
-                "kills": options.kills,
-                "longest": options.longest,
-            },
-        },
-    )
+    settings = {name: getattr(options, name) for name in ("repeats", "kills", "longest")}
+    write_table(options.out, "runner", rows, profile="smoke", settings=settings)
 
 
 if __name__ == "__main__":

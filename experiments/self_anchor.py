@@ -1,4 +1,4 @@
-"""Does an estimate of x_0 help Integration Flow? ``python experiments/self_anchor.py``
+"""Does an estimate of x_0 help Integration Flow? ``python -m experiments.self_anchor``
 
 ``IntegralIdentity(anchor="self")`` against ``anchor=None``: two sets in the plane, three paths, the same MLP (128 x 4; the
 anchored one has 2 inputs more), batch 512, Adam 2e-3 with half a cosine, EMA 0.999, seeds.
@@ -10,93 +10,70 @@ anchored one has 2 inputs more), batch 512, Adam 2e-3 with half a cosine, EMA 0.
 
 Measured as exact W2, 2,000 samples against 2,000 fresh points, mean of ``--draws`` draws. Printed with the mean over
 seeds of the difference "self" - None and its 95 % interval (Student t).
-Writes self_anchor.csv and .manifest.json into --out (results/reference/bench); finished runs are kept in
-results/runs/self_anchor and not trained again.
+
+Writes self_anchor.csv and .manifest.json into --out (results/reference/bench).
 """
 
 import itertools
-import math
-from functools import partial
-
-import torch
-from scipy.stats import t as student
 
 import iflow_lib as ifl
-from experiments.common import calls_per_step, distances, kept, parser, save
+from experiments.common import (
+    POINTS,
+    calls_per_step,
+    choices,
+    command_line,
+    finished,
+    mean_w2,
+    plane_config,
+    plane_model,
+)
+from experiments.store import Store, write_runs
 from iflow_lib import data as data_sets
-from iflow_lib.zoo import PATH_NAMES, make_path
+from iflow_lib import zoo
+from iflow_lib.metrics import interval
 
-SETS = ("eight_gaussians", "checkerboard")
-POINTS, NFES = 2000, (1, 2, 4, 8)
-COST = {anchor: calls_per_step(ifl.IntegralIdentity(anchor=anchor)) for anchor in (None, "self")}
+SETS, NFES = ("eight_gaussians", "checkerboard"), (1, 2, 4, 8)
+KINDS = {"none": "integral", "self": "integral_self"}
 
 
-def train(dataset: str, path: str, anchor: str | None, seed: int, steps: int, draws: int) -> dict:
-    torch.manual_seed(seed)
-    network = ifl.MLP(dim=2, hidden=128, layers=4, anchor=anchor is not None)
-    model = ifl.FlowMap(network, make_path(path, images=False))
-    objective = ifl.IntegralIdentity(anchor=anchor, derivative="difference", step=5e-3)
-    config = ifl.TrainConfig(
-        steps=round(steps * COST[None] / COST[anchor]),
-        batch_size=512,
-        lr=2e-3,
-        seed=seed,
-        device="cpu",
-        progress=False,
-    )
-    trained = ifl.fit(model, objective, data_sets.load(dataset), config)
-    found = {
-        nfe: distances(
-            lambda k, nfe=nfe: ifl.sample(trained.model, POINTS, nfe, "map", k).x,
-            dataset,
-            seed,
-            draws,
+def train(
+    dataset: str, path: str, anchor: str, seed: int, steps: int, draws: int
+) -> tuple[list[dict], dict]:
+    """Rows and manifest of one run."""
+    system = zoo.System(path, KINDS[anchor], dataset)
+    alone, own = calls_per_step(zoo.KINDS["integral"]()), calls_per_step(system.objective())
+    model = plane_model(system.make_path(), seed, anchor=anchor == "self")
+    config = plane_config(round(steps * alone / own), seed)
+    run = finished(ifl.fit(model, system.objective(), data_sets.load(dataset), config))
+    row = {"dataset": dataset, "path": path, "anchor": anchor, "seed": seed}
+    how = {"steps": run.manifest["steps_done"], "seconds": run.manifest["seconds"]}
+    rows = []
+    for nfe in NFES:
+        w2 = mean_w2(
+            lambda k, nfe=nfe: ifl.sample(run.model, POINTS, nfe, "map", k).x, dataset, seed, draws
         )
-        for nfe in NFES
-    }
-    return {"w2": found, "manifest": trained.manifest}
+        rows.append(row | {"nfe": nfe, "steps": how["steps"], "w2": w2, "seconds": how["seconds"]})
+    return rows, run.manifest
 
 
-def main() -> None:
-    options = parser(__doc__, steps=4000, seeds=3, draws=10)
-    options.add_argument("--sets", nargs="+", default=SETS, choices=SETS)
-    arguments = options.parse_args()
-    rows, manifests, steps, draws, n = [], {}, arguments.steps, arguments.draws, arguments.seeds
+def main(arguments=None) -> None:
+    options = command_line(__doc__, steps=4000, seeds=3, draws=10)
+    choices(options, "--sets", SETS)
+    given = options.parse_args(arguments)
+    runs, rest = {}, {"steps": given.steps, "draws": given.draws}
     for seed, dataset, path, anchor in itertools.product(
-        range(n), arguments.sets, PATH_NAMES, (None, "self")
+        range(given.seeds), given.sets, zoo.PATH_NAMES, KINDS
     ):
-        name = f"{dataset}-{path}-{anchor}-{steps}-{draws}-{seed}"
-        done = kept(
-            arguments.runs / "self_anchor",
-            name,
-            partial(train, dataset, path, anchor, seed, steps, draws),
-        )
-        manifests[name] = done["manifest"]
-        means = {int(nfe): sum(values) / len(values) for nfe, values in done["w2"].items()}
-        rows += [
-            {
-                "dataset": dataset,
-                "path": path,
-                "anchor": anchor or "none",
-                "seed": seed,
-                "nfe": nfe,
-                "steps": done["manifest"]["steps_done"],
-                "w2": w2,
-                "seconds": done["manifest"]["seconds"],
-            }
-            for nfe, w2 in means.items()
-        ]
-        print(name, {nfe: round(w2, 4) for nfe, w2 in means.items()}, flush=True)
-    table = save(arguments.out, "self_anchor", rows, manifests)
+        settings = {"dataset": dataset, "path": path, "anchor": anchor, "seed": seed, **rest}
+        runs[f"{dataset}/{path}/{anchor}/seed{seed}"] = (train, settings)
+    table = write_runs(given.out, "self_anchor", Store(given.runs / "self_anchor"), runs)
     wide = table.pivot(
         index=["dataset", "path", "nfe", "seed"], columns="anchor", values="w2"
     ).reset_index()
     wide["difference"] = wide["self"] - wide["none"]
     cells = wide.groupby(["dataset", "path", "nfe"])
     shown = cells[["none", "self", "difference"]].mean()
-    shown["+-"] = cells.difference.std() * (
-        student.ppf(0.975, n - 1) / math.sqrt(n) if n > 1 else math.nan
-    )
+    shown["+-"] = cells.difference.agg(interval)
     print(shown.round(4).to_string())
 
 

@@ -1,4 +1,4 @@
-"""How fast is a step, a sample, a compiler? ``python experiments/speed.py``
+"""How fast is a step, a sample, a compiler? ``python -m experiments.speed``
 
 Everything is timed in one process, in turns: each repetition runs every contender for a few steps, in a new random order,
 and a contender's ratio is the median over repetitions of its time divided by that of ``FlowMatching`` as ``fit`` trains it,
@@ -21,7 +21,6 @@ the rest of the table as it is.
 
 import argparse
 import functools
-import json
 import os
 import platform
 import random
@@ -29,25 +28,20 @@ import subprocess
 import sys
 import time
 
-os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = (
-    "1"  # or compiling would seem free the second time
-)
+# Or compiling would seem free the second time.
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
 import pandas as pd
 import torch
 from scipy.stats import binom
 
 import iflow_lib as ifl
-from experiments.common import BENCH, save
-from iflow_lib.training import _Loop
+from experiments.common import NETWORKS, ROOT, choices, command_line
+from experiments.store import read_manifest, write_table
 from iflow_lib.training.compile import Threads, hardware
-from iflow_lib.training.distributed import Team
+from iflow_lib.training.loop import Trainer
 
 PARTS = ("training", "memory", "sampling", "threads")
-NETWORKS = {
-    "MLP": (lambda **options: ifl.MLP(dim=2, hidden=220, layers=4, **options), 512, 8),
-    "UNet": (lambda **options: ifl.UNet(channels=1, size=28, width=32, blocks=1, **options), 64, 4),
-}
 OBJECTIVES = {
     "FlowMatching": ifl.FlowMatching,
     "IntegralIdentity": ifl.IntegralIdentity,
@@ -76,18 +70,19 @@ def make_data(shape, n: int = 10_000) -> torch.Tensor:
 def ours(network: str, objective: str, device: str, *, compile=False, clip: float | None = 1.0):
     """``fit``'s own step."""
     objective = OBJECTIVES[objective]()
-    model = make_model(network, ifl.zoo.sees_anchor(objective))
+    model = make_model(network, ifl.zoo.needs_anchor(objective))
+    return steps_of(model, objective, NETWORKS[network][1], device, compile=compile, clip=clip)
+
+
+def steps_of(
+    model: ifl.FlowMap, objective: ifl.Objective, batch_size: int, device: str, **settings
+):
+    """A function that does the next step of a training."""
     config = ifl.TrainConfig(
-        steps=1_000_000,
-        batch_size=NETWORKS[network][1],
-        device=device,
-        compile=compile,
-        clip=clip,
-        progress=False,
+        steps=1_000_000, batch_size=batch_size, device=device, progress=False, **settings
     )
-    x = make_data(model.data_shape)
-    objective.prepare(model, ifl.data.TensorData(x))
-    return _Loop(model, objective, x, None, None, config, Team.assemble(device), None).one_step
+    points = ifl.data.TensorData(make_data(model.data_shape))
+    return Trainer(model, objective, points, config).one_step
 
 
 def peer(network: str, name: str, device: str):
@@ -224,14 +219,15 @@ def child(network: str, name: str, device: str) -> None:
     if device == "cuda":
         before = torch.cuda.memory_allocated()
     else:
-        before = _status("VmRSS")
+        before = memory_of_process("VmRSS")
     for _ in range(20):
         step()
-    after = torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+    after = torch.cuda.max_memory_allocated() if device == "cuda" else memory_of_process("VmHWM")
     print(f"\n{(after - before) / 1e6:.3f}")
 
 
-def _status(field: str) -> int:
+def memory_of_process(field: str) -> int:
+    """Bytes, as Linux counts them."""
     with open("/proc/self/status") as file:
         return int(file.read().split(f"{field}:")[1].split()[0]) * 1024
 
@@ -242,8 +238,9 @@ def memory(network: str, arguments) -> list[dict]:
         return []
     rows = []
     for name in arguments.objectives:
-        command = [sys.executable, __file__, "--child", network, name, "--device", arguments.device]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-m", "experiments.speed", "--child", network, name]
+        command += ["--device", arguments.device]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         rows.append(
             {
                 "part": "memory",
@@ -303,27 +300,10 @@ def threads(network: str, arguments) -> list[dict]:
     if network != "MLP" or arguments.device != "cpu":
         return []
     rows, before = [], torch.get_num_threads()
-    for hidden, batch in (
-        (32, 512),
-        (64, 512),
-        (96, 512),
-        (128, 512),
-        (220, 512),
-        (256, 512),
-        (512, 512),
-    ):
+    sizes = [(hidden, 512) for hidden in (32, 64, 96, 128, 220, 256, 512)]
+    for hidden, batch in sizes:
         model = ifl.FlowMap(ifl.MLP(dim=2, hidden=hidden, layers=4), ifl.RectifiedFlow())
-        config = ifl.TrainConfig(steps=1_000_000, batch_size=batch, device="cpu", progress=False)
-        step = _Loop(
-            model,
-            ifl.FlowMatching(),
-            make_data((2,)),
-            None,
-            None,
-            config,
-            Team.assemble("cpu"),
-            None,
-        ).one_step
+        step = steps_of(model, ifl.FlowMatching(), batch, "cpu")
 
         def with_threads(number: int, step=step):
             torch.set_num_threads(number)
@@ -352,29 +332,28 @@ def threads(network: str, arguments) -> list[dict]:
 
 
 # ------------------------------------------------------------------ table
-def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    options.add_argument("--networks", nargs="+", default=tuple(NETWORKS), choices=NETWORKS)
-    options.add_argument("--objectives", nargs="+", default=tuple(OBJECTIVES), choices=OBJECTIVES)
+def main(arguments=None) -> None:
+    options = command_line(__doc__, runs=False, repetitions=51)
+    choices(options, "--parts", PARTS)
+    choices(options, "--networks", NETWORKS)
+    choices(options, "--objectives", OBJECTIVES)
     options.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     options.add_argument(
         "--compile", nargs="*", default=COMPILED, choices=COMPILED, help="what to compile as well"
     )
-    options.add_argument("--repetitions", type=int, default=51, help="default 51")
     options.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    options.add_argument("--out", type=type(BENCH), default=BENCH, help="folder of the table")
     options.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    arguments = options.parse_args()
+    arguments = options.parse_args(arguments)
     if arguments.child:
         return child(*arguments.child, arguments.device)
     if "FlowMatching" not in arguments.objectives:
         options.error("--objectives needs FlowMatching, to which all is compared")
     file, rows, measured = arguments.out / "speed.csv", [], {}
     device = torch.device(arguments.device)
+    measure = {"training": training, "memory": memory, "sampling": sampling, "threads": threads}
     for part in arguments.parts:
         for network in arguments.networks:
-            rows += globals()[part](network, arguments)
+            rows += measure[part](network, arguments)
             measured[f"{part} {network}"] = {
                 "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "hardware": hardware(device),
@@ -388,8 +367,7 @@ def main() -> None:
         again = [(p, n) for p in arguments.parts for n in arguments.networks]
         kept = earlier[[pair not in again for pair in zip(earlier.part, earlier.network)]]
         table = pd.concat([kept, table], ignore_index=True)
-        manifest = json.loads(file.with_suffix(".manifest.json").read_text(encoding="utf-8"))
-        measured = manifest["measured"] | measured
+        measured = read_manifest(file)["measured"] | measured
     table = table.sort_values("part", key=lambda parts: parts.map(PARTS.index), kind="stable")
     columns = [
         "part",
@@ -408,12 +386,8 @@ def main() -> None:
         "megabytes",
         "device",
     ]
-    table = save(
-        arguments.out,
-        "speed",
-        table.reindex(columns=columns).to_dict("records"),
-        {"measured": measured},
-    )
+    rows = table.reindex(columns=columns).to_dict("records")
+    table = write_table(arguments.out, "speed", rows, measured=measured)
     print(table[table.part.isin(arguments.parts)].round(3).to_string())
 
 

@@ -1,6 +1,6 @@
-"""How much sooner is a sweep done with two workers? ``python experiments/sweep.py --repetitions 5``
+"""How much sooner is a sweep done with two workers? ``python -m experiments.sweep --repetitions 5``
 
-Runs ``iflow sweep benchmarks/sweep.toml`` (16 short trainings) with one worker and with two on this machine, in turns, each
+Runs ``iflow sweep experiments/sweep.toml`` (16 short trainings) with one worker and with two on this machine, in turns, each
 time into a new folder, and compares the clock of the whole command: starting dask and the workers is in it. Every table
 must be the same but for its seconds. Writes sweep.csv and sweep.manifest.json into --out (results/reference/bench).
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from experiments.common import ROOT, parser, save
+from experiments.common import ROOT, command_line
+from experiments.store import write_table
 
 
 def once(file: Path, workers: int) -> tuple[float, pd.DataFrame, dict]:
@@ -33,19 +34,14 @@ def once(file: Path, workers: int) -> tuple[float, pd.DataFrame, dict]:
         return seconds, table, json.loads(Path(folder, "manifest.json").read_text(encoding="utf-8"))
 
 
-def main() -> None:
-    options = parser(__doc__, repetitions=5)
+def main(arguments=None) -> None:
+    options = command_line(__doc__, runs=False, repetitions=5)
+    example = Path(__file__).with_name("sweep.toml")
+    options.add_argument("--file", type=Path, default=example, help="another sweep file")
     options.add_argument(
-        "--file", type=Path, default=ROOT / "benchmarks" / "sweep.toml", help="another sweep file"
+        "--workers", type=int, nargs="+", default=[1, 2], help="ratios are to the first"
     )
-    options.add_argument(
-        "--workers",
-        type=int,
-        nargs="+",
-        default=[1, 2],
-        help="default 1 2; ratios are to the first",
-    )
-    given = options.parse_args()
+    given = options.parse_args(arguments)
     rows, tables = [], []
     for repetition in range(given.repetitions):
         for workers in (
@@ -72,7 +68,8 @@ def main() -> None:
     ratios = wide.div(wide[given.workers[0]], axis=0)
     for row in rows:
         row["ratio"] = ratios.loc[row["repetition"], row["workers"]]
-    save(given.out, "sweep", rows, {"sweep": manifest["sweep"], "code": manifest["code"]})
+    about = {name: manifest[name] for name in ("sweep", "code")}
+    write_table(given.out, "sweep", rows, **about)
     for workers in given.workers[1:]:
         of = ratios[workers]
         print(

@@ -1,27 +1,25 @@
-"""What raises the quality of few jumps on images? ``python experiments/tuning.py``
+"""What raises the quality of few jumps on images? ``python -m experiments.tuning``
 
 IntegralIdentity on the rectified path, Fashion-MNIST, the U-Net and settings of the shipped model
-(``studies.image_setup``), with one thing changed at a time. Quality is the Frechet distance on the classifier's features
+(``zoo.System``), with one thing changed at a time. Quality is the Frechet distance on the classifier's features
 of 2,000 samples to the *training* images, so that the test images stay unused until something has been chosen.
 ``evaluations`` is what the run cost, in network evaluations per example and step (a backward pass counts as two), times
 steps. Warm variants and those with a teacher start from the shipped velocity model (12,000 steps of FlowMatching on the
 same data), whose cost comes on top.
 
-Writes tuning.csv and .manifest.json into --out (results/reference/bench); finished runs are kept in results/runs/tuning and
-not trained again, and rows of the committed table are kept. --variants runs some of them, or none.
+Writes tuning.csv and .manifest.json into --out (results/reference/bench), where rows of the table that stands there stay.
+--variants runs some of them, or none.
 """
 
 import dataclasses
-import json
-from functools import partial
 
 import pandas as pd
 
 import iflow_lib as ifl
-from experiments.common import calls_per_step, kept, parser, save
+from experiments.common import CHECKPOINTS, calls_per_step, command_line, finished
+from experiments.store import Store, read_manifest, write_table
 from iflow_lib import data as data_sets
-from iflow_lib import metrics
-from iflow_lib import zoo as studies
+from iflow_lib import metrics, zoo
 
 NFES, POINTS = (1, 2, 4, 8), 2000
 SHIPPED = {
@@ -29,7 +27,7 @@ SHIPPED = {
     "shipped model: teacher": "rectified_integral",
 }
 #: name -> (how it starts, changes of the objective, changes of the configuration). "cold": from nothing; "warm": from the
-#: shipped velocity model's weights; "teacher": also with that model's velocity in the target, ``studies.image_setup``.
+#: shipped velocity model's weights; "teacher": also with that model's velocity in the target, ``zoo.train``.
 #: Committed rows of the first two kinds are of networks with six octaves of t - s, those of the third have two.
 VARIANTS = {
     "base": ("cold", {}, {}),
@@ -67,102 +65,79 @@ VARIANTS = {
 }
 
 
-def measured(model, method: str, nfes) -> dict:
-    """{nfe: Frechet distance to the training images}."""
+def measured(model, method: str, nfes) -> list[dict]:
+    """Rows with the Frechet distance to the training images."""
     real = metrics.embed(data_sets.load("fashion_mnist"))
-    return {
-        nfe: metrics.frechet_distance(
-            metrics.embed(ifl.sample(model, POINTS, nfe, method, 1).x), real
-        )
-        for nfe in nfes
-    }
+    drawn = {nfe: ifl.sample(model, POINTS, nfe, method, 1).x for nfe in nfes}
+    return [
+        {"nfe": nfe, "frechet_to_train": metrics.frechet_distance(metrics.embed(x), real)}
+        for nfe, x in drawn.items()
+    ]
 
 
-def shipped(system: str) -> dict:
+def velocity_model() -> ifl.FlowMap:
+    """The shipped velocity model, from which warm variants start and by which others are taught."""
+    return zoo.pretrained("rectified_velocity", CHECKPOINTS).float()
+
+
+def shipped(system: str) -> tuple[list[dict], dict]:
     """A shipped model: the velocity model by Euler steps, to be beaten with fewer calls, or the one that jumps."""
-    model, manifest = studies.pretrained(system), studies.training_manifest(system)
-    found = (
-        measured(model, "euler", (*NFES, 16, 32))
-        if system.endswith("velocity")
-        else measured(model, "map", NFES)
-    )
-    return {"frechet": found, "evaluations": evaluations(system, manifest), "manifest": manifest}
+    model = zoo.pretrained(system, CHECKPOINTS)
+    manifest = zoo.training_manifest(system, CHECKPOINTS)
+    jumps = system.endswith("integral")
+    found = measured(model, "map", NFES) if jumps else measured(model, "euler", (*NFES, 16, 32))
+    cost = {"evaluations": evaluations(system, manifest)}
+    return [row | cost for row in found], manifest
 
 
 def evaluations(system: str, manifest: dict) -> float:
     """Network evaluations per example of the training that a manifest tells of, the stage before it included."""
     before = manifest.get("before", {"steps_done": 0})
-    velocity = (
-        studies.pretrained("rectified_velocity").float() if system.endswith("integral") else None
-    )
-    settings = {
-        name: manifest["objective"][name]
-        for name in ("equal_share", "perceptual", "matching")
-        if name in manifest["objective"]
-    }
-    objective = dataclasses.replace(studies.image_setup(system, velocity)[1], **settings)
+    teacher = velocity_model() if system.endswith("integral") else None
+    names = ("equal_share", "perceptual", "matching")
+    settings = {n: manifest["objective"][n] for n in names if n in manifest["objective"]}
+    objective = dataclasses.replace(zoo.System.parse(system).objective(teacher), **settings)
     own = calls_per_step(objective) * (manifest["steps_done"] - before["steps_done"])
     return own + (evaluations(system, before) if before["steps_done"] else 0)
 
 
-def train(variant: str, steps: int) -> dict:
+def train(variant: str, steps: int) -> tuple[list[dict], dict]:
+    """Rows and manifest of one variant."""
     start, of_objective, of_config = VARIANTS[variant]
-    velocity = None if start == "cold" else studies.pretrained("rectified_velocity").float()
-    model, objective, settings = studies.image_setup(
-        "rectified_integral", velocity if start == "teacher" else None
-    )
-    if start == "warm":
-        model.load_state_dict(velocity.state_dict())
-    objective = dataclasses.replace(objective, **of_objective)
-    config = ifl.TrainConfig(**{**settings, **of_config}, steps=steps, device="cpu", progress=False)
-    trained = ifl.fit(model, objective, data_sets.load("fashion_mnist"), config)
-    return {
-        "frechet": measured(trained.model, "map", NFES),
-        "evaluations": calls_per_step(objective) * steps,
-        "manifest": trained.manifest,
-    }
+    system = zoo.System.parse("rectified_integral")
+    teacher = velocity_model() if start == "teacher" else None
+    objective = dataclasses.replace(system.objective(teacher), **of_objective)
+    model = system.model()
+    if start != "cold":
+        model.load_state_dict(velocity_model().state_dict())
+    settings = system.settings | ({"lr": zoo.TAUGHT_LR} if teacher else {}) | of_config
+    config = ifl.TrainConfig(**settings, steps=steps, device="cpu", progress=False)
+    run = finished(ifl.fit(model, objective, data_sets.load(system.data), config))
+    cost = {"evaluations": calls_per_step(objective) * steps}
+    return [row | cost for row in measured(run.model, "map", NFES)], run.manifest
 
 
-def main() -> None:
-    options = parser(__doc__, steps=4000)
+def main(arguments=None) -> None:
+    options = command_line(__doc__, steps=4000)
     options.add_argument("--variants", nargs="*", default=tuple(VARIANTS), choices=VARIANTS)
-    arguments = options.parse_args()
-    file, rows, manifests = arguments.out / "tuning.csv", [], {}
+    given = options.parse_args(arguments)
+    file, rows, manifests = given.out / "tuning.csv", [], {}
     if file.is_file():
         earlier = pd.read_csv(file)
-        again = earlier.variant.isin(arguments.variants) & (earlier.steps == arguments.steps)
-        rows = earlier[~again].to_dict("records")
-        manifests = json.loads(file.with_suffix(".manifest.json").read_text(encoding="utf-8"))[
-            "runs"
-        ]
-    known = [row["variant"] for row in rows]
-    jobs = [
-        (name, partial(shipped, system)) for name, system in SHIPPED.items() if name not in known
-    ]
-    for variant, job in jobs + [
-        (variant, partial(train, variant, arguments.steps)) for variant in arguments.variants
-    ]:
-        name = f"{variant.replace(', ', '_').replace(' ', '')}-{arguments.steps}"
-        done = kept(arguments.runs / "tuning", name, job)
-        manifests[name] = done["manifest"]
-        rows += [
-            {
-                "variant": variant,
-                "steps": done["manifest"]["steps_done"],
-                "nfe": int(nfe),
-                "frechet_to_train": value,
-                "evaluations": done["evaluations"],
-                "seconds": done["manifest"]["seconds"],
-            }
-            for nfe, value in done["frechet"].items()
-        ]
-        print(name, {nfe: round(value, 2) for nfe, value in done["frechet"].items()}, flush=True)
-    table = save(arguments.out, "tuning", rows, {"runs": manifests})
-    print(
-        table.pivot(index=["variant", "steps"], columns="nfe", values="frechet_to_train")
-        .round(2)
-        .to_string()
-    )
+        again = earlier.variant.isin(given.variants) & (earlier.steps == given.steps)
+        rows, manifests = earlier[~again].to_dict("records"), read_manifest(file)["runs"]
+    known = {row["variant"] for row in rows}
+    runs = {
+        name: (shipped, {"system": system}) for name, system in SHIPPED.items() if name not in known
+    }
+    runs |= {name: (train, {"variant": name, "steps": given.steps}) for name in given.variants}
+    for variant, run in Store(given.runs / "tuning").get_all(runs).items():
+        manifests[f"{variant}-{given.steps}"] = how = run.manifest
+        base = {"variant": variant, "steps": how["steps_done"]}
+        rows += [base | row | {"seconds": how["seconds"]} for row in run.rows]
+    table = write_table(given.out, "tuning", rows, runs=manifests)
+    wide = table.pivot(index=["variant", "steps"], columns="nfe", values="frechet_to_train")
+    print(wide.round(2).to_string())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Is this machine ready for the workshop? `make workshop-check`, or ``python experiments/workshop_check.py [--profile P]``.
+"""Is this machine ready for the workshop? `make workshop-check`, or ``python -m experiments.workshop_check [--profile P]``.
 
 Runs the notebooks of the 90-minute plan in docs/workshop.md as participants will, with connections to other machines
 refused, and compares what each took with the plan. Says "the room is ready" (exit 0) or what is missing (exit 1).

@@ -81,6 +81,8 @@ TAUGHT = {
     "detail": 15.0,
     "perceptual": 1.0,
 }
+#: The peak learning rate with which it does.
+TAUGHT_LR = 5e-4
 #: In the plane, n jumps meet at line times ``((n - i) / n)^JUMP_POWER``: two jumps meet at 0.3. The power
 #: was chosen on draws of the data that no result uses. On images equal parts of the line are best.
 JUMP_POWER = 1.737
@@ -276,7 +278,7 @@ def train(
         model, changes = system.model(seed), {}
     else:
         model = _started_from(teacher)
-        changes = {"lr": 5e-4} if system.of_images else {}
+        changes = {"lr": TAUGHT_LR} if system.of_images else {}
     config = TrainConfig(
         **{
             "steps": steps or system.steps,

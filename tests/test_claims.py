@@ -1,29 +1,23 @@
 """results/reference/claims.csv is what experiments/claims.py makes of the committed tables, and they decide its verdicts."""
 
 import fnmatch
-import importlib.util
 import itertools
-import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 
-from iflow_lib import data
-from iflow_lib import zoo as studies
-from iflow_lib.objectives.x0_regression import ANCHORS
+from experiments import claims
+from iflow_lib import data, zoo
+from iflow_lib.objectives import ANCHORS
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    spec = importlib.util.spec_from_file_location("claims", ROOT / "tools" / "claims.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "claims", module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    return claims
 
 
 def test_the_committed_table_is_what_the_tables_say(tool, tmp_path, monkeypatch):
@@ -147,7 +141,7 @@ def test_a_verdict_follows_its_table(tool, monkeypatch, claim, file, rows, facto
 def whole_plane(recipe: float) -> pd.DataFrame:
     """plane.csv, every run there; the recipe at ``recipe`` times the floor, and ten times that at 100 calls."""
     rows = [{"dataset": d, "method": "floor", "metric": "w2", "value": 0.1} for d in data.PLANE]
-    for d, p, seed in itertools.product(data.PLANE, studies.PATH_NAMES, range(3)):
+    for d, p, seed in itertools.product(data.PLANE, zoo.PATH_NAMES, range(3)):
         base = {
             "dataset": d,
             "path": p,
@@ -167,7 +161,7 @@ def whole_plane(recipe: float) -> pd.DataFrame:
                 base
                 | {
                     "objective": objective,
-                    "step": studies.PLANE_STEPS,
+                    "step": zoo.PLANE_STEPS,
                     "value": value + 0.001 * seed,
                 }
             )
@@ -177,7 +171,7 @@ def whole_plane(recipe: float) -> pd.DataFrame:
                 | {
                     "objective": "IntegralIdentity",
                     "anchor": anchor,
-                    "step": studies.ANCHOR_STEPS,
+                    "step": zoo.ANCHOR_STEPS,
                     "value": 0.12 + 0.001 * seed * (1 + (anchor == "self")),
                 }
             )
@@ -185,7 +179,7 @@ def whole_plane(recipe: float) -> pd.DataFrame:
             own = base | {
                 "objective": "X0Regression",
                 "anchor": rule,
-                "step": studies.ANCHOR_STEPS,
+                "step": zoo.ANCHOR_STEPS,
                 "method": "map" if rule == "none" else "anchor",
             }
             rows += [
@@ -202,7 +196,7 @@ def images_in_small(recipe: float, own: float = 1.0) -> pd.DataFrame:
     """image_methods.csv, every run there; the recipe at ``recipe`` times the integral identity's distance, ten times that
     after 32 refinements; ``own``: the identity with its own estimate as the anchor, over that without."""
     rows = []
-    for p, seed in itertools.product(studies.PATH_NAMES, range(3)):
+    for p, seed in itertools.product(zoo.PATH_NAMES, range(3)):
         base = {
             "dataset": "fashion_mnist",
             "path": p,
@@ -319,7 +313,7 @@ def tuned(**factors: float) -> pd.DataFrame:
     """plane_tuning.csv: every setting at 1.5 floors, but those that ``factors`` name (spaces as underlines)."""
     rows = [{"run_id": "floor", "method": "floor", "value": 0.1}]
     for variant, path, seed in itertools.product(
-        ("defaults", "width 32", "lr 4e-3"), studies.PATH_NAMES, range(3)
+        ("defaults", "width 32", "lr 4e-3"), zoo.PATH_NAMES, range(3)
     ):
         value = 0.15 * factors.get(variant.replace(" ", "_").replace("-", "_"), 1.0)
         rows.append(

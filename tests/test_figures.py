@@ -1,30 +1,20 @@
 """experiments/make_figures.py draws what the tables say, and leaves out what has none."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-from iflow_lib import zoo as studies
+from experiments import make_figures
+from iflow_lib import zoo
 from iflow_runner import recorder as results
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        "make_figures", ROOT / "tools" / "make_figures.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "make_figures", module)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "REFERENCE", tmp_path)
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(make_figures, "REFERENCE", tmp_path)
+    monkeypatch.setattr(make_figures, "ROOT", tmp_path)
     (tmp_path / "figures").mkdir()
-    return module
+    return make_figures
 
 
 def rows() -> list[dict]:
@@ -56,12 +46,12 @@ def rows() -> list[dict]:
     for dataset in ("spiral", "eight_gaussians"):
         for seed in range(2):
             for objective, anchor, method, step, nfes, value in (
-                ("IntegralIdentity", "none", "map", studies.PLANE_STEPS, (1, 2, 8), lambda n: 0.15),
+                ("IntegralIdentity", "none", "map", zoo.PLANE_STEPS, (1, 2, 8), lambda n: 0.15),
                 (
                     "FlowMatching",
                     "none",
                     "euler",
-                    studies.PLANE_STEPS,
+                    zoo.PLANE_STEPS,
                     (1, 2, 100),
                     lambda n: 0.1 + 0.8 / n,
                 ),
@@ -69,7 +59,7 @@ def rows() -> list[dict]:
                     "X0Regression",
                     "per_example",
                     "anchor",
-                    studies.ANCHOR_STEPS,
+                    zoo.ANCHOR_STEPS,
                     (1, 100),
                     lambda n: 0.6 * n,
                 ),

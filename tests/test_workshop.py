@@ -1,12 +1,13 @@
 """experiments/workshop_check.py says when the room is ready, and what is missing when it is not."""
 
-import importlib.util
 import re
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 from conftest import write_notebook
+
+from experiments import workshop_check
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "workshop.md").read_text(encoding="utf-8")
@@ -25,11 +26,7 @@ for call in (lambda: urllib.request.urlopen("http://example.org"), lambda: socke
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location(
-        "workshop_check", ROOT / "tools" / "workshop_check.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = workshop_check
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "check_reference", lambda: 5)
     monkeypatch.setattr(module, "MEMORY_GB", 0)  # of the machine that runs the tests

@@ -1,10 +1,11 @@
-"""The benchmarks run from their command line and write tables that README.md can be made from."""
+"""The experiments run from their command lines and write tables that README.md can be made from."""
 
 import hashlib
 import importlib
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -18,39 +19,126 @@ from scipy.stats import t as student
 from torch.utils.flop_counter import FlopCounterMode
 
 import iflow_lib as ifl
+from experiments import common, store
+from iflow_lib import zoo
+from iflow_runner.recorder import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "results" / "reference" / "bench"
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
-    """``benchmark(name, *options)`` does what ``python experiments/name.py *options`` does, in this process, and gives the
+def experiment(monkeypatch):
+    """``experiment(name, *options)`` does what ``python -m experiments.name *options`` does, in this process, and gives the
     module."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setenv(
-        "TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1"
-    )  # speed.py sets it; so it is taken back
+    # speed.py sets it; so it is taken back
+    monkeypatch.setenv("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1")
 
     def run(name: str, *options):
-        module = importlib.import_module(name)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
+        module = importlib.import_module(f"experiments.{name}")
         if options:
-            module.main()
+            module.main([str(option) for option in options])
         return module
 
-    yield run
-    for file in (ROOT / "benchmarks").glob("*.py"):
-        sys.modules.pop(file.stem, None)
+    return run
 
 
-def test_a_benchmark_is_a_script():
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "precision.py", "--help"],
-        capture_output=True,
-        text=True,
-    )
+def names() -> list[str]:
+    files = (ROOT / "experiments").glob("*.py")
+    return sorted(f.stem for f in files if 'if __name__ == "__main__"' in f.read_text())
+
+
+def test_an_experiment_is_a_command():
+    command = [sys.executable, "-m", "experiments.precision", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--seeds" in done.stdout
+
+
+def test_the_readme_of_the_experiments_names_each():
+    """And each file that it names is there."""
+    text = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    assert [name for name in names() if f"experiments.{name}`" not in text] == []
+    for file in (ROOT / "results" / "reference").rglob("*.csv"):
+        assert file.name in text, file
+
+
+# ---------------------------------------------------------------- the store
+
+
+def count(n: int, offset: int = 0, nfes=(1,)) -> tuple[list[dict], dict]:
+    Path(os.environ["CALLS"]).open("a").write("x")
+    rows = [{"metric": "w2", "value": 0.1 * n + offset, "nfe": nfe, "seed": n} for nfe in nfes]
+    return rows, {"n": n}
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """How many times ``count`` was called, in this process or in others."""
+    file = tmp_path / "calls"
+    monkeypatch.setenv("CALLS", str(file))
+    return lambda: len(file.read_text()) if file.exists() else 0
+
+
+def test_a_run_is_done_once(tmp_path, calls):
+    """Other settings are another run, each of them; what is damaged or half-written is no run."""
+    kept = store.Store(tmp_path / "runs")
+    first = kept.get(count, n=1, nfes=[1])
+    assert first.rows == [{"metric": "w2", "value": 0.1, "nfe": 1, "seed": 1}]
+    assert first.manifest["settings"] == {"n": 1, "nfes": [1]} and "commit" in first.manifest
+    assert kept.get(count, nfes=[1], n=1).rows == first.rows and calls() == 1
+    for i, settings in enumerate(({"n": 2, "nfes": [1]}, {"n": 1, "nfes": [2]}, {"n": 1})):
+        kept.get(count, **settings)
+        assert calls() == 2 + i
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_runs_that_are_missing_are_added_to_a_table(tmp_path, calls, jobs):
+    """Not again what the table has, not again what the store has; but again what had other settings."""
+    kept = store.Store(tmp_path / "runs")
+    runs = {f"run{n}": (count, {"n": n, "nfes": [1]}) for n in range(3)}
+    store.extend_table(tmp_path, "table", kept, {"run1": runs["run1"]}, jobs)
+    first = (tmp_path / "table.csv").read_text()
+    store.extend_table(
+        tmp_path, "table", store.Store(tmp_path / "none"), {"run1": runs["run1"]}, jobs
+    )
+    assert calls() == 1
+    store.extend_table(tmp_path, "table", kept, runs, jobs, about_all=5)
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert list(table) == list(COLUMNS) and list(table.run_id) == ["run0", "run1", "run2"]
+    assert first.splitlines()[1] in (tmp_path / "table.csv").read_text() and calls() == 3
+    manifest = store.read_manifest(tmp_path / "table.csv")
+    assert manifest["runs"]["run2"]["n"] == 2 and manifest["about_all"] == 5
+    (tmp_path / "table.csv").unlink()
+    (tmp_path / "table.manifest.json").unlink()
+    store.extend_table(tmp_path, "table", kept, runs, jobs)
+    assert calls() == 3 and pd.read_csv(tmp_path / "table.csv").equals(table)
+    runs["run1"] = (count, {"n": 1, "nfes": [1, 2]})
+    store.extend_table(tmp_path, "table", kept, runs, jobs)
+    table = pd.read_csv(tmp_path / "table.csv")
+    assert calls() == 4 and list(table[table.run_id == "run1"].nfe) == [1, 2] and len(table) == 4
+
+
+def test_a_run_that_fails_or_is_stopped_is_not_kept_and_what_was_done_is(tmp_path, calls):
+    def stopped(n):
+        run = ifl.TrainRun(
+            None, None, {"interrupted": True, "steps_done": n, "config": {"steps": 9}}
+        )
+        return [], common.finished(run).manifest
+
+    kept = store.Store(tmp_path)
+    with pytest.raises(KeyboardInterrupt, match="stopped after 3 of 9 steps"):
+        kept.get_all({"a": (count, {"n": 1}), "b": (stopped, {"n": 3}), "c": (count, {"n": 2})})
+    assert calls() == 1 and [f.name[:5] for f in tmp_path.glob("*.json")] == ["count"]
+    assert list(kept.get_all({"a": (count, {"n": 1})}, minutes=1e-9)) == [] and calls() == 1
+
+
+def test_a_table_in_markdown():
+    shown = common.markdown(["", "a", ""], [["x", "", 1], ["y", 2.5, ""]])
+    assert shown == "| | a | |\n|---|---|---|\n| x | | 1 |\n| y | 2.5 | |"
+
+
+# ---------------------------------------------------------------- the experiments, in small
 
 
 @pytest.mark.parametrize(
@@ -71,55 +159,39 @@ def test_a_benchmark_is_a_script():
             ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"],
             3,
         ),
+        ("exactness", ["--shorten", "4000", "--seeds", "1", "--dims", "2"], 20),
     ],
 )
-def test_benchmark(name, options, runs, tmp_path, benchmark):
+def test_table_of_runs(name, options, runs, tmp_path, experiment):
     options = ["--out", tmp_path, "--runs", tmp_path / "runs", *options]
-    benchmark(name, *options)
+    experiment(name, *options)
     table, kept = pd.read_csv(tmp_path / f"{name}.csv"), list((tmp_path / "runs" / name).iterdir())
     reference = pd.read_csv(REFERENCE / f"{name}.csv")
-    assert (
-        set(table) == set(reference)
-        and len(table) < len(reference)
-        and runs / 2 < len(kept) <= runs
-    )
+    assert list(table) == list(reference) and len(table) < len(reference)
+    assert runs / 2 < len(kept) <= runs
     manifest = json.loads((tmp_path / f"{name}.manifest.json").read_text())
-    assert manifest["environment"]["versions"]["torch"] and len(manifest) == len(kept) + 4
+    assert manifest["environment"]["versions"]["torch"] and len(manifest["runs"]) == len(kept)
     times = {file: file.stat().st_mtime_ns for file in kept}
-    benchmark(name, *options)  # from what is kept
+    experiment(name, *options)  # from what is kept
     assert {file: file.stat().st_mtime_ns for file in kept} == times
+    assert pd.read_csv(tmp_path / f"{name}.csv").equals(table)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux")
-def test_speed(tmp_path, benchmark):
+def test_speed(tmp_path, experiment):
     """Each part, in small; a part that is measured again replaces its own rows alone."""
     reference = pd.read_csv(REFERENCE / "speed.csv")
     assert set(reference.part) == {"training", "memory", "sampling", "threads"}
-    small = [
-        "--networks",
-        "MLP",
-        "--objectives",
-        "FlowMatching",
-        "X0Regression, per_example",
-        "--compile",
-        "--repetitions",
-        "3",
-        "--out",
-        tmp_path,
-    ]
-    benchmark(
-        "speed",
-        "--parts",
-        "training",
-        "memory",
-        "sampling",
-        *small,
-        "--peers",
+    small = "--networks MLP --compile --repetitions 3 --objectives FlowMatching".split()
+    small += ["X0Regression, per_example", "--out", tmp_path]
+    peers = [
         "torchcfm",
         "flow_matching",
         "rectified-flow-pytorch",
         "rectified-flow-pytorch MeanFlow",
-    )
+    ]
+    parts = ["--parts", "training", "memory", "sampling"]
+    experiment("speed", *parts, *small, "--peers", *peers)
     table = pd.read_csv(tmp_path / "speed.csv")
     training = table[table.part == "training"].set_index("contender")
     assert (
@@ -132,7 +204,7 @@ def test_speed(tmp_path, benchmark):
     assert list(sampling.index) == [1, 2, 4, 50] and (sampling.loc[50] > 5 * sampling.loc[1]).all()
     assert (table[table.part == "memory"].megabytes > 0).all() and sum(table.part == "memory") == 2
     before = table[table.part != "training"].reset_index(drop=True)
-    benchmark("speed", "--parts", "training", *small, "--peers", "torchcfm")
+    experiment("speed", "--parts", "training", *small, "--peers", "torchcfm")
     table = pd.read_csv(tmp_path / "speed.csv")
     assert table[table.part != "training"].reset_index(drop=True).equals(before)
     assert sum(table.part == "training") == 3 + 2
@@ -181,9 +253,9 @@ def test_what_is_said_of_precision():
         assert abs(apart.mean()) < 0.05 * wide["jvp"].mean()
 
 
-def test_calls_per_step_are_the_network_calls(benchmark):
+def test_calls_per_step_are_the_network_calls():
     """Counted as the network is called: one for a forward pass, two more where a backward pass follows."""
-    common, count = benchmark("common"), 0.0
+    count = 0.0
 
     class Counting(ifl.MLP):
         def forward(self, x, *rest, **known):
@@ -191,7 +263,7 @@ def test_calls_per_step_are_the_network_calls(benchmark):
             count += len(x) * (3 if torch.is_grad_enabled() else 1)
             return super().forward(x, *rest, **known)
 
-    objectives = [make() for make in ifl.zoo.KINDS.values()]
+    objectives = [make() for make in zoo.KINDS.values()]
     objectives += [
         ifl.IntegralIdentity(equal_share=0.25),
         ifl.IntegralIdentity(tangent="conditional"),
@@ -216,52 +288,40 @@ def test_calls_per_step_are_the_network_calls(benchmark):
 
 
 @pytest.mark.parametrize("matching", [0.0, 50.0])
-def test_calls_per_step_of_a_perceptual_loss(benchmark, matching):
+def test_calls_per_step_of_a_perceptual_loss(matching):
     """Its hidden features are not whole calls: counted in operations, of images of both sizes."""
     for channels, size in ((1, 28), (3, 32)):
-        models = [
+        pair = [
             ifl.FlowMap(ifl.UNet(channels, size, width=32, blocks=1), ifl.RectifiedFlow())
             for _ in range(2)
         ]
         objective = ifl.IntegralIdentity(
-            teacher=models[0],
+            teacher=pair[0],
             equal_share=0.25,
             perceptual=1.0,
             matching=matching,
             derivative="difference",
         )
-        objective.prepare(models[1], None)
+        objective.prepare(pair[1], None)
         x, t = torch.randn(64, channels, size, size), torch.ones(64)
         with FlopCounterMode(display=False) as whole:
-            objective(models[1], x, torch.Generator()).backward()
+            objective(pair[1], x, torch.Generator()).backward()
         with FlopCounterMode(display=False) as call:
-            models[1](x, t, t)
+            pair[1](x, t, t)
         assert whole.get_total_flops() / call.get_total_flops() == pytest.approx(
-            benchmark("common").calls_per_step(objective), rel=0.02
+            common.calls_per_step(objective), rel=0.02
         )
 
 
-def test_plane(tmp_path, benchmark):
+def test_plane(tmp_path, experiment):
     """Every kind on one path, in small; what is in the table is not run again."""
-    systems = [name for name in ifl.zoo.PLANE_SYSTEMS if name.startswith("ve_")]
-    options = [
-        "--sets",
-        "spiral",
-        "--steps",
-        4,
-        "--draws",
-        1,
-        "--floor-pairs",
-        2,
-        "--nfes",
-        2,
-        "--out",
-        tmp_path,
-    ]
-    benchmark("plane", *options, "--seeds", 1, "--systems", *systems[:-1])
+    systems = [f"ve_{kind}" for kind in zoo.KINDS]
+    options = "--sets spiral --steps 4 --draws 1 --floor-pairs 2 --nfes 2 --seeds 1".split()
+    options += ["--out", tmp_path, "--runs", tmp_path / "runs", "--systems"]
+    experiment("plane", *options, *systems[:-1])
     first = pd.read_csv(tmp_path / "plane.csv")
-    assert list(first) == list(ifl.results.COLUMNS)
-    benchmark("plane", *options, "--seeds", 1, "--systems", *systems)
+    assert list(first) == list(COLUMNS)
+    experiment("plane", *options, *systems)
     table, runs = (
         pd.read_csv(tmp_path / "plane.csv"),
         json.loads((tmp_path / "plane.manifest.json").read_text())["runs"],
@@ -282,20 +342,37 @@ def test_plane(tmp_path, benchmark):
         ("IntegralIdentity", "self", "map"),
         ("FlowMatching", "none", "heun"),
     } <= seen
-    assert (
-        set(table.path.dropna()) == {"ve"}
-        and (table.value > 0).all()
-        and sum(table.method == "floor") == 2
-    )
+    assert set(table.path.dropna()) == {"ve"} and sum(table.method == "floor") == 2
+    assert (table.value > 0).all()
 
 
-def test_tuning(tmp_path, benchmark, monkeypatch):
+def test_other_numbers_of_calls_are_measured_again(tmp_path, experiment):
+    """The run of that name in the table had others."""
+    options = "--sets spiral --steps 4 --draws 1 --floor-pairs 2 --seeds 1".split()
+    options += ["--out", tmp_path, "--runs", tmp_path / "runs", "--systems", "ve_additivity"]
+    for nfes in (["2"], ["1", "4"]):
+        experiment("plane", *options, "--nfes", *nfes)
+        table = pd.read_csv(tmp_path / "plane.csv").query("method == 'map'")
+        assert list(table.nfe) == [int(nfe) for nfe in nfes]
+
+
+def test_the_committed_table_of_the_plane_is_complete(tmp_path, experiment, capsys):
+    """Its command has nothing to do, and changes nothing."""
+    for file in (ROOT / "results" / "reference").glob("plane.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    experiment("plane", "--out", tmp_path, "--runs", tmp_path / "runs")
+    assert " runs are there, 0 to do" in capsys.readouterr().out
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (ROOT / "results" / "reference" / file.name).read_bytes()
+
+
+def test_tuning(tmp_path, experiment, monkeypatch):
     """Two steps of two variants, few samples; a third is added to the table without the others."""
-    module = benchmark("tuning")
+    module = experiment("tuning")
     monkeypatch.setattr(module, "POINTS", 100)
     monkeypatch.setattr(module, "NFES", (1,))
     options = ["--steps", 2, "--out", tmp_path, "--runs", tmp_path / "runs", "--variants"]
-    benchmark("tuning", *options, "base", "warm")
+    experiment("tuning", *options, "base", "warm")
     first = pd.read_csv(tmp_path / "tuning.csv")
     assert set(first) == set(pd.read_csv(REFERENCE / "tuning.csv"))
     assert set(first.variant) == {"base", "warm", "velocity model, Euler", "shipped model: teacher"}
@@ -305,35 +382,20 @@ def test_tuning(tmp_path, benchmark, monkeypatch):
         cost["velocity model, Euler"] == 12_000 * 3
         and cost["shipped model: teacher"] == 24_000 * 7 + 800 * 12
     )
-    benchmark("tuning", *options, "teacher, lr 1e-3")
+    experiment("tuning", *options, "teacher, lr 1e-3")
     table = pd.read_csv(tmp_path / "tuning.csv")
     assert table[table.variant.isin(first.variant)].equals(first) and len(table) == len(first) + 1
 
 
-def test_recipe(tmp_path, benchmark, monkeypatch):
+def test_recipe(tmp_path, experiment, monkeypatch):
     """Each part, in small: the rows are there, the inequality of the theorem holds, the exact flow is not straight."""
-    module = benchmark("recipe")
+    module = experiment("recipe")
     for name, value in (("NFES", (1, 2)), ("DRAWN", 1000), ("TRAJECTORIES", 40), ("PAIRS", 500)):
         monkeypatch.setattr(module, name, value)
-    options = [
-        "--steps",
-        40,
-        "--draws",
-        1,
-        "--seeds",
-        1,
-        "--out",
-        tmp_path,
-        "--runs",
-        tmp_path / "runs",
-        "--rules",
-        "per_example",
-        "ground_truth",
-        "--settings",
-        "as described",
-        "DDDM: pseudo-Huber, blend",
-    ]
-    benchmark("recipe", *options)
+    options = ["--steps", 40, "--draws", 1, "--seeds", 1, "--out", tmp_path]
+    options += ["--runs", tmp_path / "runs", "--rules", "per_example", "ground_truth"]
+    options += ["--settings", "as described", "DDDM: pseudo-Huber, blend"]
+    experiment("recipe", *options)
     table = pd.read_csv(tmp_path / "recipe.csv")
     search = table[table.part == "search"]
     assert (
@@ -359,30 +421,22 @@ def test_recipe(tmp_path, benchmark, monkeypatch):
     assert straight["exact"] > 0.01 and len(straight) == 3
 
 
-def test_images(tmp_path, benchmark, monkeypatch):
-    """A model that is missing is trained first, one that is there is measured; and only once."""
+@pytest.fixture
+def quick_cards(monkeypatch):
+    """Cards of models say little: measuring takes long."""
+    own = zoo.evaluate
     monkeypatch.setattr(
-        ifl.zoo, "evaluate_images", lambda *given, **named: []
-    )  # for the card: slow
-    options = [
-        "--systems",
-        "rectified_integral",
-        "--steps",
-        2,
-        "--samples",
-        200,
-        "--nfes",
-        2,
-        "--checkpoints",
-        tmp_path / "models",
-        "--out",
-        tmp_path,
-        "--runs",
-        tmp_path / "runs",
-    ]
-    benchmark("images", *options)
+        zoo, "evaluate", lambda *given, **named: own(*given, **named | {"nfes": (1,), "n": 80})
+    )
+
+
+def test_images(tmp_path, experiment, quick_cards):
+    """A model that is missing is trained first, one that is there is measured; and only once."""
+    options = ["--steps", 2, "--samples", 200, "--nfes", 2, "--checkpoints", tmp_path / "models"]
+    options += ["--out", tmp_path, "--runs", tmp_path / "runs", "--systems"]
+    experiment("images", *options, "rectified_integral")
     table = pd.read_csv(tmp_path / "images.csv")
-    assert set(table) == set(ifl.results.COLUMNS) and len(table) == 6 * (1 + 1)
+    assert set(table) == set(COLUMNS) and len(table) == 6 * (1 + 1)
     assert set(table.metric) == {"frechet", "kernel", "precision", "recall", "density", "coverage"}
     distance = table[table.metric == "frechet"].groupby("method").value.min()
     assert distance["floor"] < 3 < 10 < distance["map"]  # two steps make no model
@@ -395,9 +449,9 @@ def test_images(tmp_path, benchmark, monkeypatch):
         for file in tmp_path.rglob("*.json")
         if "manifest" not in file.name
     }
-    benchmark("images", *options)
+    experiment("images", *options, "rectified_integral")
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    benchmark("images", *options[2:], "--systems", "rectified_velocity")  # the other's rows stay
+    experiment("images", *options, "rectified_velocity")  # the other's rows stay
     both = pd.read_csv(tmp_path / "images.csv")
     assert (
         both[both.run_id.isin(table.run_id)]
@@ -407,34 +461,30 @@ def test_images(tmp_path, benchmark, monkeypatch):
     assert set(both.objective) == {"data", "IntegralIdentity", "FlowMatching"}
 
 
-def test_image_methods(tmp_path, benchmark, monkeypatch):
+def test_no_model_of_emoji_is_asked_for_by_default(experiment, capsys):
+    """None ships, so that nothing has to be trained; and a system that does not exist is named in one line."""
+    for name in zoo.IMAGE_MODELS + zoo.PLANE_MODELS:
+        assert (common.CHECKPOINTS / name / "config.json").is_file()
+    assert not any(name.startswith("emoji") for name in zoo.IMAGE_MODELS)
+    assert len(list(common.CHECKPOINTS.iterdir())) == len(zoo.IMAGE_MODELS + zoo.PLANE_MODELS)
+    for command in ("images", "models"):
+        options = ["--systems"] if command == "images" else []
+        with pytest.raises(SystemExit) as end:
+            experiment(command, *options, "emoji_rectified_integrel")
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert end.value.code == 2 and "unknown kind 'integrel'" in said
+
+
+def test_image_methods(tmp_path, experiment, monkeypatch):
     """A method, a reading of the anchor and the floor, in small, on grey images; the distances of colour images."""
-    options = [
-        "--seeds",
-        1,
-        "--steps",
-        2,
-        "--samples",
-        100,
-        "--width",
-        8,
-        "--nfes",
-        2,
-        "--out",
-        tmp_path,
-    ]
-    module = benchmark("image_methods", *options, "--systems", "ve_additivity", "ve_velocity")
+    options = "--seeds 1 --steps 2 --samples 100 --width 8 --nfes 2".split()
+    options += ["--out", tmp_path, "--runs", tmp_path / "runs"]
+    module = experiment("image_methods", *options, "--systems", "ve_additivity", "ve_velocity")
     first = pd.read_csv(tmp_path / "image_methods.csv")
-    benchmark(
-        "image_methods",
-        *options,
-        "--systems",
-        "ve_additivity",
-        "ve_velocity",
-        "pfgmpp_x0_ground_truth",
-    )
+    systems = ("ve_additivity", "ve_velocity", "pfgmpp_x0_ground_truth")
+    experiment("image_methods", *options, "--systems", *systems)
     table = pd.read_csv(tmp_path / "image_methods.csv")
-    assert list(table) == list(ifl.results.COLUMNS)
+    assert list(table) == list(COLUMNS)
     assert (
         table[table.run_id.isin(first.run_id)].reset_index(drop=True).equals(first)
         and len(table) == len(first) + 4
@@ -446,16 +496,16 @@ def test_image_methods(tmp_path, benchmark, monkeypatch):
     distance = table[table.metric == "frechet"].groupby("method").value.min()
     assert distance["floor"] < 3 < 10 < distance.drop("floor").min()
     diverged = ifl.sampling.SampleResult(torch.full((100, 1, 28, 28), torch.nan), 2, None, None)
-    monkeypatch.setattr(ifl.zoo, "timed_sample", lambda *given, **named: (diverged, 1.0))
-    rows, _ = module.one("fashion_mnist", "ve_velocity", 0, 1, 8, 100, (2,), "cpu")
+    monkeypatch.setattr(zoo, "timed_sample", lambda *given, **named: (diverged, 1.0))
+    rows, _ = module.train("ve_velocity", 0, 1, 8, 100, (2,), "cpu")
     assert [row["metric"] for row in rows] == ["frechet", "kernel"] and all(
         row["value"] != row["value"] for row in rows
     )
 
 
-def test_plane_tuning(tmp_path, benchmark):
+def test_plane_tuning(tmp_path, experiment):
     """What is changed is what its manifest says, and a run in the table is not run again."""
-    options = ["--seeds", 1, "--steps", 2, "--out", tmp_path]
+    options = ["--seeds", 1, "--steps", 2, "--out", tmp_path, "--runs", tmp_path / "runs"]
     names = (
         "octaves 6",
         "width 32",
@@ -463,7 +513,7 @@ def test_plane_tuning(tmp_path, benchmark):
         "anchor: its own estimate",
         "warm: half the steps FlowMatching",
     )
-    benchmark("plane_tuning", *options, "--variants", *names)
+    experiment("plane_tuning", *options, "--variants", *names)
     table = pd.read_csv(tmp_path / "plane_tuning.csv")
     runs = json.loads((tmp_path / "plane_tuning.manifest.json").read_text())["runs"]
     assert len(table) == 50 + 5 * 3 * 2 * 3 and set(runs) == set(table.run_id)  # jumps, draws
@@ -478,54 +528,32 @@ def test_plane_tuning(tmp_path, benchmark):
     }
     assert runs["warm: half the steps FlowMatching/ve/steps2/seed0"]["config"]["steps"] == 1
     before = (tmp_path / "plane_tuning.csv").stat().st_mtime_ns
-    benchmark("plane_tuning", *options, "--variants", *names)
+    experiment("plane_tuning", *options, "--variants", *names)
     assert (tmp_path / "plane_tuning.csv").stat().st_mtime_ns == before
 
 
-def test_emoji(tmp_path, benchmark, monkeypatch):
+def test_emoji(tmp_path, experiment, quick_cards):
     """The distances of colour images; a model of emoji is measured beside the rows of Fashion-MNIST."""
-    own, small = ifl.zoo.evaluate_images, {"nfes": (1,), "n": 80}
-    monkeypatch.setattr(
-        ifl.zoo, "evaluate_images", lambda *given, **named: own(*given, **named | small)
-    )
     train, test = (ifl.data.load("emoji", split=split).x for split in ("train", "test"))
     some, mean = train[torch.randperm(len(train))[:1000]], train.mean(0).expand(1000, -1, -1, -1)
     near, far, none = (
-        ifl.zoo.image_distances("emoji", x) for x in (some, torch.randn_like(test), mean)
+        zoo.image_distances("emoji", x) for x in (some, torch.randn_like(test), mean)
     )
     assert set(near) == {"frechet_pca", "sliced_w2"} and all(
         near[k] < 0.5 * min(far[k], none[k]) for k in near
     )
     assert none["frechet_pca"] == pytest.approx(1, abs=0.1)
-    options = [
-        "--steps",
-        2,
-        "--samples",
-        100,
-        "--nfes",
-        2,
-        "--checkpoints",
-        tmp_path / "models",
-        "--out",
-        tmp_path,
-        "--runs",
-        tmp_path / "runs",
-        "--systems",
-    ]
-    benchmark("images", *options, "rectified_velocity")
+    options = ["--steps", 2, "--samples", 100, "--nfes", 2, "--checkpoints", tmp_path / "models"]
+    options += ["--out", tmp_path, "--runs", tmp_path / "runs", "--systems"]
+    experiment("images", *options, "rectified_velocity")
     first = pd.read_csv(tmp_path / "images.csv")
-    benchmark("images", *options, "emoji_rectified_velocity")
+    experiment("images", *options, "emoji_rectified_velocity")
     table = pd.read_csv(tmp_path / "images.csv")
     assert table[table.dataset == "fashion_mnist"].reset_index(drop=True).equals(first)
     emoji = table[table.dataset == "emoji"].set_index(["method", "metric"]).value
     assert len(emoji) == 4 and emoji["floor", "frechet_pca"] < emoji["euler", "frechet_pca"]
     card = (tmp_path / "models" / "emoji_rectified_velocity" / "README.md").read_text()
     assert "emoji, 32x32 in colour" in card and "| euler | 1 | frechet_pca |" in card
-
-
-@pytest.fixture
-def published(benchmark):
-    return benchmark("published")
 
 
 def archive_of(folder, batches: int = 2, each: int = 5) -> tuple[Path, np.ndarray]:
@@ -542,6 +570,11 @@ def archive_of(folder, batches: int = 2, each: int = 5) -> tuple[Path, np.ndarra
     return file, records
 
 
+@pytest.fixture
+def published(experiment):
+    return experiment("published")
+
+
 def test_cifar_archive(published, tmp_path):
     file, records = archive_of(tmp_path)
     data = published.cifar10(file, hashlib.md5(file.read_bytes()).hexdigest())
@@ -555,7 +588,7 @@ def test_cifar_archive(published, tmp_path):
 
 @pytest.mark.parametrize("setting", ["cifar10", "imagenet64"])
 def test_a_published_setting_trains_and_continues(
-    published, benchmark, setting, tmp_path, monkeypatch
+    published, experiment, setting, tmp_path, monkeypatch
 ):
     """Two steps of a narrow network on a few random images."""
     if setting == "cifar10":
@@ -566,30 +599,17 @@ def test_a_published_setting_trains_and_continues(
     else:
         file = tmp_path / "images.npy"
         np.save(file, np.random.default_rng(0).uniform(-1, 1, (6, 3, 64, 64)).astype("float32"))
+    options = "--device cpu --steps 2 --batch 4 --width 8".split()
     for _ in range(2):
-        benchmark(
-            "published",
-            "train",
-            setting,
-            "--data",
-            file,
-            "--folder",
-            tmp_path / "run",
-            "--device",
-            "cpu",
-            "--steps",
-            2,
-            "--batch",
-            4,
-            "--width",
-            8,
+        experiment(
+            "published", "train", setting, "--data", file, "--folder", tmp_path / "run", *options
         )
     model = ifl.FlowMap.from_pretrained(tmp_path / "run" / "model")
     assert ifl.sample(model, 2).x.shape == (2, *model.data_shape)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["steps_done"] == 2
 
 
-def test_cost_is_counted(published, benchmark, tmp_path):
+def test_cost_is_counted(published, experiment, tmp_path):
     """Of layers that can be counted by hand; and the committed table is what the script gives now."""
 
     class Two(torch.nn.Module):
@@ -606,7 +626,7 @@ def test_cost_is_counted(published, benchmark, tmp_path):
     assert flops == 2 * (5 * 7 + 7 * 5) and kept == 4 * (
         5 + 7
     )  # the input and, shared by exp and b, the middle
-    benchmark("published", "cost", "--out", tmp_path)
+    experiment("published", "cost", "--out", tmp_path)
     assert (tmp_path / "cost.csv").read_text() == (REFERENCE / "cost.csv").read_text()
 
 

@@ -1,0 +1,442 @@
+"""The tables in README.md and docs/, in markdown, from the committed results: ``TABLES``.
+
+Each function takes a table of results/reference and returns the text between its two marks in a page.
+``python -m experiments.make_reference readme`` puts them there.
+"""
+
+import json
+import math
+
+import pandas as pd
+
+from experiments.common import REFERENCE, ROOT, markdown
+from iflow_lib import plotting, zoo
+from iflow_lib.metrics import interval
+
+SETS, PATHS = plotting.SETS, plotting.PATHS
+#: jumps -> Euler steps of the velocity model on the same path that they should match
+WANTED = {1: 8, 2: 16, 4: 32}
+METHODS = {
+    "FlowMatching": "velocity, Euler",
+    "ConsistencyTraining": "consistency training",
+    "IntegralAdditivity": "integral additivity",
+    "IntegralIdentity": "integral identity",
+    "X0Regression": "recipe",
+}
+
+
+# ---- cells
+
+
+def spread(values: pd.Series, digits: int = 2) -> str:
+    """Mean, plus or minus half the range."""
+    return f"{values.mean():.{digits}f} ± {(values.max() - values.min()) / 2:.{digits}f}"
+
+
+def calls(nfe: float) -> str:
+    return f"{nfe:.0f} call{'s' * bool(nfe > 1)}"
+
+
+def ratio(row) -> str:
+    """The ratio of a time, and its interval."""
+    return "1" if row.low == row.high == 1 else f"{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
+
+
+# ---- quality
+
+
+def plane_table(table: pd.DataFrame) -> str:
+    """W2 over its floor, seeds; and the median over the sets of their means."""
+    floor = table[table.method == "floor"].groupby("dataset").value.mean()
+    rows = table[
+        (table.metric == "w2")
+        & (table.step == zoo.PLANE_STEPS)
+        & (table.objective != "X0Regression")
+    ]
+    rows = rows.assign(ratio=rows.value / rows.dataset.map(floor))
+
+    def line(name: str, part: pd.DataFrame, nfe: int) -> list:
+        part = part[part.nfe == nfe]
+        cells = [part[part.dataset == dataset].ratio for dataset in SETS]
+        median = pd.Series([cell.mean() for cell in cells]).median()
+        return [name, nfe, *map(spread, cells), f"{median:.2f}"]
+
+    euler = rows[(rows.path == "rectified") & (rows.method == "euler")]
+    lines = [line("Rectified Flow, Euler", euler, nfe) for nfe in (1, 4, 16, 100)]
+    names = METHODS | {"IntegralIdentity": "Integration Flow"}
+    for objective in ("IntegralIdentity", "IntegralAdditivity", "ConsistencyTraining"):
+        for path, shown in PATHS.items():
+            part = rows[(rows.path == path) & (rows.objective == objective)]
+            for nfe in (1, 2) if objective == "IntegralIdentity" else (1,):
+                lines.append(line(f"{names[objective]}, {shown}", part, nfe))
+    return markdown(["W2 / floor", "network calls", *SETS.values(), "median"], lines)
+
+
+def images_table(table: pd.DataFrame) -> str:
+    """In bold where jumps reach what Euler steps of the same path have to show."""
+    digits = {"frechet": 2, "kernel": 3, "precision": 2, "recall": 2}
+    table = table[table.dataset == "fashion_mnist"]
+    value = table.pivot_table(index=["path", "method", "nfe"], columns="metric", values="value")
+    floor = table[table.method == "floor"].set_index("metric").value
+    lines = []
+    for path, shown in PATHS.items():
+        for method, name in (("euler", "velocity, Euler"), ("map", "Integration Flow")):
+            for nfe, row in value.loc[path, method].iterrows():
+                cells = [f"{row[metric]:.{n}f}" for metric, n in digits.items()]
+                wanted = WANTED.get(nfe) if method == "map" else None
+                if wanted and row.frechet <= value.loc[path, "euler", wanted].frechet:
+                    cells[0] = f"**{cells[0]}**"
+                lines.append([f"{name}, {shown}", f"{nfe:.0f}", *cells])
+    cells = [f"{floor[metric]:.{n}f}" for metric, n in (digits | {"frechet": 3}).items()]
+    lines.append(["floor: data against data", "", *cells])
+    header = ["Fashion-MNIST", "network calls", "Frechet", "kernel", "precision", "recall"]
+    return markdown(header, lines)
+
+
+def exactness_table(table: pd.DataFrame) -> str:
+    """The largest of the four paths' relative RMS errors, means over seeds."""
+    shown = {
+        "velocity": "the velocity",
+        "flow_map": "the jump from t_max to 0",
+        "posterior_mean": "the posterior mean",
+    }
+    found = table.groupby(["objective", "quantity", "dim", "path"], sort=False).relative_rms.mean()
+    worst = found.groupby(["objective", "quantity", "dim"], sort=False).max().unstack("dim")
+    lines = [
+        [objective, shown[quantity], *(f"{100 * value:.1f} %" for value in row)]
+        for (objective, quantity), row in worst.iterrows()
+        if quantity in shown
+    ]
+    return markdown(["trained with", "learns", *(f"in {dim} dimensions" for dim in worst)], lines)
+
+
+def self_anchor_table(table: pd.DataFrame) -> str:
+    """W2 without and with the anchor, and the difference with its 95 % interval."""
+    lines = []
+    table = table[table.nfe.isin([1, 2, 4])]
+    for (dataset, path, nfe), rows in table.groupby(["dataset", "path", "nfe"], sort=False):
+        wide = rows.pivot(index="seed", columns="anchor", values="w2")
+        apart = wide["self"] - wide["none"]
+        name = f"{dataset.replace('_', ' ').replace('gaussians', 'Gaussians')}, {PATHS[path]}"
+        means = [f"{wide[anchor].mean():.3f}" for anchor in ("none", "self")]
+        lines.append([name, nfe, *means, f"{apart.mean():+.3f} ± {interval(apart):.3f}"])
+    return markdown(["", "network calls", "no anchor", 'anchor="self"', "difference"], lines)
+
+
+def peers_table(table: pd.DataFrame) -> str:
+    """Means over seeds, plus or minus half their range. A search that ends at the defaults has no line of its own."""
+    sets = {"eight_gaussians": "eight Gaussians", "checkerboard": "checkerboard"}
+    lines = []
+    for method, rows in table[table.role != "search"].groupby("method", sort=False):
+        defaults = list(rows[rows.role == "defaults"].variant.unique()) * 2
+        for role in rows.role.unique():
+            parts = [rows[(rows.dataset == name) & (rows.role == role)] for name in sets]
+            variants = [part.variant.iloc[0] for part in parts]
+            if role == "best found" and variants == defaults:
+                continue
+            cells = [
+                spread(part.w2, 3) if len(part) > 1 else f"{part.w2.mean():.3f}" for part in parts
+            ]
+            settings = {
+                "floor": "",
+                "best found": "best found: " + "; then ".join(dict.fromkeys(map(str, variants))),
+            }.get(role, role)
+            lines.append([method, settings, *cells])
+    header = ["one network call", "settings", *(f"{name}, W2" for name in sets.values())]
+    return markdown(header, lines)
+
+
+def claims_table(table: pd.DataFrame) -> str:
+    """Statements, verdicts and the pictures that are drawn."""
+    lines = []
+    for row in table.itertuples():
+        drawn = row.verdict != "open" and (ROOT / row.picture).is_file()
+        lines.append([row.statement, row.verdict, f"[picture]({row.picture})" if drawn else ""])
+    return markdown(["claim", "verdict", ""], lines)
+
+
+def tuning_table(table: pd.DataFrame) -> str:
+    wide = table.pivot(index=["variant", "steps"], columns="nfe", values="frechet_to_train")
+    lines = [
+        [
+            variant,
+            f"{steps:,}",
+            *("" if pd.isna(v) else f"{v:.1f}" for v in wide.loc[variant, steps]),
+        ]
+        for variant, steps in dict.fromkeys(zip(table.variant, table.steps))
+    ]
+    return markdown(["", "steps", *map(calls, wide)], lines)
+
+
+def image_methods_table(table: pd.DataFrame) -> str:
+    """Frechet distance, mean of the seeds and half their range."""
+    table = table[(table.dataset == "fashion_mnist") & (table.metric == "frechet")]
+    rows, lines = table[table.method != "floor"], []
+
+    def cell(values: pd.Series) -> str:
+        if values.isna().any() or values.mean() >= 1000:
+            return "over 1000"
+        return f"{values.mean():.3g} ± {(values.max() - values.min()) / 2:.2g}"
+
+    for objective, name in METHODS.items():
+        for anchor in rows[rows.objective == objective].anchor.unique():
+            part = rows[(rows.objective == objective) & (rows.anchor == anchor)]
+            plain = anchor == "none" and objective != "X0Regression"
+            shown = name if plain else f"{name}, {anchor.replace('_', ' ')}"
+            for nfe in sorted(part.nfe.unique()):
+                at = part[part.nfe == nfe]
+                lines.append([shown, f"{nfe:.0f}", *(cell(at[at.path == p].value) for p in PATHS)])
+    lines.append(
+        ["floor: data against data", "", spread(table[table.method == "floor"].value), "", ""]
+    )
+    header = ["Fashion-MNIST, Frechet distance", "network calls", *PATHS.values()]
+    return markdown(header, lines)
+
+
+def emoji_table(table: pd.DataFrame) -> str:
+    """Mean of the seeds and half their range."""
+    table, metrics = table[table.dataset == "emoji"], ("frechet_pca", "sliced_w2")
+
+    def cells(rows: pd.DataFrame) -> list[str]:
+        return [spread(rows[rows.metric == metric].value, 3) for metric in metrics]
+
+    lines = [
+        [name, f"{nfe:.0f}", *cells(rows)]
+        for objective, name in METHODS.items()
+        for nfe, rows in table[table.objective == objective].groupby("nfe")
+    ]
+    lines.append(["floor: data against data", "", *cells(table[table.method == "floor"])])
+    header = ["emoji, rectified", "network calls", "Frechet, 64 components", "sliced W2"]
+    return markdown(header, lines)
+
+
+def budget_table(_: pd.DataFrame) -> str:
+    """What a run of plane.csv and of image_methods.csv cost: medians of the manifests' runs."""
+    settings = {
+        "plane": (f"steps{zoo.PLANE_STEPS}", zoo.PLANE_STEPS),
+        "image_methods": ("width16/steps1500", 1500),
+    }
+    cost: dict = {}
+    for name, (part, steps) in settings.items():
+        manifest = (REFERENCE / f"{name}.manifest.json").read_text(encoding="utf-8")
+        for run, how in json.loads(manifest)["runs"].items():
+            if f"/{part}/" in run and not run.startswith("emoji"):
+                kind = run.split("/")[1].split("_", 1)[1]
+                found = (steps, steps * how["calls_per_step"], how["seconds"])
+                cost.setdefault((kind, name), []).append(found)
+    lines = []
+    for kind in zoo.KINDS:
+        known = [
+            pd.DataFrame(cost.get((kind, name), [[math.nan] * 3])).median() for name in settings
+        ]
+        cells = ["" if pd.isna(value) else f"{value:,.0f}" for found in known for value in found]
+        lines.append([f"`{kind}`", *cells])
+    rest = ["network evaluations", "seconds"]
+    return markdown(["", "plane: steps", *rest, "images: steps", *rest], lines)
+
+
+def plane_tuning_table(table: pd.DataFrame) -> str:
+    """W2 over its floor, mean of paths and seeds, and what it is more than the defaults', same path and seed, with its 95 %
+    interval; in bold where that leaves out 0. The best comes first."""
+    rows, floor = table[table.method != "floor"], table[table.method == "floor"].value.mean()
+    rows = rows.assign(ratio=rows.value / floor, variant=rows.run_id.str.split("/").str[0])
+    values = rows.pivot_table(index=["variant", "path", "seed"], columns="nfe", values="ratio")
+    lines = []
+    for variant in values[values.columns[0]].groupby("variant").mean().sort_values().index:
+        line = [variant]
+        for nfe in values:
+            apart = (values.loc[variant, nfe] - values.loc["defaults", nfe]).dropna()
+            half = interval(apart)
+            told = f"{apart.mean():+.2f} ± {half:.2f}" if variant != "defaults" else ""
+            told = f"**{told}**" if abs(apart.mean()) > half else told
+            line += [f"{values.loc[variant, nfe].mean():.2f}", told]
+        lines.append(line)
+    header = [text for nfe in values for text in (calls(nfe), "more than the defaults")]
+    return markdown(["", *header], lines)
+
+
+def recipe_table(table: pd.DataFrame) -> str:
+    """The search, and of one call also what the samples are."""
+    rows, lines = table[table.part == "search"], []
+    wide = rows.pivot(index=["rule", "setting"], columns="nfe", values="w2_over_floor")
+    first = rows[rows.nfe == 1].set_index(["rule", "setting"])
+    for rule, setting in dict.fromkeys(zip(rows.rule, rows.setting)):
+        row, one = wide.loc[(rule, setting)].dropna(), first.loc[(rule, setting)]
+        name = "*integral identity*" if rule == "identity" else rule.replace("_", " ")
+        cells = [f"{v:.2f}" if v < 100 else "over 100" for v in row]
+        cells += [""] * (wide.shape[1] - len(cells))
+        copies = "" if pd.isna(one.copy_share) else f"{100 * one.copy_share:.0f} %"
+        lines.append([name, setting, *cells, f"{one.spread:.2f}", copies])
+    header = ["anchor", "setting", *(f"W2 / floor, {calls(nfe)}" for nfe in wide)]
+    return markdown([*header, "spread", "explained by the anchor"], lines)
+
+
+def straight_table(table: pd.DataFrame) -> str:
+    rows = table[table.part == "straight"].groupby("quantity", sort=False).value
+    lines = [[name, spread(values, 3)] for name, values in rows]
+    return markdown(["flow", "S / E\\|Z_1 - Z_0\\|^2"], lines)
+
+
+def precision_table(table: pd.DataFrame) -> str:
+    """W2 of one jump, and the difference from the exact derivative with its 95 % interval."""
+    wide = table.pivot(index=["dataset", "seed"], columns="variant", values="w2")
+    lines = []
+    for name in table.variant.unique():
+        apart = wide[name] - wide["jvp"]
+        half = interval(apart)
+        told = f"{apart.mean():+.4f} ± {half:.4f}" if half else ""
+        lines.append([name, f"{wide[name].mean():.4f}", told])
+    return markdown(["derivative, precision", "W2 of one jump", "against the exact one"], lines)
+
+
+# ---- cost
+
+
+def steps_of(table: pd.DataFrame) -> dict:
+    """{contender: {network: its row}} of the part training."""
+    found: dict = {}
+    for row in table[table.part == "training"].itertuples():
+        found.setdefault(row.contender, {})[row.network] = row
+    return found
+
+
+def speed_short_table(table: pd.DataFrame) -> str:
+    """Training steps that are not compiled."""
+    left_out = ("compiled", ", self", "per_example")
+    lines = [
+        [name, *(f"{found[network].ratio:.2f}" for network in ("MLP", "UNet"))]
+        for name, found in steps_of(table).items()
+        if not any(word in name for word in left_out)
+    ]
+    return markdown(["one training step", "MLP", "U-Net"], lines)
+
+
+def speed_table(table: pd.DataFrame) -> str:
+    """Training steps and memory."""
+    megabytes = table[table.part == "memory"].set_index(["network", "contender"]).megabytes
+    lines = []
+    for name, found in steps_of(table).items():
+        line = [name]
+        for network in ("MLP", "UNet"):
+            peak = f"{megabytes[network, name]:.0f}" if (network, name) in megabytes.index else ""
+            line += [ratio(found[network]), f"{found[network].per_second:.3g}", peak]
+        lines.append(line)
+    header = [f"{net}, ratio|steps a second|peak MB" for net in ("MLP", "U-Net")]
+    return markdown(["one training step", *"|".join(header).split("|")], lines)
+
+
+def compiling_table(table: pd.DataFrame) -> str:
+    """What torch.compile costs and saves on this CPU."""
+    steps, lines = steps_of(table), []
+    for name in [n for n in steps if n.endswith(", compiled")]:
+        bare = name.removesuffix(", compiled")
+        for network, fast in steps[name].items():
+            plain = steps[bare][network]
+            saved = plain.seconds - fast.seconds
+            pays = saved > 0.01 * plain.seconds
+            back = f"{fast.first_step_seconds / saved:,.0f}" if pays else "never"
+            ratios = [f"{plain.ratio:.2f}", f"{fast.ratio:.2f}"]
+            lines.append([bare, network, *ratios, f"{fast.first_step_seconds:.0f}", back])
+    header = ["", "network", "ratio, not compiled", "ratio, compiled", "first step, s"]
+    return markdown([*header, "pays back after, steps"], lines)
+
+
+def sampling_table(table: pd.DataFrame) -> str:
+    """Time against one jump that is not compiled, and samples a second."""
+    part = table[table.part == "sampling"].set_index(["network", "batch", "nfe", "contender"])
+    lines = []
+    for network, batch, nfe in dict.fromkeys(key[:3] for key in part.index):
+        rows = [part.loc[(network, batch, nfe, kind)] for kind in ("eager", "compiled")]
+        cells = [cell for row in rows for cell in (ratio(row), f"{row.per_second:.3g}")]
+        lines.append([network, batch, f"{nfe:.0f}", *cells])
+    header = ["network", "samples at once", "calls", "ratio", "samples a second"]
+    return markdown([*header, "ratio, compiled", "samples a second"], lines)
+
+
+def threads_table(table: pd.DataFrame) -> str:
+    """Two threads against one."""
+    rows = table[table.part == "threads"].itertuples()
+    lines = [[f"{row.params * row.batch / 1e6:.0f}", ratio(row)] for row in rows]
+    return markdown(["weights x batch, millions", "two threads against one"], lines)
+
+
+def runner_table(table: pd.DataFrame) -> str:
+    """What `iflow reproduce` costs beside papermill, and whether it loses anything."""
+    overhead = table[table.part == "overhead"]
+    overhead = overhead.pivot(index="run", columns="contender", values="value")
+    times = overhead["iflow reproduce"] / overhead["papermill"]
+    killed = table[table.part == "killed"].set_index("contender").value
+    again = table[table.part == "again"].value.max()
+    lines = [
+        [
+            f"time of `iflow reproduce --fresh` against bare papermill, {len(times)} pairs in turns",
+            f"{times.mean():.3f} ({times.min():.3f} to {times.max():.3f})",
+        ],
+        [
+            "the same again, nothing changed",
+            f"{again:.1f} s at most, {again / overhead.papermill.mean():.1%} of a run",
+        ],
+        [
+            f"rows of results that are the same after {killed['kills']:.0f} kills at random moments",
+            f"{killed['rows that are the same']:.0f} of {killed['rows of the undisturbed run']:.0f}",
+        ],
+    ]
+    return markdown(["smoke profile, eleven notebooks", ""], lines)
+
+
+def sweep_table(table: pd.DataFrame) -> str:
+    """The time of a sweep with two workers against that with one, in the same pair."""
+    two = table[table.workers == 2]
+    lines = [[row.repetition + 1, f"{row.ratio:.2f}"] for row in two.itertuples()]
+    lines.append(["median", f"{two.ratio.median():.2f}"])
+    return markdown(["pair", "time with two workers against one"], lines)
+
+
+def cost_table(table: pd.DataFrame) -> str:
+    cells = {
+        "weights": lambda r: f"{r.params / 1e6:.0f} M",
+        "steps x batch": lambda r: f"{r.steps:,} x {r.batch:,}",
+        "operations of one network call, one image": lambda r: f"{r.flops_per_call / 1e9:.1f} G",
+        "network calls a step, one image": lambda r: f"{r.calls_per_step:g}",
+        "operations in all": lambda r: f"{r.flops:.2g}",
+        "hours of this CPU, at its measured rate": lambda r: f"{r.cpu_hours:,.0f}",
+        "GPU-hours, if 30 % of the ceiling are reached": lambda r: f"{r.gpu_hours_assumed:,.0f}",
+        "weights, gradients, Adam, average (float32)": lambda r: f"{r.weights_bytes / 1e9:.2f} GB",
+        "kept for the backward pass, one image (float32)": lambda r: (
+            f"{r.kept_bytes_per_example / 1e6:.0f} MB"
+        ),
+        "data set (float32)": lambda r: f"{r.data_bytes / 1e9:.2f} GB",
+        "anchor store, N x dims, float32 / float16": lambda r: (
+            f"{r.anchor_bytes_float32 / 1e9:.2f} / {r.anchor_bytes_float16 / 1e9:.2f} GB"
+        ),
+    }
+    rows = list(table.itertuples())
+    lines = [[title, *map(cell, rows)] for title, cell in cells.items()]
+    return markdown(["", *(f"{row.setting}, {row.objective}" for row in rows)], lines)
+
+
+#: name of the table in a page -> where it is read from, and how it is written
+TABLES = {
+    "plane": ("plane.csv", plane_table),
+    "images": ("images.csv", images_table),
+    "exactness": ("bench/exactness.csv", exactness_table),
+    "peers": ("bench/quality_vs_peers.csv", peers_table),
+    "self_anchor": ("bench/self_anchor.csv", self_anchor_table),
+    "recipe": ("bench/recipe.csv", recipe_table),
+    "straight": ("bench/recipe.csv", straight_table),
+    "image_methods": ("image_methods.csv", image_methods_table),
+    "emoji": ("image_methods.csv", emoji_table),
+    "budget": ("image_methods.csv", budget_table),
+    "plane_tuning": ("bench/plane_tuning.csv", plane_tuning_table),
+    "tuning": ("bench/tuning.csv", tuning_table),
+    "claims": ("claims.csv", claims_table),
+    "speed_short": ("bench/speed.csv", speed_short_table),
+    "speed": ("bench/speed.csv", speed_table),
+    "compiling": ("bench/speed.csv", compiling_table),
+    "sampling": ("bench/speed.csv", sampling_table),
+    "threads": ("bench/speed.csv", threads_table),
+    "precision": ("bench/precision.csv", precision_table),
+    "cost": ("bench/cost.csv", cost_table),
+    "runner": ("bench/runner.csv", runner_table),
+    "sweep": ("bench/sweep.csv", sweep_table),
+}
