@@ -549,7 +549,7 @@ def test_a_perceptual_loss_sees_what_the_teacher_sees():
     own, span = model(x_t, t[:k], s), (t[:k] - s)[:, None, None, None]
     ends = [x_t - span * own, x_t - span * (own - error[:k])]
     far = (
-        torch.stack([teacher.net.hidden(end, s, s) for end in ends])
+        torch.stack([teacher.net.features_at(end, s, s) for end in ends])
         .diff(dim=0)[0]
         .square()
         .flatten(1)
@@ -604,7 +604,7 @@ def test_matching_compares_distributions():
     t = (zero + model.path.tau_max) / torch.tensor([1] * 8 + [2] * 4)  # 4, two fifths rounded down
     x_t = (1 - t)[:, None, None, None] * x_0 + t[:, None, None, None] * drawn["z"]
     y = x_t - t[:, None, None, None] * model(x_t, t, zero)
-    ours, real = teacher.net.hidden(y, zero, zero), teacher.net.hidden(x_0, zero, zero)
+    ours, real = teacher.net.features_at(y, zero, zero), teacher.net.hidden(x_0, zero, zero)
     distance = sum(
         share
         * (
@@ -633,7 +633,7 @@ def test_hidden_features_are_those_of_a_call():
         torch.tensor([0, 1, 2, -1]),
     )
     net(x, t, s, labels=labels)
-    assert torch.equal(net.hidden(x, t, s, labels=labels), seen[0]) and seen[0].shape == (
+    assert torch.equal(net.features_at(x, t, s, labels=labels), seen[0]) and seen[0].shape == (
         4,
         16,
         4,
@@ -666,7 +666,7 @@ def test_bad_options(options, words):
 class HiddenAttribute(GaussianNet):
     """Has something called hidden, which is not a method with the documented call."""
 
-    def hidden(self, x):
+    def features_at(self, x):
         return x
 
 

@@ -41,7 +41,7 @@ class FlowMapDistillation(DerivativeObjective):
                 |h(x_t - (t - s) u, s) - h(x_t - (t - s) target, s)|^2 / max(t - s, 0.02)^2
 
             It does not change the minimiser; a network of limited capacity then errs where the teacher sees it least.
-            Needs a teacher whose network has the method ``hidden(x, t, s, anchor=None, labels=None)``, as ``UNet`` has.
+            Needs a teacher whose network has the method ``features_at(x, t, s, anchor=None, labels=None)``, as ``UNet`` has.
         matching: Weight of the distance between the ends of jumps and the data *as distributions*: see
             ``matching_distance``. Needs such a teacher too. Use it on a model that has learned to jump: before, it does
             harm.
@@ -67,7 +67,7 @@ class FlowMapDistillation(DerivativeObjective):
             if getattr(self, name) and not _has_hidden_features(self.teacher.net):
                 raise ValueError(
                     f"{name} needs a teacher whose network has hidden features, a method "
-                    f"hidden(x, t, s, anchor, labels) as UNet has; {type(self.teacher.net).__name__} "
+                    f"features_at(x, t, s, anchor, labels) as UNet has; {type(self.teacher.net).__name__} "
                     f"has none: set {name}=0"
                 )
 
@@ -142,7 +142,7 @@ class FlowMapDistillation(DerivativeObjective):
     def features(self, x: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
         """Return the teacher's hidden features of x (B, ...) at the times s (B,), in the type that the network gives."""
         teacher = self.frozen_teacher
-        return teacher.net.hidden(x, s, s, labels=labels if teacher.classes else None)  # type: ignore[operator]
+        return teacher.net.features_at(x, s, s, labels=labels if teacher.classes else None)  # type: ignore[operator]
 
     def perceptual_distance(
         self, x: Tensor, error: Tensor, s: Tensor, labels: Tensor | None
@@ -211,12 +211,12 @@ def energy(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _has_hidden_features(net: nn.Module) -> bool:
-    """Whether the network has the method ``hidden`` with the documented call; an attribute of that name is not enough."""
-    hidden = getattr(net, "hidden", None)
-    if not inspect.ismethod(hidden):
+    """Whether the network has the method ``features_at`` with the documented call; an attribute of that name is not enough."""
+    features_at = getattr(net, "features_at", None)
+    if not inspect.ismethod(features_at):
         return False
     try:
-        inspect.signature(hidden).bind(None, None, None, labels=None)
+        inspect.signature(features_at).bind(None, None, None, labels=None)
     except TypeError:
         return False
     return True
