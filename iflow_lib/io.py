@@ -7,10 +7,12 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
 AnyPath = str | os.PathLike[str]
+File = TypeVar("File", bound=AnyPath)
 
 
 def write_atomic(file: AnyPath, content: bytes | str) -> None:
@@ -26,7 +28,7 @@ def write_atomic(file: AnyPath, content: bytes | str) -> None:
     write_together({file: content})
 
 
-def write_together(contents: Mapping[AnyPath, bytes | str]) -> None:
+def write_together(contents: Mapping[File, bytes | str]) -> None:
     """Write files that belong together: all are on the disk before the first takes its place.
 
     Args:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import platform
 import time
 import warnings
@@ -22,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..data import TensorData, as_dataset, scale_warning, shape_hint
+from ..data import TensorData, as_dataset, scale_warning
 from ..io import write_together
 from ..model import FlowMap
 from ..objectives.base import Batch, Objective
 from ..utils import GRAPHS, Compiled, __version__, is_out_of_memory
 from .batches import Batches
 from .checkpoints import RunFolder, Signals
+from .checks import check_arguments, check_data, check_processes, has_own_call
 from .compile import (
     Threads,
     autocast,
@@ -39,16 +39,11 @@ from .compile import (
 )
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
 from .distributed import Processes
+from .history import History
 from .progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
-
-#: A run is stopped when its mean loss exceeds this many times the loss of the first step, which the
-#: untrained network had (or 1, if that was smaller). See ``Trainer.check_loss``.
-RUNAWAY = 1e4
-#: Steps that the mean must cover: a single step may be far out and harm nothing, as its gradient is clipped.
-RUNAWAY_STEPS = 10
 
 
 @dataclass
@@ -115,11 +110,11 @@ def fit(
         FloatingPointError: If the loss runs away, or the loss or the weights stop being finite.
         torch.OutOfMemoryError: If the device has too little memory.
     """
-    _check_arguments(model, objective, config, resume)
+    check_arguments(model, objective, config, resume)
     processes = Processes.join(config.device)
-    _check_processes(objective, config, processes)
+    check_processes(objective, config, processes)
     dataset = as_dataset(data)
-    _check_data(model, dataset)
+    check_data(model, dataset)
     far = scale_warning(dataset.x) if processes.rank == 0 else None
     if far:
         warnings.warn(far, UserWarning, stacklevel=2)
@@ -161,74 +156,10 @@ def fit(
         }
     if config.compile != "auto" and trainer.compiled:
         trainer.average.compile(**(GRAPHS if trainer.compiled == "graphs" else {}))
-    run = TrainRun(model=trainer.average, history=trainer.history(), manifest=manifest)
+    run = TrainRun(model=trainer.average, history=trainer.history.table(), manifest=manifest)
     if folder:
         processes.on_first(lambda: _write_run(folder.folder, run))
     return run
-
-
-# ---------------------------------------------------------------- what is given
-
-
-def _check_arguments(model: Any, objective: Any, config: Any, resume: Any) -> None:
-    if not isinstance(model, FlowMap):
-        raise ValueError(
-            f"model must be a FlowMap, such as FlowMap(MLP(dim=2), RectifiedFlow()), got {_kind(model)}"
-        )
-    if isinstance(objective, type) and issubclass(objective, Objective):
-        name = objective.__name__
-        raise ValueError(f"objective is the class {name}: give an instance, {name}()")
-    if not isinstance(objective, Objective):
-        raise ValueError(
-            f"objective must be an Objective, such as IntegralIdentity(), got {_kind(objective)}"
-        )
-    if not isinstance(config, TrainConfig):
-        raise ValueError(
-            f"config must be a TrainConfig, such as TrainConfig(steps=1000), got {_kind(config)}"
-        )
-    if not any(w.requires_grad for w in model.parameters()):
-        raise ValueError(
-            "no weight of the model takes gradients: call model.requires_grad_(True) to train it on"
-        )
-    if resume is not None and not isinstance(resume, (str, PathLike)):
-        raise ValueError(f'resume must be "auto", a checkpoint\'s folder or None, got {resume!r}')
-    if resume not in (None, "auto") and not config.out_dir:
-        raise ValueError('resume needs a folder: give TrainConfig(out_dir="...")')
-
-
-def _kind(value: Any) -> str:
-    return f"{value!r}" if isinstance(value, (str, type)) else f"a {type(value).__name__}"
-
-
-def _check_processes(objective: Objective, config: TrainConfig, processes: Processes) -> None:
-    if config.batch_size % processes.world_size:
-        raise ValueError(
-            f"batch_size {config.batch_size} does not divide by the {processes.world_size} processes"
-        )
-    if processes.world_size > 1 and _own_call(objective):
-        raise ValueError(
-            f"{objective.name} has a __call__ of its own in place of draw and loss: it cannot be spread "
-            f"over {processes.world_size} processes"
-        )
-
-
-def _own_call(objective: Objective) -> bool:
-    """Whether a user's objective is one function, and not ``draw`` and ``loss``."""
-    return type(objective).__call__ is not Objective.__call__
-
-
-def _check_data(model: FlowMap, dataset: TensorData) -> None:
-    shape, labels, classes = tuple(dataset.x.shape[1:]), dataset.labels, model.classes
-    if shape != model.data_shape:
-        hint = shape_hint(dataset.x, model.data_shape)
-        raise ValueError(
-            f"the network takes examples of shape {model.data_shape}, the data have {shape}"
-            + (f": {hint}" if hint else "")
-        )
-    if classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < classes):
-        raise ValueError(
-            f"a network with {classes} classes needs data with labels 0 to {classes - 1}"
-        )
 
 
 # ---------------------------------------------------------------- the loop
@@ -287,9 +218,12 @@ class Trainer:
                 self.loss, device_ids=[device] if device.type == "cuda" else None
             )
         self.step = self.saved_step = 0
-        self.rows: list[tuple[int, float, float]] = []
-        self.losses: list[Tensor] = []  # since the last row
-        self.first_loss: float | None = None
+        self.history = History(
+            objective.name,
+            config,
+            every_step=device.type == "cpu",
+            last_checkpoint=lambda: _newest(folder),
+        )
         self.start = self.saved = time.perf_counter()
 
     def _describe(self, data: TensorData) -> dict[str, Any]:
@@ -310,12 +244,6 @@ class Trainer:
     def seconds(self) -> float:
         """Return the seconds of training so far, those before a stop included."""
         return time.perf_counter() - self.start
-
-    def history(self) -> pd.DataFrame:
-        """Return the logged rows as a table."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows, columns=["step", "loss", "seconds"])
 
     def run(self) -> bool:
         """Train to the end.
@@ -338,8 +266,7 @@ class Trainer:
                 stop = False
                 while self.step < self.config.steps and not stop:
                     self.one_step()
-                    logged = self.rows and self.rows[-1][0] == self.step
-                    progress.update(self.rows[-1][1] if logged else None)
+                    progress.update(self.history.newest(self.step))
                     stop, due = self._agreed(signals.received, self._save_is_due())
                     if due and not stop:
                         self.save()
@@ -384,13 +311,13 @@ class Trainer:
             )
         self.optimizer.step()
         self._move_average()
-        self._note_loss(mean)
+        self.history.note(self.step + 1, mean, self.seconds())
         self.step += 1
 
     def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of this process's rows, to be differentiated, and the mean over all rows."""
         objective, processes = self.objective, self.processes
-        if _own_call(objective):
+        if has_own_call(objective):
             loss = objective(self.model, batch, self.generator)
             return loss, loss.detach()
         drawn = objective.draw(self.model, batch, self.generator)
@@ -414,53 +341,11 @@ class Trainer:
         if self.averaged_buffers:
             torch._foreach_copy_(self.averaged_buffers, list(self.model.buffers()))
 
-    # ------------------------------------------------------------ the loss that is logged
-    def _note_loss(self, loss: Tensor) -> None:
-        """Keep the loss of the step at work, and write a row of the history where one is due."""
-        step, config = self.step + 1, self.config
-        if self.first_loss is None:
-            self.first_loss = float(loss)
-        self.losses.append(loss)
-        if step % config.log_every == 0 or step == config.steps:
-            self.rows.append((step, self._mean_loss(), self.seconds()))
-            self.losses.clear()
-            self._check_loss(step)
-        elif (
-            self.device.type == "cpu"
-        ):  # elsewhere, asking at every step would make the device wait
-            self._check_finite(float(loss), step)
-
-    def _mean_loss(self) -> float:
-        return float(torch.stack(self.losses).mean())
-
-    def _check_loss(self, step: int) -> None:
-        """Stop a run whose loss is not finite, or runs away: see ``RUNAWAY``.
-
-        All means of the last ``RUNAWAY_STEPS`` steps must be too large, so that one bad step is not enough.
-        """
-        means = [mean for at, mean, _ in self.rows[-RUNAWAY_STEPS:] if at > step - RUNAWAY_STEPS]
-        means += [self._mean_loss()] if self.losses else []
-        for mean in means:
-            self._check_finite(mean, step)
-        first = self.first_loss if self.first_loss is not None else math.inf
-        if step >= RUNAWAY_STEPS and means and min(means) > RUNAWAY * max(first, 1.0):
-            raise FloatingPointError(
-                f"the loss of {self.objective.name} ran away, from {first:.3g} in the first step to "
-                f"{means[-1]:.3g} by step {step}: lower lr, which is {self.config.lr:g}; {_newest(self.folder)}"
-            )
-
-    def _check_finite(self, loss: float, step: int) -> None:
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss of {self.objective.name} is not finite by step {step}: lower lr, which is "
-                f"{self.config.lr:g}, or look at the scale of the data; {_newest(self.folder)}"
-            )
-
     # ------------------------------------------------------------ checkpoints
     def save(self) -> None:
         """Write a checkpoint of the run as it is after the last step."""
         assert self.folder is not None
-        self._check_loss(self.step)  # a checkpoint is to be a good one
+        self.history.check(self.step)  # a checkpoint is to be a good one
         bad = [k for k, w in self.model.named_parameters() if not bool(torch.isfinite(w).all())]
         if bad:
             raise FloatingPointError(
@@ -475,16 +360,14 @@ class Trainer:
         tensors["generator"] = self.generator.get_state()
         for name, state in random_state(self.device).items():  # a row for each process
             tensors[f"rng.{name}"] = self.processes.gather(state.to(self.device)[None])
-        if self.losses:
-            tensors["losses"] = torch.stack(self.losses)
+        losses, rows = self.history.state()
         info = {
             "step": self.step,
-            "rows": self.rows,
-            "first_loss": self.first_loss,
             "seconds": self.seconds(),
             "identity": self._identity(),
+            **rows,
         }
-        self.folder.save(self.step, tensors, info)
+        self.folder.save(self.step, tensors | losses, info)
         self.saved, self.saved_step = time.perf_counter(), self.step
 
     def _identity(self) -> dict[str, Any]:
@@ -529,10 +412,8 @@ class Trainer:
         self.generator.set_state(tensors["generator"])
         self._resume_random_numbers(_part("rng.", tensors))
         self.objective.load_state(_part("objective.", tensors))
-        self.losses = list(tensors["losses"].to(self.device)) if "losses" in tensors else []
+        self.history.load_state(tensors, info, self.device)
         self.step = self.saved_step = info["step"]
-        self.rows = [tuple(row) for row in info["rows"]]
-        self.first_loss = info.get("first_loss", self.rows[0][1] if self.rows else None)
         self.start -= info["seconds"]
 
     def _resume_random_numbers(self, states: dict[str, Tensor]) -> None:

@@ -1,0 +1,87 @@
+"""What ``fit`` is given, checked before anything is trained. Every error is one line."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any
+
+from ..data import TensorData, shape_hint
+from ..model import FlowMap
+from ..objectives.base import Objective
+from .config import TrainConfig
+from .distributed import Processes
+
+
+def check_arguments(model: Any, objective: Any, config: Any, resume: Any) -> None:
+    """Check that each argument of ``fit`` is of the right kind.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    if not isinstance(model, FlowMap):
+        raise ValueError(
+            f"model must be a FlowMap, such as FlowMap(MLP(dim=2), RectifiedFlow()), got {_kind(model)}"
+        )
+    if isinstance(objective, type) and issubclass(objective, Objective):
+        name = objective.__name__
+        raise ValueError(f"objective is the class {name}: give an instance, {name}()")
+    if not isinstance(objective, Objective):
+        raise ValueError(
+            f"objective must be an Objective, such as IntegralIdentity(), got {_kind(objective)}"
+        )
+    if not isinstance(config, TrainConfig):
+        raise ValueError(
+            f"config must be a TrainConfig, such as TrainConfig(steps=1000), got {_kind(config)}"
+        )
+    if not any(w.requires_grad for w in model.parameters()):
+        raise ValueError(
+            "no weight of the model takes gradients: call model.requires_grad_(True) to train it on"
+        )
+    if resume is not None and not isinstance(resume, (str, PathLike)):
+        raise ValueError(f'resume must be "auto", a checkpoint\'s folder or None, got {resume!r}')
+    if resume not in (None, "auto") and not config.out_dir:
+        raise ValueError('resume needs a folder: give TrainConfig(out_dir="...")')
+
+
+def _kind(value: Any) -> str:
+    return f"{value!r}" if isinstance(value, (str, type)) else f"a {type(value).__name__}"
+
+
+def check_processes(objective: Objective, config: TrainConfig, processes: Processes) -> None:
+    """Check that a run can be spread over its processes.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    count = processes.world_size
+    if config.batch_size % count:
+        raise ValueError(f"batch_size {config.batch_size} does not divide by the {count} processes")
+    if count > 1 and has_own_call(objective):
+        raise ValueError(
+            f"{objective.name} has a __call__ of its own in place of draw and loss: it cannot be spread "
+            f"over {count} processes"
+        )
+
+
+def has_own_call(objective: Objective) -> bool:
+    """Return whether a user's objective is one function, and not ``draw`` and ``loss``."""
+    return type(objective).__call__ is not Objective.__call__
+
+
+def check_data(model: FlowMap, data: TensorData) -> None:
+    """Check that data have the shape, and the labels, that the network takes.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    shape, labels, classes = tuple(data.x.shape[1:]), data.labels, model.classes
+    if shape != model.data_shape:
+        hint = shape_hint(data.x, model.data_shape)
+        raise ValueError(
+            f"the network takes examples of shape {model.data_shape}, the data have {shape}"
+            + (f": {hint}" if hint else "")
+        )
+    if classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < classes):
+        raise ValueError(
+            f"a network with {classes} classes needs data with labels 0 to {classes - 1}"
+        )
