@@ -1,7 +1,7 @@
 """What a user adds in one file of their own: a path, an objective, a data set, a network, a sampler.
 
 Each file is written into an empty folder, away from the package. It is run through ``fit``, ``sample``,
-``save_pretrained`` and ``from_pretrained``.
+``save_pretrained``, ``from_pretrained`` and ``iflow sweep``.
 """
 
 import importlib
@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 import iflow_lib as ifl
 from iflow_lib import data, networks, paths, sampling
+from iflow_runner import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -214,6 +216,19 @@ def test_one_file_adds(folder, name):
         assert config["info"]["objective"] == {"name": "HuberMatching", "delta": 2.0}
     if name == "a_data_set":
         assert config["info"]["data"]["name"] == "two_blobs"
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_one_file_on_the_command_line(folder, name, capsys):
+    write(folder, name)
+    Path("sweep.toml").write_text(
+        f'run = "{name}:train"\n[parameters]\nsteps = 300\n[grid]\nseed = [3]\n'
+    )
+    with pytest.raises(SystemExit) as done:
+        cli.main(["sweep", "sweep.toml", "--workers", "0", "--out", "out"])
+    said = capsys.readouterr()
+    assert done.value.code == 0 and "1 of 1 runs are done, 0 failed" in said.out, said
+    check(pd.read_csv("out/results.csv").to_dict("records"))
 
 
 def test_a_new_process_has_to_import_it_first(folder):
