@@ -156,11 +156,6 @@ def render_notebook(name: str, entry: dict, out: Path) -> Rendered:
     )
 
 
-def shown(name: str, entry: dict, out: Path, names: object = ()) -> Rendered:
-    """Render a notebook: the earlier name of ``render_notebook``, whose last argument is gone."""
-    return render_notebook(name, entry, out)
-
-
 def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
