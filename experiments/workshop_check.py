@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from iflow_runner import execute as reproduce
-from iflow_runner.report import duration
+from iflow_runner.provenance import duration
 from iflow_runner.verify import check_reference
 
 ROOT = Path(__file__).resolve().parent.parent

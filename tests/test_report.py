@@ -380,7 +380,9 @@ def body_of(tmp_path: Path, *outputs) -> str:
         ({"text_latex": r"$\displaystyle \frac{1}{2}$"}, "<mfrac>"),
         ({"text_html": "<link rel=a href='https://example.org/a.css'\n>17"}, ">17"),
         ({"image_png": text_of(png())}, '<img alt="A figure of this cell" src="data:image/webp'),
-        ({"image_png": text_of(b"broken")}, text_of(b"broken")),
+        ({"image_png": text_of(b"broken")}, f'src="data:image/png;base64,{text_of(b"broken")}"'),
+        ({"image_png": text_of(png(1, 17_000))}, 'src="data:image/png;base64,'),
+        ({"image_png": text_of(png()), "text_html": "<b>17</b>"}, "<b>17</b>"),
         ({"text_plain": "<script>1</script>"}, "&lt;script&gt;"),
     ],
 )
@@ -460,7 +462,7 @@ def test_without_results_or_notebooks(run, tmp_path):
     html = report.page(run[1] | {"notebooks": entries}, [], tmp_path)
     (frame,) = frames(html)
     assert "It could not be shown: " in frame and "&lt;b&gt;" in frame
-    assert 'id="figures"' not in html
+    assert f'src="data:image/png;base64,{text_of(b"broken")}"' in html
 
 
 def test_what_was_rendered_is_not_rendered_again(run, html):

@@ -122,7 +122,6 @@ def page(
             agreement=agreement,
             total=len(rows),
             results=_table(columns, rows if out else rows[:HEAD_ROWS]),
-            facts=_facts(manifest),
             manifest_text=json.dumps(manifest, indent=2, ensure_ascii=False),
         )
     )
@@ -151,13 +150,10 @@ def render_notebook(name: str, entry: dict, out: Path) -> Rendered:
     template = _environment().get_template("notebook.html.j2")
     html = template.render(body=body, code_colours=code_colours())
     files = [figure["file"] for figure in entry.get("figures", ())]
-    found = {file: picture((out / file).read_bytes()) for file in files if (out / file).is_file()}
-    return Rendered(html, {file: address for file, address in found.items() if address})
-
-
-def shown(name: str, entry: dict, out: Path, names: object = ()) -> Rendered:
-    """Render a notebook: the earlier name of ``render_notebook``, whose last argument is gone."""
-    return render_notebook(name, entry, out)
+    return Rendered(
+        html,
+        {file: picture((out / file).read_bytes()) for file in files if (out / file).is_file()},
+    )
 
 
 def _environment() -> Environment:
@@ -253,21 +249,4 @@ def _agreement(out: Path) -> dict[str, Any]:
         "only_in_run": table.attrs["only_in_run"],
         "moved_table": _table(columns, moved),
         "table": _table(columns, cells),
-    }
-
-
-def _facts(manifest: dict) -> dict[str, str]:
-    """Return what the run was made with, in words."""
-    env = manifest["environment"]
-    data = [f"{name} {digest[:12]}" for name, digest in manifest["data_sha256"].items()]
-    return {
-        "Processor": f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads used, "
-        f"{env['memory_gb']} GB",
-        "GPU": env["gpu"] or "not used",
-        "System": env["system"],
-        "Commit": (manifest["commit"] or "unknown")[:12]
-        + (" with uncommitted changes" if manifest["dirty"] else ""),
-        "Lock file": (manifest["lock_sha256"] or "none")[:12],
-        "Data": ", ".join(data) or "none",
-        "Versions": ", ".join(f"{name} {v}" for name, v in env["versions"].items() if v),
     }

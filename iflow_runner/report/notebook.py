@@ -56,7 +56,8 @@ def picture(png: bytes) -> str:
         png: The bytes of the PNG file.
 
     Returns:
-        A ``data:`` address, empty where the bytes are no picture.
+        A ``data:`` address: WebP, or the PNG itself where there is none of it, for example because
+        the picture is higher than 16,383 pixels.
     """
     from PIL import Image
 
@@ -65,8 +66,8 @@ def picture(png: bytes) -> str:
         with Image.open(BytesIO(png)) as image:
             # method 2 takes half the time of the default, for 5 % more bytes
             image.convert("RGBA").save(data, "WEBP", quality=80, method=2)
-    except OSError:
-        return ""
+    except Exception:  # pillow raises errors of many kinds, SyntaxError among them
+        return f"data:image/png;base64,{b64encode(png).decode()}"
     return f"data:image/webp;base64,{b64encode(data.getvalue()).decode()}"
 
 
@@ -81,7 +82,8 @@ def _prepare(output: Any) -> None:
         data.setdefault("text/markdown", data.pop("text/latex"))
     if "text/html" in data:  # style sheets of other sites, such as the icons of matplotlib's films
         data["text/html"] = re.sub(r"<link\b[^>]*>", "", data["text/html"])
-    if "image/png" in data and (address := picture(b64decode(data["image/png"]))):
+    if "image/png" in data and "text/html" not in data:
+        address = picture(b64decode(data["image/png"]))
         data["text/html"] = f'<img src="{address}" alt="A figure of this cell">'
 
 
