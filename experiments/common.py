@@ -20,7 +20,6 @@ NETWORKS = {
     "MLP": (lambda **options: ifl.MLP(dim=2, hidden=220, layers=4, **options), 512, 8),
     "UNet": (lambda **options: ifl.UNet(channels=1, size=28, width=32, blocks=1, **options), 64, 4),
 }
-POINTS = 2000  # every W2 compares this many samples with as many real points
 
 
 def command_line(doc: str, out: Path | None = BENCH, runs: bool = True, **numbers: int):
@@ -96,9 +95,12 @@ def calls_per_step(objective: ifl.Objective) -> float:
 
 
 def mean_w2(draw: Callable[[int], torch.Tensor], dataset: str, seed: int, draws: int) -> float:
-    """Mean exact W2 of ``draw(k)``, (2000, 2), to as many fresh points, for sampling seeds k that are not ``seed``."""
+    """Mean exact W2 of ``zoo.POINTS`` samples to as many fresh points.
+
+    draw: gives the samples of a sampling seed, (zoo.POINTS, 2). seed: of the training, and no sampling seed.
+    """
     seeds = [1000 * (seed + 1) + i for i in range(draws)]
-    real = [data_sets.load(dataset, POINTS, "test", seed=k).x for k in seeds]
+    real = [data_sets.load(dataset, zoo.POINTS, "test", seed=k).x for k in seeds]
     return sum(metrics.w2(draw(k), y) for k, y in zip(seeds, real)) / draws
 
 

@@ -11,7 +11,6 @@ import itertools
 
 import iflow_lib as ifl
 from experiments.common import (
-    POINTS,
     choices,
     command_line,
     finished,
@@ -21,6 +20,7 @@ from experiments.common import (
 )
 from experiments.store import Store, write_runs
 from iflow_lib import data as data_sets
+from iflow_lib import zoo
 
 SETS = ("eight_gaussians", "checkerboard")
 VARIANTS = {
@@ -41,7 +41,7 @@ def train(dataset: str, variant: str, seed: int, steps: int, draws: int) -> tupl
             plane_config(steps, seed, precision=precision),
         )
     )
-    w2 = mean_w2(lambda k: ifl.sample(run.model, POINTS, 1, "map", k).x, dataset, seed, draws)
+    w2 = mean_w2(lambda k: ifl.sample(run.model, zoo.POINTS, 1, "map", k).x, dataset, seed, draws)
     row = {"dataset": dataset, "variant": variant, "seed": seed, "steps": steps, "nfe": 1, "w2": w2}
     return [row | {"seconds": run.manifest["seconds"]}], run.manifest
 

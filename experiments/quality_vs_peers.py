@@ -25,7 +25,6 @@ import torch
 
 import iflow_lib as ifl
 from experiments.common import (
-    POINTS,
     choices,
     command_line,
     finished,
@@ -35,7 +34,7 @@ from experiments.common import (
 )
 from experiments.store import Store, write_table
 from iflow_lib import data as data_sets
-from iflow_lib import metrics
+from iflow_lib import metrics, zoo
 from iflow_lib.objectives import Objective
 
 SETS = ("eight_gaussians", "checkerboard")
@@ -121,10 +120,10 @@ def train(
 
     def draw(k: int) -> torch.Tensor:
         if ours:
-            return ifl.sample(run.model, POINTS, 1, "map", k).x
+            return ifl.sample(run.model, zoo.POINTS, 1, "map", k).x
         torch.manual_seed(k)
         peer, _ = objective.build(run.model)
-        return peer.sample(batch_size=POINTS, steps=1)
+        return peer.sample(batch_size=zoo.POINTS, steps=1)
 
     row = {"dataset": dataset, "method": method, "variant": variant, "seed": seed, "steps": steps}
     w2 = mean_w2(draw, dataset, seed, draws)
@@ -148,7 +147,7 @@ def main(arguments=None) -> None:
         return row["w2"]
 
     for dataset in given.sets:
-        pairs = metrics.real_pairs(dataset, POINTS)
+        pairs = metrics.real_pairs(dataset, zoo.POINTS)
         floor = metrics.real_floor(metrics.w2, pairs, given.seeds * given.draws)
         rows.append(
             {"dataset": dataset, "method": "data against data", "role": "floor", "w2": floor.mean}

@@ -18,7 +18,6 @@ import itertools
 
 import iflow_lib as ifl
 from experiments.common import (
-    POINTS,
     calls_per_step,
     choices,
     command_line,
@@ -50,7 +49,10 @@ def train(
     rows = []
     for nfe in NFES:
         w2 = mean_w2(
-            lambda k, nfe=nfe: ifl.sample(run.model, POINTS, nfe, "map", k).x, dataset, seed, draws
+            lambda k, nfe=nfe: ifl.sample(run.model, zoo.POINTS, nfe, "map", k).x,
+            dataset,
+            seed,
+            draws,
         )
         rows.append(row | {"nfe": nfe, "steps": how["steps"], "w2": w2, "seconds": how["seconds"]})
     return rows, run.manifest

@@ -44,7 +44,8 @@ class Store:
         """Where a run is kept: a name to be read, and a digest of the function's name and all settings."""
         name = getattr(make, "func", make).__name__
         key = json.dumps([name, settings], sort_keys=True)
-        words = re.sub(r"[^\w.=+]+", "-", "-".join(map(str, [name, *settings.values()])))
+        words = "-".join(map(str, [name, *(settings[k] for k in sorted(settings))]))
+        words = re.sub(r"[^\w.=+]+", "-", words)
         return self.folder / f"{words[:90]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
 
     def get(self, make: Callable, **settings) -> Run:

@@ -12,6 +12,7 @@ Writes tuning.csv and .manifest.json into --out (results/reference/bench), where
 """
 
 import dataclasses
+from functools import cache
 
 import pandas as pd
 
@@ -65,9 +66,14 @@ VARIANTS = {
 }
 
 
+@cache
+def training_features():
+    return metrics.embed(data_sets.load("fashion_mnist"))
+
+
 def measured(model, method: str, nfes) -> list[dict]:
     """Rows with the Frechet distance to the training images."""
-    real = metrics.embed(data_sets.load("fashion_mnist"))
+    real = training_features()
     drawn = {nfe: ifl.sample(model, POINTS, nfe, method, 1).x for nfe in nfes}
     return [
         {"nfe": nfe, "frechet_to_train": metrics.frechet_distance(metrics.embed(x), real)}

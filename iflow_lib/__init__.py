@@ -12,7 +12,7 @@ from . import (
     training,
     zoo,
 )
-from .data import TensorData
+from .data import TensorData, register_dataset
 from .model import FlowMap
 from .networks import MLP, Transformer, UNet, register_network
 from .objectives import (
@@ -75,6 +75,7 @@ __all__ = [
     "pick_device",
     "plotting",
     "reflow",
+    "register_dataset",
     "register_network",
     "register_path",
     "register_sampler",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -598,6 +599,13 @@ def _choose(model: FlowMap, method: str, nfe: int | None) -> tuple[str, int | No
             raise ValueError(
                 "this model learned a velocity, which a solver follows in many steps: say how many network "
                 "calls, as in sample(model, n, nfe=32)"
+            )
+        if model.learned == "velocity" and nfe == 1:
+            warnings.warn(
+                "one Euler step of a velocity ends near the mean of the data: give more network calls, such as "
+                "nfe=32, or train a model that jumps, with IntegralIdentity()",
+                UserWarning,
+                stacklevel=3,
             )
         if model.learned == "jump_to_data" and nfe not in (None, 1):
             raise ValueError(

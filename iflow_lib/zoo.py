@@ -31,6 +31,7 @@ from .networks import MLP, UNet
 from .objectives import (
     ANCHORS,
     ConsistencyTraining,
+    FlowMapDistillation,
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
@@ -191,8 +192,11 @@ class System:
             return objective
         if self.kind != "integral" or not isinstance(objective, IntegralIdentity):
             raise ValueError(f"{self.name} cannot have a teacher: only an integral can")
-        taught: dict[str, Any] = TAUGHT if self.of_images else {}
-        return replace(objective, teacher=teacher, matching=matching, **taught)
+        settings = objective.config()
+        for name in ("anchor", "tangent"):  # a teacher's velocity has neither
+            del settings[name]
+        taught: dict[str, Any] = settings | (TAUGHT if self.of_images else {})
+        return FlowMapDistillation(teacher=teacher, matching=matching, **taught)
 
     def model(self, seed: int = 0, **network: Any) -> FlowMap:
         """Make a fresh model.

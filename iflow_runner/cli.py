@@ -4,152 +4,119 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
+import click
 
 from . import __version__
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+_PLACE = click.Path(path_type=Path)
+_FRESH = "Run again what is finished and unchanged."
+
+
+def _pairs(_: click.Context, __: click.Parameter, pairs: Sequence[tuple[str, str]]) -> dict:
+    for name, value in pairs:
+        if "=" in name or value.startswith("--"):
+            raise click.UsageError("-p needs two values, NAME VALUE, such as -p steps 200")
+    return dict(pairs)
+
+
+def _what_to_run(command: Callable) -> Callable:
+    """The arguments that ``reproduce`` and ``status`` have in common."""
+    decorators = [
+        click.argument("notebooks", metavar="[NOTEBOOK]...", nargs=-1),
+        click.option("--profile", default="quick", help="A table of notebooks/profiles.toml."),
+        click.option("--device", default="auto", help="auto, cpu, cuda or mps."),
+        click.option(
+            "-p",
+            "--parameter",
+            "parameters",
+            metavar="NAME VALUE",
+            nargs=2,
+            multiple=True,
+            callback=_pairs,
+            help="Set a parameter of the notebooks. May be repeated.",
+        ),
+        click.option("--out", type=_PLACE, help="Results (default: results/runs/PROFILE)."),
+    ]
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-# the base class of all that typer says about wrong use; newer versions bring their own copy of click
-_WrongUse = typer.BadParameter.__mro__[2]
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"iflow {__version__}")
-        raise typer.Exit
-
-
-@app.callback(invoke_without_command=True)
-def iflow(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-):
+@click.version_option(__version__, message="iflow %(version)s")
+@click.pass_context
+def iflow(context: click.Context) -> None:
     """Integration Flow Models: one-step generation, reproduced in notebooks."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
-_Notebooks = Annotated[
-    list[str] | None,
-    typer.Argument(  # noqa: UP045 (typer evaluates it on Python 3.10)
-        metavar="NOTEBOOK",
-        help="Numbers or names, such as 06 or 06_nfe_vs_quality; all if none is given.",
-    ),
-]
-_Profile = Annotated[
-    str, typer.Option(help="smoke, quick or full: a table of notebooks/profiles.toml.")
-]
-_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-_Parameters = Annotated[
-    list[str] | None,
-    typer.Option(  # noqa: UP045
-        "-p",
-        "--parameter",
-        metavar="NAME VALUE",
-        help="Set a parameter of the notebooks. May be repeated.",
-    ),
-]
-_Out = Annotated[
-    Path | None,
-    typer.Option(  # noqa: UP045
-        metavar="DIR", help="Folder for the results. [default: results/runs/PROFILE]"
-    ),
-]
+@iflow.command()
+@_what_to_run
+@click.option("--jobs", type=click.IntRange(1), help="Notebooks at once (default: all that fit).")
+@click.option("--fresh", is_flag=True, help=_FRESH)
+@click.option("--time-limit", type=float, help="Seconds after which a notebook is stopped.")
+def reproduce(jobs: int | None, fresh: bool, time_limit: float | None, **what: Any) -> int:
+    """Run the notebooks; write tables, figures and index.html to results/runs/PROFILE.
 
+    NOTEBOOK is a number or a name, such as 06 or 06_nfe_vs_quality; without one, all are run.
+    Stopped at any moment, the next call goes on; what is unchanged is not run again.
+    """
+    from . import execute
 
-@app.command()
-def reproduce(
-    notebooks: _Notebooks = None,
-    profile: _Profile = "quick",
-    device: _Device = "auto",
-    parameter: _Parameters = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Run notebooks again that are unchanged.")
-    ] = False,
-    time_limit: Annotated[
-        float | None,
-        typer.Option(  # noqa: UP045
-            "--time-limit",
-            metavar="SECONDS",
-            help="Stop a notebook that takes longer; it counts as failed.",
-        ),
-    ] = None,
-    out: _Out = None,
-) -> int:
-    """Run the notebooks; write tables, figures and index.html to results/runs/PROFILE. Stopped at any moment, the next call
-    goes on; what is unchanged is not run again."""
-    from . import execute as job_module
-
-    try:
-        if time_limit is not None and not 0 < time_limit < math.inf:
-            raise ValueError(f"--time-limit must be more than 0 seconds, got {time_limit:g}")
-        job = job_module.prepare(notebooks or (), profile, device, _pairs(parameter), out)
-    except (ValueError, OSError) as error:
-        return _complain(error, 2)
-    print(
-        f"profile {job.profile}, device {job.device}, {len(job.tasks)} notebook{'s' * (len(job.tasks) > 1)}",
-        flush=True,
-    )
-    try:
-        manifest = job_module.execute(job, fresh, time_limit)
-    except (ValueError, OSError) as error:
-        return _complain(error, 1)
+    if time_limit is not None and not 0 < time_limit < math.inf:
+        raise click.UsageError(f"--time-limit must be more than 0 seconds, got {time_limit:g}")
+    with _interrupted_once():
+        try:
+            plan = _plan(**what)
+        except (ValueError, OSError) as error:
+            return _complain(error, 2)
+        number = f"{len(plan.tasks)} notebook{'s' * (len(plan.tasks) > 1)}"
+        print(f"profile {plan.profile}, device {plan.device}, {number}", flush=True)
+        try:
+            manifest = execute.reproduce(plan, jobs, fresh, time_limit)
+        except (ValueError, OSError) as error:
+            return _complain(error, 1)
     for name, entry in manifest["notebooks"].items():
-        if (
-            entry["status"] in ("failed", "interrupted")
-            and entry.get("started", "") >= manifest["started"]
-        ):
+        if entry["status"] in ("failed", "interrupted") and entry["started"] >= manifest["started"]:
             _complain(f"{name} {entry['status']}: {entry['error']}", 1)
-    print(f"results: {_short(job.out / 'index.html')}")
-    return {"ok": 0, "interrupted": 130}.get(manifest["status"], 1)
+    print(f"results: {_short(plan.out / 'index.html')}")
+    return _code(manifest)
 
 
-@app.command()
-def status(
-    notebooks: _Notebooks = None,
-    profile: _Profile = "quick",
-    device: _Device = "auto",
-    parameter: _Parameters = None,
-    out: _Out = None,
-) -> int:
-    """What `iflow reproduce` would run with the same arguments, and why. Nothing is written."""
-    from . import execute as job_module
+@iflow.command()
+@_what_to_run
+def status(**what: Any) -> int:
+    """Say what `iflow reproduce` would run with the same arguments, and why; write nothing."""
+    from . import execute
 
     try:
-        job = job_module.prepare(
-            notebooks or (), profile, device, _pairs(parameter), out, make=False
-        )
+        plan = _plan(**what, make=False)
     except (ValueError, OSError) as error:
         return _complain(error, 2)
-    for name, state, note in job_module.status(job):
+    for name, state, note in execute.status(plan):
         print(f"{state:<12} {name}: {note}")
     return 0
 
 
-@app.command()
-def verify(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder of a run, such as results/runs/quick.")
-    ],
-    against: Annotated[
-        Path | None,
-        typer.Option(  # noqa: UP045
-            metavar="DIR", help="Compare with this run, not with results/reference."
-        ),
-    ] = None,
-) -> int:
-    """Compare a run's results with the committed ones; exit with 1 and a table of what moved."""
+@iflow.command()
+@click.argument("run", metavar="RUN", type=_PLACE)
+@click.option("--against", type=_PLACE, help="Compare with this run, not with results/reference.")
+def verify(run: Path, against: Path | None) -> int:
+    """Compare a run's results with the committed ones; exit with 1 and a table of what moved.
+
+    RUN is the folder of a run, such as results/runs/quick.
+    """
     from . import verify as comparison
 
     try:
@@ -159,120 +126,116 @@ def verify(
     moved = table[~table.agrees]
     if len(moved):
         shown = moved.rename(columns={"mean_reference": "reference", "mean_run": "this run"})
-        print(
-            shown[[*comparison.CELL, "reference", "this run", "allowed"]].to_string(
-                index=False, float_format="%.4g"
-            )
-        )
+        columns = [*comparison.CELL, "reference", "this run", "allowed"]
+        print(shown[columns].to_string(index=False, float_format="%.4g"))
     print(
-        f"{len(table) - len(moved)} of {len(table)} cells agree, {len(moved)} moved; {table.attrs['only_in_run']} more "
-        "of this run have no reference"
+        f"{len(table) - len(moved)} of {len(table)} cells agree, {len(moved)} moved; "
+        f"{table.attrs['only_in_run']} more of this run have no reference"
     )
-    return 1 if len(moved) else 0
+    return int(len(moved) > 0)
 
 
-@app.command()
-def sweep(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FILE", help="What to run, over which grid: see benchmarks/sweep.toml."
-        ),
-    ],
-    workers: Annotated[
-        int | None,
-        typer.Option(  # noqa: UP045
-            metavar="N",
-            help="Processes on this machine, 0 for this one alone. [default: one for each core]",
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option(  # noqa: UP045
-            metavar="ADDRESS",
-            help="Use the workers of this dask scheduler: tcp://HOST:PORT, or its scheduler file.",
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps, of each worker.")] = "cpu",
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Do runs again that are finished and unchanged.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Yes, more than 10,000 runs.")] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(  # noqa: UP045
-            metavar="DIR",
-            help="Folder for the results. [default: results/runs/sweep-NAME of the file]",
-        ),
-    ] = None,
-) -> int:
-    """Run a notebook or a training over a grid of settings, on this machine's cores or on a cluster."""
-    from contextlib import ExitStack
+@iflow.command()
+@click.argument("file", metavar="FILE", type=_PLACE)
+@click.option("--workers", type=click.IntRange(0), help="Processes here (default: one a core).")
+@click.option("--scheduler", help="Address or file of a dask scheduler whose workers to use.")
+@click.option("--device", default="cpu", help="auto, cpu, cuda or mps, of each worker.")
+@click.option("--fresh", is_flag=True, help=_FRESH)
+@click.option("--yes", is_flag=True, help="Yes, more than 10,000 runs.")
+@click.option("--out", type=_PLACE, help="Results (default: results/runs/sweep-NAME, of the file).")
+def sweep(scheduler: str | None, workers: int | None, fresh: bool, device: str, **what: Any) -> int:
+    """Run a notebook or a function over a grid of settings, on this machine or on a cluster.
 
-    from . import grid
-    from . import sweep as sweep_module
+    FILE says what to run and over which grid; experiments/sweep.toml is an example. Without
+    workers (--workers 0) this process does the runs.
+    """
+    from . import sweep as sweeps
 
-    with ExitStack() as stack:
+    with _interrupted_once(), ExitStack() as stack:
         try:
-            job = grid.prepare(file, out, device, yes)
-            client = sweep_module.connect(job, stack, scheduler, workers, fresh)
+            if scheduler is None:
+                _resolve(device)
+            todo = sweeps.read_sweep(device=device, **what)
+            client = sweeps.connect(todo, stack, scheduler, workers, fresh)
         except (ValueError, OSError) as error:
             return _complain(error, 2)
-        print("\n".join([f"{len(job.runs)} runs", *job.notes]), flush=True)
+        print(f"{len(todo.runs)} runs", flush=True)
         try:
-            manifest = sweep_module.execute(job, client, fresh)
+            manifest = sweeps.run_sweep(todo, client, fresh)
         except (ValueError, OSError) as error:
             return _complain(error, 1)
-    bad = [
-        _complain(f"{key} failed: {run['error']}", 1)
-        for key, run in manifest["runs"].items()
-        if "error" in run
-    ]
-    ended = sum(run["status"] == "ok" for run in manifest["runs"].values())
-    print(
-        f"{ended} of {len(job.runs)} runs are done, {len(bad)} failed\nresults: {_short(job.out / 'results.csv')}"
-    )
-    return {"ok": 0, "interrupted": 130}.get(manifest["status"], 1)
+    runs = manifest["runs"]
+    number = {word: 0 for word in ("ok", "failed", "skipped", "not run")}
+    for key, run in runs.items():
+        number[run["status"]] += 1
+        if run["status"] == "failed":
+            _complain(f"{key} failed: {run['error']}", 1)
+    skipped = f", {number['skipped']} skipped" if number["skipped"] else ""
+    print(f"{number['ok']} of {len(runs)} runs are done, {number['failed']} failed{skipped}")
+    print(f"results: {_short(todo.out / 'results.csv')}")
+    return _code(manifest)
 
 
-def _pairs(parameters: list[str] | None) -> dict[str, str]:
-    return dict(p.split("=", 1) for p in parameters or ())
+def _plan(device: str, **what: Any) -> Any:
+    from .plan import make_plan
+
+    return make_plan(device=_resolve(device), **what)
+
+
+def _resolve(device: str) -> str:
+    """What --device says, as torch names it."""
+    if device == "cpu":
+        return device  # spares the import of torch
+    from iflow_lib.utils import pick_device
+
+    return str(pick_device(device))
+
+
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Ctrl-C and SIGTERM interrupt once; while what was reached is written down, no more."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _short(path: Path) -> str:
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _complain(what, code: int) -> int:
+def _code(manifest: dict[str, Any]) -> int:
+    return {"ok": 0, "interrupted": 130}.get(manifest["status"], 1)
+
+
+def _complain(what: object, code: int) -> int:
     print("iflow:", " ".join(str(what).split()), file=sys.stderr)
     return code
 
 
-def _join_parameters(arguments: list[str]) -> list[str]:
-    """``-p NAME VALUE`` -> ``-p NAME=VALUE``, which may be given too: typer has no repeated option with two values."""
-    joined, rest = [], iter(arguments)
-    for argument in rest:
-        joined.append(argument)
-        if argument in ("-p", "--parameter"):
-            name, value = next(rest, None), None
-            if name is not None and "=" not in name:
-                value = next(rest, None)
-            if name is None or "=" not in name and value is None:
-                raise typer.BadParameter("-p needs two values, NAME VALUE")
-            joined.append(name if value is None else f"{name}={value}")
-    return joined
+def _separate(arguments: Sequence[str]) -> Iterator[str]:
+    """Take ``-p NAME=VALUE`` for ``-p NAME VALUE``."""
+    for before, argument in zip(["", *arguments], arguments):
+        yield from argument.split("=", 1) if before in ("-p", "--parameter") else [argument]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 the run failed, 2 wrong use, 130 interrupted."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong use, 130 interrupted."""
+    given = [*_separate(sys.argv[1:] if arguments is None else arguments)]
     try:
-        code = app(
-            _join_parameters(sys.argv[1:] if arguments is None else arguments),
-            standalone_mode=False,
-        )
-    except _WrongUse as error:
+        code = iflow.main(given, prog_name="iflow", standalone_mode=False)
+    except click.ClickException as error:
         code = _complain(error.format_message(), 2)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted", 130)
     sys.exit(code or 0)
 

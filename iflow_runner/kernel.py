@@ -1,130 +1,200 @@
-"""One notebook, executed by papermill in a kernel of this very Python, which goes with all its children.
+"""One notebook, executed by papermill in a kernel of this very Python, which ends with its children.
 
-The kernel and what it starts carry ``IFLOW_RUN=<folder>`` in their environment. By it they are found and stopped, even
-those that outlive their parents; ``fit`` keeps checkpoints below that folder and shows its bar there (``unattended``).
+A kernel is found by its connection file, which its command line names and which lies in the folder of
+the notebook's work. It leads a session of its own (POSIX), whose number is kept in the same folder: by
+it the processes that the kernel has started are found when the kernel itself has gone.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import os
 import re
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from iflow_lib.unattended import MARK
-
-from .plan import Job, Task
-from .provenance import PACKAGE
+from . import LIBRARY
+from .files import read_json
+from .plan import Task
+from .progress import Row
+from .provenance import THREADS
 from .recorder import COLUMNS
 
+if TYPE_CHECKING:
+    import psutil
 
-def execute(
-    job: Job, task: Task, folder: Path, tell_cell, errors, limit: float | None = None
+
+def run_notebook(
+    task: Task, folder: Path, row: Row, limit: float | None, stop: threading.Event
 ) -> tuple[str, str]:
-    """Run a notebook into ``folder / "out"`` and return ("ok", ""), or ("failed", why).
+    """Run a notebook into ``folder / "out"``. No process of it is left in any case.
 
-    tell_cell(i): is called when cell i, from 1, begins; errors: file that receives what the notebook writes to stderr;
-    limit: seconds after which it is stopped. KeyboardInterrupt passes through; no process is left in any case.
+    Args:
+        task: The notebook and its parameters.
+        folder: Where its work lies.
+        row: What shows its progress; its cells and what it writes to stderr go there.
+        limit: Seconds after which it is stopped.
+        stop: When this is set, it is stopped too.
+
+    Returns:
+        Status ("ok", "failed" or "interrupted") and why it did not end well.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     for logger in ("papermill", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # what went wrong is said once, by us
-    target, last, late = folder / "out" / "notebooks" / task.source.name, [0], threading.Event()
+    source, out = task.notebook.file, folder / "out"
+    target, ended, late = out / "notebooks" / source.name, threading.Event(), threading.Event()
     target.parent.mkdir(parents=True)
-    out_dir = {"out_dir": (folder / "out").as_posix()} if task.wants_out else {}
+    out_dir = {"out_dir": out.as_posix()} if "out_dir" in task.notebook.parameters else {}
+    deadline = time.monotonic() + (limit or float("inf"))
 
-    def on_cell_start(cell, cell_index):
-        last[0] = cell_index + 1
-        tell_cell(cell_index + 1)
+    def watch() -> None:
+        """Stop the kernel, also one that has only begun to start."""
+        while not ended.wait(0.2):
+            if time.monotonic() > deadline:
+                late.set()
+            if late.is_set() or stop.is_set():
+                stop_kernel(folder)
 
-    def stop():
-        late.set()
-        stop_all(folder)
+    def note(**_: Any) -> None:
+        note_sessions(folder)
 
-    timer = threading.Timer(limit, stop) if limit else None
+    def on_cell_start(cell_index: int, **_: Any) -> None:
+        row.begin_cell(cell_index + 1)
+
+    threading.Thread(target=watch, daemon=True).start()
     try:
-        if timer:
-            timer.daemon = True
-            timer.start()
         papermill.execute_notebook(
-            str(task.source),
+            str(source),
             str(target),
             parameters=task.parameters | out_dir,
-            cwd=str(task.source.parent),
             kernel_name="python3",
             language="python",
-            kernel_manager_class=_kernel_manager(job, folder),
+            kernel_manager_class=_kernel_manager(source.parent, folder),
             progress_bar=False,
-            stderr_file=errors,
+            stderr_file=row,
             start_timeout=180,
             iopub_timeout=60,
             shutdown_kernel="immediate",
+            on_notebook_start=note,
             on_cell_start=on_cell_start,
+            on_cell_executed=note,
         )
-        _check_table(folder / "out" / "tables" / f"{task.name}.csv")
-    except KeyboardInterrupt:
-        raise
-    except Exception as error:  # of a cell; the kernel did not start, the disk is full, ...
+        _check_table(out / "tables" / f"{task.name}.csv")
+        return "ok", ""
+    except Exception as error:  # of a cell; or the kernel did not start, the disk is full, ...
+        if stop.is_set():
+            return "interrupted", f"interrupted in cell {row.cell}"
         if late.is_set():
-            return "failed", f"stopped in cell {last[0]} by its time limit of {limit:g} s"
+            return "failed", f"stopped in cell {row.cell} by its time limit of {limit:g} s"
         if isinstance(error, DeadKernelError):
-            return (
-                "failed",
-                f"the Python process of the notebook died in cell {last[0]}, which is often for want of memory",
-            )
+            why = f"the Python process of the notebook died in cell {row.cell}"
+            return "failed", f"{why}, which is often for want of memory"
         if isinstance(error, papermill.PapermillExecutionError):
-            return "failed", f"cell {last[0]}: {error.ename}: {error.evalue}"
-        return "failed", f"after cell {last[0]}: {type(error).__name__}: {error}"
+            return "failed", f"cell {row.cell}: {error.ename}: {error.evalue}"
+        return "failed", f"after cell {row.cell}: {type(error).__name__}: {error}"
     finally:
-        if timer:
-            timer.cancel()
-        stop_all(folder)
-    return "ok", ""
+        ended.set()
+        stop_kernel(folder)
 
 
-def _kernel_manager(job: Job, folder: Path) -> type:
-    """Starts this very interpreter, whatever kernel is registered as python3, and lets it import this very library."""
+def _kernel_manager(cwd: Path, folder: Path) -> type:
+    """Start this very interpreter, whatever kernel is registered as python3, with this library."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    path = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(LIBRARY.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    arguments = "-m ipykernel_launcher -f {connection_file} --log-level=50"
     spec = KernelSpec(
-        argv=[
-            sys.executable,
-            "-m",
-            "ipykernel_launcher",
-            "-f",
-            "{connection_file}",
-            "--log-level=50",
-        ],
+        argv=[sys.executable, *arguments.split()],
         display_name="Python 3",
         language="python",
         env={
             "PYTHONPATH": os.pathsep.join(path),
-            MARK: str(folder),
-            "OMP_NUM_THREADS": str(job.environment["threads"]),
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # a terminal's Agg would lose the figures
-            "PYDEVD_DISABLE_FILE_VALIDATION": "1",  # else the debugger of ipykernel writes warnings
+            "OMP_NUM_THREADS": str(THREADS),
+            # a terminal's Agg would lose the figures
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            # else the debugger of ipykernel writes warnings
+            "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         },
     )
 
     class ThisPython(AsyncKernelManager):
         kernel_spec = spec
 
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            self.connection_file = str(_connection_file(folder))
+            await super().start_kernel(cwd=str(cwd), **options)  # papermill would change our own
+
     return ThisPython
 
 
-def stop_all(folder: Path) -> None:
-    """Kill every process that was started for ``folder`` or for one below it, until there is none."""
+def _connection_file(folder: Path) -> Path:
+    return folder.resolve() / "kernel.json"
+
+
+def note_sessions(folder: Path) -> None:
+    """Keep which sessions the processes of a folder lead, each with the time of its beginning."""
+    if not hasattr(os, "getsid"):
+        return
+    import psutil
+
+    file = folder / "sessions.json"
+    known = {tuple(pair) for pair in read_json(file) or ()}
+    for process in processes(folder):
+        try:
+            leader = psutil.Process(os.getsid(process.pid))
+            if leader.pid != os.getsid(0):  # never our own
+                known.add((leader.pid, leader.create_time()))
+        except (psutil.Error, OSError):
+            pass  # it has gone
+    file.write_text(json.dumps(sorted(known)))
+
+
+def _sessions(folder: Path) -> Iterator[int]:
+    """The sessions that were kept and whose numbers have not gone to other processes since."""
+    import psutil
+
+    for number, created in read_json(folder / "sessions.json") or ():
+        try:
+            if abs(psutil.Process(number).create_time() - created) < 2:  # the clock may be set
+                yield number
+        except psutil.NoSuchProcess:
+            yield number  # the number stays taken as long as the session has a process
+
+
+def processes(folder: Path) -> set[psutil.Process]:
+    """Find the kernel of a folder and what it has started.
+
+    A process that has both left its session and lost its parents since the last cell is not found.
+    """
+    import psutil
+
+    mark, sessions, found = str(_connection_file(folder)), set(_sessions(folder)), set()
+    for process in psutil.process_iter():
+        try:
+            if mark in process.cmdline() or (sessions and os.getsid(process.pid) in sessions):
+                tree = [process, *process.children(recursive=True)]
+                found |= {p for p in tree if p.status() != psutil.STATUS_ZOMBIE}
+        except (psutil.Error, OSError):
+            pass  # another user's, or gone
+    return found
+
+
+def stop_kernel(folder: Path) -> None:
+    """Kill the kernel of a folder and all that it has started, until there is nothing left."""
     import psutil
 
     for _ in range(20):  # one may start another before it goes
-        found = [p for p in psutil.process_iter() if _belongs(p, str(folder))]
+        found = processes(folder)
         for process in found:
             try:
                 process.kill()
@@ -135,18 +205,8 @@ def stop_all(folder: Path) -> None:
         psutil.wait_procs(found, timeout=3)
 
 
-def _belongs(process, folder: str) -> bool:
-    import psutil
-
-    try:
-        mark = process.environ().get(MARK, "") if process.pid != os.getpid() else ""
-        return mark == folder or mark.startswith(folder + os.sep)
-    except (psutil.Error, OSError):
-        return False  # another user's, or gone
-
-
 def _check_table(file: Path) -> None:
-    """Refuse a table that a notebook wrote without the ``Recorder`` and that does not fit the others."""
+    """Refuse a table that a notebook wrote without the ``Recorder`` and that does not fit."""
     if file.is_file():
         with open(file, encoding="utf-8", newline="") as lines:
             table = csv.DictReader(lines)
@@ -156,8 +216,8 @@ def _check_table(file: Path) -> None:
                 float(row["value"])
 
 
-def traceback_of(notebook: dict) -> str:
-    """The traceback of the cell that failed in an executed notebook, without colours; "" if none did."""
+def traceback_of(notebook: dict[str, Any]) -> str:
+    """Return the traceback of the cell that failed in a notebook, without colours; "" if none did."""
     lines = [
         line
         for cell in notebook["cells"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from iflow_lib.unattended import bar_file
-
+from .plan import Task
 from .provenance import duration
+from .recorder import TRAINING
 
+#: Seconds between two plain lines about a notebook that runs.
+EVERY = 15.0
 _MARKS = {
     "ok": "[green]✓[/]",
     "unchanged": "[green]=[/]",
@@ -19,115 +23,139 @@ _MARKS = {
     "running": "[cyan]▶[/]",
     "waiting": "[dim]·[/]",
 }
-EVERY = 15  # seconds between plain lines on a notebook that runs
 
 
-class Board:
-    """Each notebook's state, cell, elapsed and expected time, and the bar of the training at work. Use it in a ``with``.
+class Row:
+    """One notebook of the table. It is also the file for what the notebook writes to stderr.
 
-    tasks: what is to run; expected: {name: seconds} as far as known. It is also the file for what notebooks write to
-    stderr, of which the last line is shown: bars of other libraries are there.
+    Attributes:
+        state: A key of ``_MARKS``.
+        cell: The cell at work, from 1.
+        seconds: What it took, None before its end.
     """
 
-    def __init__(self, tasks, expected: dict):
+    def __init__(self, name: str, cells: int, expected: float | None) -> None:
+        self.name, self.cells, self.expected = name, cells, expected
+        self.state, self.cell = "waiting", 0
+        self.seconds: float | None = None
+        self.began = self.said = 0.0
+        self._training, self._stderr = Path(), ""
+
+    def begin(self, out: Path) -> None:
+        """Begin to run; ``out`` is the notebook's ``out_dir``."""
+        self.state, self.began, self._training = "running", time.monotonic(), out / TRAINING
+        self.said = self.began
+
+    def begin_cell(self, number: int) -> None:
+        """Begin a cell, counted from 1."""
+        self.cell, self._stderr = number, ""
+
+    def write(self, text: str) -> None:
+        """Keep the last line of what the notebook writes to stderr: bars of other libraries."""
+        lines = [line for line in text.replace("\r", "\n").split("\n") if line.strip()]
+        self._stderr = lines[-1].strip() if lines else self._stderr
+
+    def flush(self) -> None:
+        """Do nothing: files have this method."""
+
+    def bar(self) -> str:
+        """Return the bar of the training at work, which ``fit`` keeps in a file, or of stderr."""
+        bars = []
+        for file in self._training.glob("*/progress.txt"):
+            try:
+                bars.append((file.stat().st_mtime, file.read_text(encoding="utf-8").strip()))
+            except (OSError, UnicodeDecodeError):
+                pass  # just being written or removed
+        return max(bars, default=(0, ""))[1] or self._stderr
+
+
+class ProgressTable:
+    """Each notebook's state, cell, elapsed and expected time, and bar; used in a ``with``.
+
+    Args:
+        tasks: What is to run.
+        expected: Seconds of each notebook as far as known.
+        show: False shows nothing.
+    """
+
+    def __init__(self, tasks: Sequence[Task], expected: Mapping[str, float], show: bool) -> None:
         from rich.console import Console
 
-        self.tasks, self.expected, self.console = (
-            {t.name: t for t in tasks},
-            expected,
-            Console(highlight=False),
-        )
-        self.states = dict.fromkeys(self.tasks, "waiting")
-        self.cells, self.seconds, self.now, self.live = dict.fromkeys(self.tasks, 0), {}, None, None
-        self.over = threading.Event()
+        self.console = Console(highlight=False, quiet=not show)
+        self.rows = {
+            task.name: Row(task.name, len(task.notebook.cells) + 1, expected.get(task.name))
+            for task in tasks
+        }
+        self._live: Any = None
+        self._over = threading.Event()
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> ProgressTable:
         if self.console.is_terminal:
             from rich.live import Live
 
-            self.live = Live(get_renderable=self.table, console=self.console, refresh_per_second=4)
-            self.live.start()
+            self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=4)
+            self._live.start()
         else:
-            threading.Thread(target=self._glance, daemon=True).start()
+            threading.Thread(target=self._report, daemon=True).start()
         return self
 
-    def __exit__(self, *_) -> None:
-        self.over.set()
-        if self.live:
-            self.live.stop()
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._live:
+            self._live.stop()
 
-    def start(self, name: str, folder: Path) -> None:
-        """A notebook begins; folder: its ``IFLOW_RUN``."""
-        self.bar, self.began, self.stderr = bar_file(folder), time.perf_counter(), ""
-        self.now, self.said, self.states[name] = name, self.began, "running"
-        place = list(self.tasks).index(name) + 1
-        about = f", expected {duration(self.expected[name])}" if name in self.expected else ""
-        self._tell(f"running      {name} ({place} of {len(self.tasks)}{about})")
+    def start(self, name: str, out: Path) -> Row:
+        """Show that a notebook begins; ``out`` is its ``out_dir``."""
+        row = self.rows[name]
+        row.begin(out)
+        place = f"{list(self.rows).index(name) + 1} of {len(self.rows)}"
+        about = f", expected {duration(row.expected)}" if row.expected is not None else ""
+        self._tell(f"running      {name} ({place}{about})")
+        return row
 
-    def cell(self, index: int) -> None:
-        self.cells[self.now], self.stderr = index, ""
-
-    def end(self, name: str, state: str, seconds: float | None = None, note: str = "") -> None:
-        """state: ok, failed, interrupted, unchanged or not run."""
-        self.states[name], self.now = state, None
-        if seconds is not None:
-            self.seconds[name] = seconds
-        self._tell(
-            f"{state:<12} {name}"
-            + (f": {duration(seconds)}" if seconds is not None else "")
-            + (f": {note}" if note else "")
-        )
-
-    def _glance(self) -> None:
-        while not self.over.wait(1):
-            name, now = self.now, time.perf_counter()
-            if name and now - self.said > EVERY:
-                self.said, bar = now, self._bar()
-                self._tell(
-                    f"             {name}: cell {self.cells[name]} of {self.tasks[name].cells + 1} after "
-                    f"{duration(now - self.began)}" + (f", {bar}" if bar else "")
-                )
-
-    def write(self, text: str) -> None:
-        lines = [line for line in text.replace("\r", "\n").split("\n") if line.strip()]
-        self.stderr = lines[-1].strip() if lines else self.stderr
-
-    def flush(self) -> None:
-        pass
+    def end(self, name: str, state: str, note: str, seconds: float | None = None) -> None:
+        """Show how a notebook ended: ok, failed, interrupted, unchanged or not run."""
+        row = self.rows[name]
+        row.state, row.seconds = state, seconds
+        self._tell(f"{state:<12} {name}: {note}")
 
     def _tell(self, line: str) -> None:
-        if not self.live:
+        if not self._live:
             self.console.print(line, markup=False, soft_wrap=True)
 
-    def _bar(self) -> str:
-        try:
-            return self.bar.read_text(encoding="utf-8") or self.stderr
-        except (OSError, UnicodeDecodeError):  # none yet, or just being written
-            return self.stderr
+    def _report(self) -> None:
+        """Say now and then, in a line, where each notebook stands."""
+        while not self._over.wait(min(EVERY, 1)):
+            for row in self.rows.values():
+                now = time.monotonic()
+                if row.state == "running" and now - row.said > EVERY:
+                    row.said = now
+                    where = f"cell {row.cell} of {row.cells} after {duration(now - row.began)}"
+                    self._tell(f"{'':12} {row.name}: {', '.join(filter(None, [where, row.bar()]))}")
 
-    def table(self):
-        """The live table, for rich."""
+    def table(self) -> Any:
+        """Return the live table, for rich."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        bar, table = "", Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        bars = []
         for head in ("", "notebook", "cell", "time", "expected"):
-            table.add_column(
-                head,
-                justify="right" if head in ("cell", "time", "expected") else "left",
-                no_wrap=True,
-            )
-        for name, task in self.tasks.items():
-            state, running = self.states[name], name == self.now
-            took = time.perf_counter() - self.began if running else self.seconds.get(name)
-            expected = f"[dim]{duration(self.expected[name])}[/]" if name in self.expected else ""
+            side = "left" if head in ("", "notebook") else "right"
+            table.add_column(head, justify=side, no_wrap=True)  # type: ignore[arg-type]
+        for row in self.rows.values():
+            running = row.state == "running"
+            took = time.monotonic() - row.began if running else row.seconds
+            told = row.state in ("ok", "running", "waiting")
             table.add_row(
-                _MARKS[state],
-                name if state in ("ok", "running", "waiting") else f"{name} [dim]{state}[/]",
-                f"{self.cells[name]} of {task.cells + 1}" if running else "",
+                _MARKS[row.state],
+                row.name if told else f"{row.name} [dim]{row.state}[/]",
+                f"{row.cell} of {row.cells}" if running else "",
                 duration(took) if took is not None else "",
-                expected,
+                f"[dim]{duration(row.expected)}[/]" if row.expected is not None else "",
             )
-            bar = self._bar() if running else bar
-        return Group(table, Text(bar, style="dim", no_wrap=True, overflow="ellipsis"))
+            if running and (bar := row.bar()):
+                line = f"{row.name}: {bar}"
+                bars.append(Text(line, style="dim", no_wrap=True, overflow="ellipsis"))
+        return Group(table, *bars)

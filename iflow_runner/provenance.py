@@ -1,10 +1,9 @@
-"""What a manifest says: checksums, commit, hardware, versions, time."""
+"""What a manifest says about a run: checksums, commit, machine, versions, time."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import math
 import os
 import platform
 import re
@@ -12,94 +11,99 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
-from . import LIBRARY as PACKAGE  # noqa: F401
 from . import __version__
 
-_REPORTED = (
-    "torch",
-    "numpy",
-    "scipy",
-    "pandas",
-    "scikit-learn",
-    "POT",
-    "torchmetrics",
-    "matplotlib",
-    "papermill",
-)
+#: Packages whose version may move a result.
+PACKAGES = (
+    "torch numpy scipy pandas scikit-learn POT torchmetrics matplotlib papermill"  # as pip has them
+).split()
+#: Threads of each notebook's Python. It is the same everywhere and for any number of notebooks at
+#: once, because sums of floats depend on it.
+THREADS = 1
 
 
 def duration(seconds: float) -> str:
-    """``75.3 -> "1 min 15 s"``"""
-    seconds = round(seconds)
-    parts = [f"{seconds // 3600} h"] * (seconds >= 3600) + [f"{seconds // 60 % 60} min"] * (
-        seconds >= 60
-    )
-    return " ".join([*parts, f"{seconds % 60} s"] if seconds < 3600 else parts)
+    """Say a time in words: ``75.3 -> "1 min 15 s"``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def utc_now() -> str:
-    """The time, as 2026-01-31T23:59:59Z."""
+    """Return the time as ``2026-01-31T12:00:00Z``."""
     return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def sha256(file: Path) -> str | None:
-    """Checksum of a file, None where there is none."""
+    """Return the checksum of a file, None if there is none."""
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
-def digest(folder: Path, *patterns: str) -> str:
-    """One checksum of all files in a folder that match: names and contents."""
-    files = sorted({f for p in patterns for f in folder.glob(p) if f.is_file()})
-    return hashlib.sha256(
-        "".join(f"{f.relative_to(folder).as_posix()} {sha256(f)}\n" for f in files).encode()
-    ).hexdigest()
+def digest(path: Path, *patterns: str) -> str | None:
+    """Return one checksum for the names and contents of all files in a folder that match.
+
+    Args:
+        path: The folder. A file gets its own checksum.
+        patterns: What the files must match, such as ``**/*.py``; everything if there are none.
+    """
+    if path.is_file():
+        return sha256(path)
+    files = sorted({f for p in patterns or ("**/*",) for f in path.glob(p) if f.is_file()})
+    lines = (f"{f.relative_to(path).as_posix()} {sha256(f)}\n" for f in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def git_state(root: Path) -> dict:
-    """Commit, and whether anything differs from it; None for both without git or outside a repository."""
+def git_state(root: Path) -> dict[str, Any]:
+    """Return the commit and whether anything differs from it; None for both without git."""
 
-    def git(*arguments):
-        return subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
 
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
-            return {"commit": None, "dirty": None}
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        if Path(git("rev-parse", "--show-toplevel")).resolve() == root.resolve():
+            return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
+        pass
+    return {"commit": None, "dirty": None}
 
 
-def machine(device: str) -> dict:
-    """Hardware, threads and versions, for a manifest; ``device`` as torch names it."""
+def package_version(name: str) -> str | None:
+    """Return the installed version of a package, None if there is none."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return hardware, threads and versions.
+
+    Args:
+        device: As torch names it, such as ``cpu`` or ``cuda:0``.
+    """
     import psutil
 
-    versions = {"python": platform.python_version(), "iflow_lib": __version__}
-    for package in _REPORTED:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cores": cores,
-        "threads": _threads(cores),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30),
-        "gpu": _gpu_name(device),
-        "versions": versions,
-    }
-
-
-def _gpu_name(device: str) -> str | None:
+    gpu = "Apple GPU" if device == "mps" else None
     if device.startswith("cuda"):
         import torch
 
-        return torch.cuda.get_device_name(device)
-    return "Apple GPU" if device == "mps" else None
+        gpu = torch.cuda.get_device_name(device)
+    versions = {name: package_version(name) for name in PACKAGES}
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        "threads": THREADS,
+        "memory_gb": round(psutil.virtual_memory().total / 2**30),
+        "gpu": gpu,
+        "versions": {"python": platform.python_version(), "iflow_lib": __version__, **versions},
+    }
 
 
 def _cpu_name() -> str:
@@ -111,17 +115,3 @@ def _cpu_name() -> str:
         return found[1].strip() if found else platform.machine()
     except OSError:
         return platform.processor() or platform.machine()
-
-
-def _threads(cores: int) -> int:
-    """Threads for torch: OMP_NUM_THREADS if set, else the cores this process may use (torch ignores container limits)."""
-    if os.environ.get("OMP_NUM_THREADS", "").isdecimal():
-        return int(os.environ["OMP_NUM_THREADS"])
-    if hasattr(os, "sched_getaffinity"):
-        cores = min(cores, len(os.sched_getaffinity(0)))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):
-        pass  # no limit
-    return max(1, cores)

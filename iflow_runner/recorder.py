@@ -1,7 +1,4 @@
-"""Results: the one tidy table, where committed results lie, and what a manifest says about this machine.
-
-``reproduce`` writes a run's files with it; notebooks use ``Recorder`` and ``reference``.
-"""
+"""What a notebook keeps: one tidy table, figures and checkpoints; and where committed results lie."""
 
 from __future__ import annotations
 
@@ -10,111 +7,126 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from iflow_lib.unattended import note_read
-
-from .provenance import PACKAGE, duration
+from . import LIBRARY
+from .files import read_json, write_together
+from .provenance import duration
 
 #: Columns of every table of results, in this order.
-COLUMNS = (
-    "run_id",
-    "dataset",
-    "path",
-    "objective",
-    "anchor",
-    "network",
-    "params",
-    "seed",
-    "step",
-    "nfe",
-    "method",
-    "metric",
-    "value",
-    "n_samples",
-    "device",
-    "seconds",
+COLUMNS = tuple(
+    "run_id dataset path objective anchor network params seed step nfe method metric value "
+    "n_samples device seconds".split()
 )
-_WHOLE = (
-    "params",
-    "seed",
-    "step",
-    "nfe",
-    "n_samples",
-)  # pandas turns whole numbers beside a gap into floats
+#: Folder under ``out_dir`` for the checkpoints of a notebook's trainings. It is no result.
+TRAINING = ".training"
+_WHOLE = ("params", "seed", "step", "nfe", "n_samples")  # pandas makes floats of them beside a gap
 
 
 class Recorder:
-    """Collects a notebook's rows and figures, and writes them into ``out_dir``; writes nothing where that is "".
+    """Collect a notebook's rows and figures and write them into ``out_dir``.
 
-    rows: dicts or a pandas table with columns from ``COLUMNS``. Files: ``tables/<notebook>.csv``,
-    ``figures/<notebook>-<name>.png`` and, for the captions, ``figures/<notebook>.json``.
+    The files are ``tables/<notebook>.csv``, ``figures/<notebook>-<name>.png`` and, for the captions,
+    ``figures/<notebook>.json``.
+
+    Args:
+        notebook: Name of the notebook, such as ``06_nfe_vs_quality``.
+        out_dir: The folder; where it is "" nothing is written.
     """
 
-    def __init__(self, notebook: str, out_dir: str = ""):
-        self.notebook, self.out = notebook, Path(out_dir) if out_dir else None
-        self._rows: list[dict] = []
-        self._figures: dict[str, str] = {}
+    def __init__(self, notebook: str, out_dir: str = "") -> None:
+        self.notebook = notebook
+        self.out = Path(out_dir) if out_dir else None
+        self._rows: list[dict[str, Any]] = []
+        self._captions: dict[str, str] = {}
 
-    def rows(self, rows) -> None:
-        """Add rows; missing columns stay empty, ``run_id`` is the notebook's name unless given.
+    def rows(self, rows: Any) -> None:
+        """Add rows to the table.
 
-        Raises ValueError for unknown columns and for rows without a metric or a number as value.
+        Args:
+            rows: Dicts, or a pandas table, with columns from ``COLUMNS``. Missing columns stay
+                empty, and ``run_id`` is the notebook's name unless it is given.
+
+        Raises:
+            ValueError: For an unknown column, and for a row without a metric or a number as value.
         """
         for row in rows.to_dict("records") if hasattr(rows, "to_dict") else rows:
-            self._rows.append(_tidy({"run_id": self.notebook, **row}))
+            self._rows.append(tidy_row({"run_id": self.notebook, **row}))
 
-    def figure(self, fig, name: str, caption: str = "") -> None:
-        """Save a matplotlib figure as PNG, 150 dpi. ``name``: letters, digits, - and _; ``caption``: one sentence."""
+    def figure(self, figure: Any, name: str, caption: str = "") -> None:
+        """Save a matplotlib figure as PNG with 150 dots an inch.
+
+        Args:
+            figure: The figure.
+            name: Letters, digits, - and _.
+            caption: One sentence.
+        """
         if not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"a figure's name is made of letters, digits, - and _, got {name!r}")
         if self.out is None:
             return
-        from iflow_lib.io import write_together
-
-        image, file = io.BytesIO(), f"{self.notebook}-{name}.png"
-        fig.savefig(image, format="png", dpi=150, bbox_inches="tight")
-        self._figures[file] = caption
-        captions = [{"file": f"figures/{f}", "caption": c} for f, c in self._figures.items()]
+        image, file = io.BytesIO(), f"figures/{self.notebook}-{name}.png"
+        figure.savefig(image, format="png", dpi=150, bbox_inches="tight")
+        self._captions[file] = caption
+        captions = [{"file": f, "caption": c} for f, c in self._captions.items()]
+        captions_file = self.out / "figures" / f"{self.notebook}.json"
         write_together(
-            {
-                self.out / "figures" / file: image.getvalue(),
-                self.out / "figures" / f"{self.notebook}.json": json.dumps(captions, indent=2),
-            }
+            {self.out / file: image.getvalue(), captions_file: json.dumps(captions, indent=2)}
         )
+
+    def checkpoint_dir(self, name: str) -> str:
+        """Return a folder for the checkpoints of a training, "" outside a run.
+
+        ``TrainConfig(out_dir=recorder.checkpoint_dir("seed0"))`` and ``fit(..., resume="auto")`` go
+        on with a training whose notebook was killed. The folder is no result: it is removed when
+        the notebook has ended well, or is run with other inputs.
+
+        Args:
+            name: Letters, digits, -, _ and dots; another one for each training of the notebook.
+        """
+        if not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise ValueError(
+                f"a checkpoint folder's name is made of letters, digits, -, _ and dots, got {name!r}"
+            )
+        return str(self.out / TRAINING / name) if self.out else ""
 
     def save(self) -> None:
         """Write all rows so far as ``tables/<notebook>.csv``."""
         if self.out is not None:
-            from iflow_lib.io import write_atomic
-
-            write_atomic(self.out / "tables" / f"{self.notebook}.csv", csv_text(self._rows))
+            write_together({self.out / "tables" / f"{self.notebook}.csv": csv_text(self._rows)})
 
 
-def _tidy(row: dict) -> dict:
-    unknown = [c for c in row if c not in COLUMNS]
+def tidy_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with every column of ``COLUMNS`` and plain numbers.
+
+    Raises:
+        ValueError: For an unknown column, and without a metric or a number as value.
+    """
+    unknown = [column for column in row if column not in COLUMNS]
     if unknown:
         raise ValueError(
             f"unknown column {unknown[0]!r} in a row of results: expected {', '.join(COLUMNS)}"
         )
-    row = {
+    tidy = dict.fromkeys(COLUMNS) | {  # numpy and torch scalars become numbers
         c: v.item() if hasattr(v, "item") else v for c, v in row.items()
-    }  # numpy and torch scalars
-    if not row.get("metric") or isinstance(row.get("value"), (bool, str, type(None))):
+    }
+    if not tidy["metric"] or isinstance(tidy["value"], (bool, str, type(None))):
         raise ValueError(
-            f"a row of results needs a metric and a number as value, got {row.get('metric')!r} and "
-            f"{row.get('value')!r}"
+            "a row of results needs a metric and a number as value, got "
+            f"{tidy['metric']!r} and {tidy['value']!r}"
         )
-    for column in row:
-        value = row[column]
+    for column, value in tidy.items():
         if column != "value" and isinstance(value, float) and math.isnan(value):
-            row[column] = None
+            tidy[column] = None
         elif column in _WHOLE and isinstance(value, float) and value.is_integer():
-            row[column] = int(value)
-    return {c: row.get(c) for c in COLUMNS}
+            tidy[column] = int(value)
+    return tidy
 
 
-def csv_text(rows) -> str:
+def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the text of a CSV file with the columns ``COLUMNS``."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -123,53 +135,50 @@ def csv_text(rows) -> str:
 
 
 def checkout() -> Path:
-    """The root of the checkout: around the package, else around the working folder. FileNotFoundError outside one."""
-    for folder in (PACKAGE.parent, Path.cwd(), *Path.cwd().parents):
+    """Return the root of the checkout, around the library or else around the working folder.
+
+    Raises:
+        FileNotFoundError: With one line, outside a checkout.
+    """
+    for folder in (LIBRARY.parent, Path.cwd(), *Path.cwd().parents):
         if (folder / "notebooks" / "profiles.toml").is_file():
             return folder
     raise FileNotFoundError(
-        "this needs the checkout with its notebooks folder: run it there, or install with `pip "
-        "install -e .`"
+        "this needs the checkout with its notebooks folder: run it there, or install with "
+        "`pip install -e .`"
     )
 
 
 def reference(name: str = "") -> Path:
-    """Path of a committed file or folder under ``results/reference``. FileNotFoundError with one line if missing."""
+    """Return the path of a committed file or folder under ``results/reference``.
+
+    A notebook declares what it asks for in its metadata (``{"iflow": {"reads": [...]}}``), and runs
+    again when that has changed.
+
+    Raises:
+        FileNotFoundError: With one line that says how to get it back; for a shipped model also how
+            to train it and how long that took.
+    """
     path = checkout() / "results" / "reference" / name
     if not path.exists():
         raise FileNotFoundError(
             f"results/reference/{name} is missing from this checkout: restore it with git"
+            f"{_how_to_train(name)}"
         )
-    note_read(name)
     return path
 
 
-def how_to_make(model) -> str:
-    """For a folder of a model of this package that is missing: the command that trains it, and how long that took when
-    it was measured, as the committed manifests have it; "" for any other folder."""
-    folder, manifests = Path(model), (("images", "systems"), ("plane", "runs"))
-    try:
-        images, plane = (
-            json.loads(reference(f"{name}.manifest.json").read_text(encoding="utf-8"))[runs]
-            for name, runs in manifests
-        )
-        shipped = folder.parent.resolve() == reference().resolve() / "checkpoints"
-    except (OSError, ValueError, KeyError):
+def _how_to_train(name: str) -> str:
+    """The command that makes a shipped model, and how long it took; "" for anything else."""
+    model = re.fullmatch(r"checkpoints/((eight_gaussians)_(rectified_\w+)|\w+)(/.*)?", name)
+    if not model:
         return ""
-    name, small = folder.name, re.fullmatch("(eight_gaussians)_(rectified_.+)", folder.name)
-    if name in images:
-        train = (
-            f"python tools/make_reference.py train {name}"
-            if shipped
-            else f'iflow_lib.studies.train_images("{name}", "{folder.as_posix()}")'
-        )
-        run = images[name]
-    elif shipped and small:
-        train, run = (
-            "python tools/make_reference.py models",
-            plane.get("/".join([*small.groups(), "steps10000", "seed0"])),
-        )
-    else:
-        return ""
+    table, runs, key, command = (
+        ("plane", "runs", f"{model[2]}/{model[3]}/steps10000/seed0", "models")
+        if model[2]
+        else ("images", "systems", model[1], f"train {model[1]}")
+    )
+    manifest = read_json(checkout() / "results" / "reference" / f"{table}.manifest.json") or {}
+    run = manifest.get(runs, {}).get(key)
     took = f", which took {duration(run['seconds'])} on {run['hardware']}" if run else ""
-    return f"{'restore it with git, or train it' if shipped else 'train it'}: {train}{took}"
+    return f", or train it with `python -m experiments.make_reference {command}`{took}"

@@ -1,32 +1,235 @@
-"""``iflow sweep``: a notebook, or a training in the plane, over a grid of settings, on dask.distributed.
+"""``iflow sweep``: a notebook, or a function, over a grid of settings, on dask.distributed.
 
-A point of the grid is a *run* (``grid``). The folder of a sweep holds ``runs/<key>.json``, one for each run, written the
-moment it ends; ``results.csv``, the tidy table of all of them in the order of the grid; ``manifest.json``; of notebooks
-also ``notebooks/`` and ``figures/``. Only the process that was started writes there: workers send back what they found. A
-run whose settings, code and versions are unchanged is not done again.
+A point of the grid is a *run*. The folder of a sweep holds ``runs/<key>.json``, one for each run,
+written the moment it ends; ``results.csv``, the tidy table of all of them in the order of the grid;
+``manifest.json``; of notebooks also ``notebooks/`` and ``figures/``. Only the process that was started
+writes there: workers send back what they found. A run whose settings, code and versions are unchanged
+is not done again.
 """
 
 from __future__ import annotations
 
 import csv
-import importlib.metadata
-import io
+import hashlib
+import importlib
+import inspect
 import itertools
 import json
 import logging
+import math
+import os
+import re
 import shutil
+import sys
 import tempfile
 import threading
 import time
+import typing
 import warnings
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from .grid import Run, Sweep, identity, kinds, read
-from .provenance import PACKAGE, duration, git_state, machine, sha256, utc_now
-from .recorder import csv_text
+from . import LIBRARY
+from .execute import reproduce
+from .files import only_writer, output_folder, read_json, read_toml, write_together
+from .plan import KINDS, known_name, make_plan, typed
+from .provenance import digest, duration, git_state, machine, package_version, sha256, utc_now
+from .recorder import checkout, csv_text, tidy_row
 
-_SEEDING = threading.Lock()  # torch has one global seed, and a worker may have several threads
+#: Runs that nobody starts by mistake.
+LIMIT = 10_000
+_ONE_AT_A_TIME = (
+    threading.Lock()
+)  # torch has one global seed, and a worker may have several threads
+
+
+@dataclass(frozen=True)
+class Run:
+    """A point of the grid.
+
+    Attributes:
+        key: Name of its files.
+        label: Where it is in the grid; also in ``run_id`` of its rows.
+        settings: What ``run_point`` takes.
+    """
+
+    key: str
+    label: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A checked sweep.
+
+    Attributes:
+        runs: Its runs, in the order of the grid.
+        target: The notebook's name, or ``module:function``.
+        out: Folder of its results.
+        content: The sweep file.
+        code: What the runs depend on beside their settings.
+    """
+
+    runs: list[Run]
+    target: str
+    out: Path
+    content: dict[str, Any]
+    code: dict[str, str | None]
+
+
+# ---- the sweep file
+
+
+def read_sweep(
+    file: Path, out: Path | None = None, device: str = "cpu", yes: bool = False
+) -> Sweep:
+    """Check a sweep file and expand its grid; write nothing.
+
+    Args:
+        file: A TOML file with ``notebook = "NAME"``, perhaps with ``profile = "NAME"``, or with
+            ``run = "module:function"``; a table ``[parameters]`` of values that stay; and a table
+            ``[grid]``, or several, with a list of values for each parameter that varies.
+        out: Folder for the results instead of ``results/runs/sweep-<name of the file>``.
+        device: auto, cpu, cuda or mps, of each worker.
+        yes: More than ``LIMIT`` runs are meant.
+
+    Raises:
+        ValueError: With one line that says what was wrong and what was expected.
+        OSError: The same, for files and folders.
+    """
+    content = read_toml(file)
+    kind = "run" if "run" in content else "notebook"
+    allowed = {kind, "parameters", "grid"} | ({"profile"} if kind == "notebook" else set())
+    if kind not in content or not allowed.issuperset(content):
+        raise ValueError(
+            f'{file.name} must have notebook = "NAME", perhaps with profile = "NAME", or else run = '
+            f'"module:function"; [parameters]; and [grid]; it has {", ".join(content) or "nothing"}'
+        )
+    fixed, grids = content.get("parameters", {}), content.get("grid", {})
+    grids = grids if isinstance(grids, list) else [grids]
+    target, profile = content[kind], content.get("profile", "quick")
+    if not all(isinstance(table, dict) for table in (fixed, *grids)):
+        raise ValueError(f"{file.name}: parameters and grid must be tables such as [grid]")
+    if not isinstance(target, str) or not isinstance(profile, str):
+        raise ValueError(
+            f"{file.name}: {kind} and profile must be text, got {target!r}, {profile!r}"
+        )
+    if kind == "run":
+        defaults, choices = function_parameters(target)
+        base = {"run": target}
+    else:
+        with tempfile.TemporaryDirectory() as nowhere:
+            task = make_plan([target], profile, out=nowhere, make=False).tasks[0]
+        defaults = {n: v for n, v in task.parameters.items() if n in task.notebook.used}
+        choices, target = {}, task.name
+        base = {"notebook": target, "profile": profile}
+
+    def check(name: str, value: Any) -> Any:
+        if name == "device":
+            raise ValueError(f"{file.name}: parameter 'device' is set by --device")
+        known_name(f"parameter of {target} in {file.name}", name, defaults)
+        if name in choices:
+            known_name(f"{name} in {file.name}", value, choices[name])
+        return typed(f"{file.name}: {name}", value, defaults[name], text=False)
+
+    def check_list(name: str, values: Any) -> list[Any]:
+        if not isinstance(values, list):
+            raise ValueError(
+                f"{file.name}: {name} in the grid must be a list of values, got {values!r}"
+            )
+        return [check(name, value) for value in values]
+
+    fixed = defaults | {name: check(name, value) for name, value in fixed.items()}
+    fixed.pop("device", None)
+    grids = [{n: check_list(n, values) for n, values in grid.items()} for grid in grids if grid]
+    total = sum(math.prod(map(len, grid.values())) for grid in grids)
+    if total > LIMIT and not yes:
+        raise ValueError(
+            f"{file.name}: the grid expands to {total:,} runs, more than {LIMIT:,}: say --yes if you "
+            "mean it"
+        )
+    if not total:
+        raise ValueError(
+            f"{file.name}: the grid expands to nothing: [grid] needs a list of values for each name"
+        )
+    varied, runs = list(dict.fromkeys(name for grid in grids for name in grid)), {}
+    for grid in grids:
+        for values in itertools.product(*grid.values()):
+            point = fixed | dict(zip(grid, values))
+            settings = base | {"parameters": point, "device": device}
+            label = "/".join(f"{name}={point[name]}" for name in varied)
+            mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+            key = "-".join([re.sub(r"[^\w.=-]+", "-", label)[:100], mark])
+            runs[key] = Run(key, label, settings)
+    if out is None:
+        try:
+            root = checkout()
+        except FileNotFoundError:  # functions need none
+            root = Path()
+        out = root / "results" / "runs" / f"sweep-{file.stem}"
+    out = output_folder(out, "sweep", make=False)
+    return Sweep([*runs.values()], target, out, content, identity(target))
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Import ``module:function``; a module in the working folder is found too.
+
+    Raises:
+        ValueError: With one line, if there is no such function.
+    """
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"run = {name!r} must name a function that can be imported from here, as "
+            f"module:function ({error})"
+        ) from None
+
+
+def function_parameters(name: str) -> tuple[dict[str, Any], dict[str, tuple]]:
+    """Return the defaults of a function's parameters, and the choices of those that are a Literal.
+
+    Raises:
+        ValueError: With one line, if one has no default that a sweep can vary.
+    """
+    function = load_function(name)
+    hints, defaults, choices = typing.get_type_hints(function), {}, {}
+    for parameter in inspect.signature(function).parameters.values():
+        default = parameter.default
+        default = list(default) if isinstance(default, tuple) else default
+        if type(default) not in KINDS:
+            raise ValueError(
+                f"{name}: parameter {parameter.name} must have a default that is an int, float, "
+                "bool, str, list or tuple"
+            )
+        hint = hints.get(parameter.name)
+        defaults[parameter.name] = float(default) if hint is float else default  # type: ignore[arg-type]
+        if typing.get_origin(hint) is typing.Literal:
+            choices[parameter.name] = typing.get_args(hint)
+    return defaults, choices
+
+
+@cache
+def identity(target: str) -> dict[str, str | None]:
+    """Return what the values of a run depend on beside its settings, here.
+
+    It is asked once: a process keeps the code that it has loaded, whatever becomes of the files.
+    """
+    found = {"iflow_lib": digest(LIBRARY, "**/*.py", "assets/*")}
+    for package in ("torch", "numpy", "scipy", "POT"):
+        found[package] = (package_version(package) or "none").split("+")[0]
+    if ":" in target:
+        return found | {target: sha256(Path(inspect.getfile(load_function(target))))}
+    root = checkout()
+    found[target] = sha256(root / "notebooks" / f"{target}.ipynb")
+    return found | {"results/reference": digest(root / "results" / "reference")}
 
 
 # ---- on a worker
@@ -36,82 +239,77 @@ class RunError(RuntimeError):
     """A run failed for a reason that one line says."""
 
 
-def run_point(settings: dict, code: dict) -> dict:
-    """Do a run: its rows, other files (name: bytes) and seconds. RunError on a worker with other code than ``code``."""
-    if wrong := _differs(identity(settings.get("notebook")), code):
+class SkipRun(RunError):
+    """The function of a sweep says by a ValueError that its settings make no sense together."""
+
+
+def run_point(settings: dict[str, Any], code: dict[str, str | None]) -> dict[str, Any]:
+    """Do a run.
+
+    Args:
+        settings: What to run, its parameters and the device.
+        code: What ``identity`` must be here.
+
+    Returns:
+        Its rows, its other files (bytes by name) and its seconds.
+
+    Raises:
+        RunError: On a worker with other code, and if a notebook fails.
+        SkipRun: If the function says that the settings make no sense.
+    """
+    target = settings.get("run") or settings["notebook"]
+    if wrong := _difference(identity(target), code):
         raise RunError(f"its worker {wrong}")
     start = time.perf_counter()
-    rows, files = (
-        _run_notebook(settings) if "notebook" in settings else (_run_training(settings), {})
-    )
+    rows, files = _call(settings) if "run" in settings else _run_notebook(settings)
     return {"rows": rows, "files": files, "seconds": round(time.perf_counter() - start, 3)}
 
 
-def _run_training(settings: dict) -> list[dict]:
-    from iflow_lib import data
-    from iflow_lib import zoo as studies
-    from iflow_lib.training import TrainConfig, fit
-    from iflow_lib.training.compile import Threads
-
-    v = settings["train"]
-    system = f"{v['path']}_{kinds()[v['objective'], v['anchor']]}"
-    with Threads(1, 1):  # the same bits whatever the worker has, and no worker in another's way
-        with _SEEDING:
-            model, objective, how = studies.plane_setup(
-                system, seed=v["seed"], hidden=v["hidden"], layers=v["layers"]
-            )
-        how |= {"steps": v["steps"], "batch_size": v["batch_size"], "lr": v["lr"]}
-        run = fit(
-            model,
-            objective,
-            data.load(v["dataset"]),
-            TrainConfig(**how, device=settings["device"], progress=False),
-        )
-        if run.manifest["interrupted"]:
-            raise KeyboardInterrupt
-        return studies.evaluate_plane(run, system, v["dataset"], nfes=v["nfes"], draws=v["draws"])
+def _call(settings: dict[str, Any]) -> tuple[list[dict], dict[str, bytes]]:
+    """Call the function, alone in this process and with one thread: the same bits everywhere."""
+    function, arguments = load_function(settings["run"]), dict(settings["parameters"])
+    if "device" in inspect.signature(function).parameters:
+        arguments["device"] = settings["device"]
+    torch: Any = sys.modules.get("torch")
+    with _ONE_AT_A_TIME, ExitStack() as stack:
+        if torch is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+        try:
+            rows = list(function(**arguments))
+        except ValueError as error:
+            raise SkipRun(str(error)) from None
+    return [tidy_row(row) for row in rows], {}
 
 
-def _run_notebook(settings: dict) -> tuple[list[dict], dict[str, bytes]]:
-    from . import execute as reproduce
-
+def _run_notebook(settings: dict[str, Any]) -> tuple[list[dict], dict[str, bytes]]:
     name = settings["notebook"]
-    with tempfile.TemporaryDirectory(prefix="sweep-") as folder, redirect_stdout(io.StringIO()):
-        done = reproduce.run(
-            [name], settings["profile"], settings["device"], settings["parameters"], out=folder
+    with tempfile.TemporaryDirectory(prefix="sweep-") as out:
+        plan = make_plan(
+            [name], settings["profile"], settings["device"], settings["parameters"], out
         )
-        entry = done["notebooks"][name]
-        if done["status"] == "interrupted":
+        entry = reproduce(plan, jobs=1, show=False)["notebooks"][name]
+        if entry["status"] == "interrupted":
             raise KeyboardInterrupt
         if entry["status"] != "ok":
             raise RunError(entry["error"])
-        files = {
-            file: Path(folder, file).read_bytes()
-            for file in entry["files"]
-            if not file.startswith("tables/")
-        }
-        return list(
-            csv.DictReader(io.StringIO(Path(folder, "results.csv").read_text(encoding="utf-8")))
-        ), files
+        files = {f: Path(out, f).read_bytes() for f in entry["files"] if f[:7] != "tables/"}
+        with open(Path(out, "results.csv"), encoding="utf-8", newline="") as table:
+            return list(csv.DictReader(table)), files
 
 
-def _differs(theirs: dict, mine: dict) -> str | None:
-    """In words, how a worker differs from the process that sends it runs."""
+def _difference(theirs: dict[str, str | None], mine: dict[str, str | None]) -> str:
+    """How a worker differs from the process that sends it runs, in words; "" if it does not."""
     other = [
-        name
-        if len(str(mine[name])) > 20
-        else f"{name} ({theirs.get(name)}, here it is {mine[name]})"
-        for name in mine
-        if theirs.get(name) != mine[name]
+        name if len(str(value)) > 20 else f"{name} ({theirs.get(name)}, here it is {value})"
+        for name, value in mine.items()
+        if theirs.get(name) != value
     ]
-    return (
-        f"has another {', another '.join(other)}: install the same there and start it again"
-        if other
-        else None
-    )
+    words = f"has another {', another '.join(other)}: install the same there and start it again"
+    return words if other else ""
 
 
-# ---- the process that was started
+# ---- in the process that was started
 
 
 def connect(
@@ -120,134 +318,96 @@ def connect(
     scheduler: str | None = None,
     workers: int | None = None,
     fresh: bool = False,
-):
-    """Take the folder of the sweep, and find who does its runs: a client of dask, or None for this process. ``stack`` lets
-    go of all of it.
+) -> Any:
+    """Take the folder of the sweep, and find who does its runs.
 
-    scheduler: address, or file, of a running one; else ``workers`` processes here, one for each core if None, none if 0.
-    fresh: all runs will be done. Raises OSError or ValueError with one line; then nothing has been written.
+    Args:
+        sweep: The sweep.
+        stack: Lets go of everything that this function takes.
+        scheduler: Address, or scheduler file, of a running dask scheduler.
+        workers: Without one, processes here; one for each core if None, this process if 0.
+        fresh: Whether all runs will be done.
+
+    Returns:
+        A client of dask, or None for this process.
+
+    Raises:
+        OSError: With one line, if the folder cannot be written or nobody answers.
+        ValueError: With one line, for what cannot be. Nothing has been written in either case.
     """
-    from filelock import FileLock, Timeout
-
-    from .execute import _signals
-
-    if workers is not None and (scheduler is not None or workers < 0):
-        raise ValueError(f"--workers must be at least 0, and not beside --scheduler; got {workers}")
-    client = None
-    stack.enter_context(
-        _signals()
-    )  # interrupts once; while everything is closed, more of them are ignored
-    try:
-        if workers != 0:
+    if workers is not None and scheduler is not None:
+        raise ValueError(
+            "--workers are processes here, and --scheduler has its own: give one of them"
+        )
+    if workers != 0:
+        try:
             from dask.system import CPU_COUNT
             from distributed import Client, LocalCluster
-    except ImportError:
-        raise ValueError(
-            "this needs dask: pip install 'iflow-lib[scale]', or go without: --workers 0"
-        ) from None
-    if scheduler is not None:
-        client = stack.enter_context(_reach(scheduler))
-        _check_workers(client, scheduler, sweep)
-    else:
-        from iflow_lib.utils import pick_device
-
-        pick_device(sweep.device)
-    try:
-        sweep.out.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(sweep.out / ".lock", timeout=0))
-    except Timeout:
-        raise OSError(
-            f"another process writes to {sweep.out}: wait for it, or choose another folder with --out"
-        ) from None
-    except OSError as error:
-        raise OSError(
-            f"cannot write to {sweep.out} ({error.strerror}): choose another folder with --out"
-        ) from None
+        except ImportError:
+            raise ValueError(
+                "this needs dask: pip install 'iflow-lib[scale]', or go without: --workers 0"
+            ) from None
+    client = stack.enter_context(_reach(scheduler, sweep)) if scheduler is not None else None
+    output_folder(sweep.out, "sweep", make=True)
+    stack.enter_context(only_writer(sweep.out))
     left = len(sweep.runs) - (0 if fresh else len(finished(sweep)))
-    if scheduler is not None or workers == 0 or not left:
+    if client or workers == 0 or not left:
         return client
     scratch = sweep.out / ".workers"
     stack.callback(shutil.rmtree, scratch, ignore_errors=True)
     shutil.rmtree(scratch, ignore_errors=True)  # of a call that was killed
-    cluster = stack.enter_context(
-        LocalCluster(
-            n_workers=min(workers or CPU_COUNT, left),
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            memory_limit=0,
-            local_directory=str(scratch),
-            env={f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")},
-            # Ctrl-C goes to all processes of a terminal, and is for this one
-            preload="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
-        )
+    cluster = LocalCluster(
+        n_workers=min(workers or CPU_COUNT, left),
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+        memory_limit=0,
+        local_directory=str(scratch),
+        env={f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")},
+        # Ctrl-C goes to all processes of a terminal, and is for this one
+        preload="import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
     )
-    return stack.enter_context(Client(cluster, set_as_default=False))
+    return stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False))
 
 
-def _reach(scheduler: str):
-    """A client of a running scheduler. OSError if there is none."""
-    import asyncio
+def _reach(scheduler: str, sweep: Sweep) -> Any:
+    """A client of a running scheduler whose workers can do the runs."""
+    from distributed import Client
 
-    from distributed import Client, Security
-    from distributed.comm import connect as call
-
-    async def knock(address):  # a client that finds nobody would take half a minute to go away
-        comm = await call(address, timeout=10, **Security().get_connection_args("client"))
-        await comm.close()
-
-    for name in (
-        "distributed",
-        *(n for n in logging.root.manager.loggerDict if n.startswith("distributed.")),
-    ):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
+    loggers = [name for name in logging.root.manager.loggerDict if name.startswith("distributed.")]
+    for logger in ("distributed", *loggers):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
     try:
-        address = (
-            read(Path(scheduler)).get("address", "") if scheduler.endswith(".json") else scheduler
-        )
-        asyncio.run(knock(address))
+        address = scheduler
+        if scheduler.endswith(".json"):
+            address = (read_json(Path(scheduler)) or {}).get("address", "")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of versions: what matters here is checked here
-            return Client(address, timeout=10, set_as_default=False)
+            warnings.simplefilter("ignore")  # of versions: what matters is checked below
+            client = Client(address, timeout=10, set_as_default=False)
     except Exception as error:
         why = (" ".join(str(error).split()) or type(error).__name__)[:150]
         raise OSError(
-            f"no scheduler answers at {scheduler!r} ({why}): start one with `dask scheduler` and give the "
-            "address that it prints, such as tcp://HOST:8786, or its --scheduler-file"
+            f"no scheduler answers at {scheduler!r} ({why}): start one with `dask scheduler` and "
+            "give the address that it prints, such as tcp://HOST:8786, or its --scheduler-file"
         ) from None
-
-
-def _check_workers(client, scheduler: str, sweep: Sweep) -> None:
-    """Wait for a first worker. ValueError if one of those that are there cannot do runs of this sweep."""
-    notebook, device = sweep.notebook, sweep.device
-
-    def look():  # goes there by value, since iflow_lib may not be there
-        try:
-            from iflow_lib.utils import pick_device
-            from iflow_runner.sweep import identity
-
-            pick_device(device)
-            return identity(notebook)
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
-
     if not client.nthreads():
         print(f"waiting for a worker: start one with `dask worker {scheduler}`", flush=True)
         client.wait_for_workers(1)
-    for worker, found in client.run(look).items():
-        if (
-            wrong := f"cannot do this ({found})"
-            if isinstance(found, str)
-            else _differs(found, sweep.code)
-        ):
+    found = client.run(identity, sweep.target, on_error="return")
+    for worker, theirs in found.items():
+        failed = isinstance(theirs, Exception)
+        wrong = f"cannot do this ({theirs})" if failed else _difference(theirs, sweep.code)
+        if wrong:
+            client.close()
             raise ValueError(f"the worker {worker} {wrong}")
+    return client
 
 
-def finished(sweep: Sweep) -> dict[str, dict]:
-    """{key: its file's content} of the runs that are done and unchanged."""
-    found = ((run, read(sweep.out / "runs" / f"{run.key}.json")) for run in sweep.runs)
+def finished(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Return the content of the files of the runs that are done and unchanged, by key."""
+    found = ((run, read_json(sweep.out / "runs" / f"{run.key}.json")) for run in sweep.runs)
     return {
         run.key: done
         for run, done in found
@@ -257,118 +417,83 @@ def finished(sweep: Sweep) -> dict[str, dict]:
     }
 
 
-def execute(sweep: Sweep, client=None, fresh: bool = False) -> dict:
-    """Do the runs that are left and return the manifest, whose ``status`` is ok, failed or interrupted; ``connect`` comes
-    first, and gives the client. A run that fails is noted, and the others go on.
+def run_sweep(sweep: Sweep, client: Any = None, fresh: bool = False) -> dict[str, Any]:
+    """Do the runs that are left; ``connect`` comes first. A run that fails is noted.
 
-    Raises OSError with one line if the disk is full, or the scheduler is lost.
+    Args:
+        sweep: The sweep.
+        client: What ``connect`` returned.
+        fresh: Do all runs.
+
+    Returns:
+        The manifest, whose ``status`` is "ok", "failed" or "interrupted".
+
+    Raises:
+        OSError: With one line, if the disk is full or the scheduler is lost.
     """
-    from iflow_lib.io import write_together
-
-    done, failed, begun, due = {} if fresh else finished(sweep), {}, time.perf_counter(), 0.0
+    done, begun, due = {} if fresh else finished(sweep), time.monotonic(), 0.0
+    states = {key: {"status": "ok", "seconds": run["seconds"]} for key, run in done.items()}
     todo, before = [run for run in sweep.runs if run.key not in done], len(done)
-    manifest = {
+    threads = client.nthreads() if client else {}
+    about = {
         "sweep": sweep.content,
-        "status": "running",
         "started": utc_now(),
-        "device": sweep.device,
-        **git_state(PACKAGE.parent),
-        "lock_sha256": sha256(PACKAGE.parent / "requirements.lock"),
+        **git_state(LIBRARY.parent),
+        "lock_sha256": sha256(LIBRARY.parent / "requirements.lock"),
         "code": sweep.code,
         "environment": machine("cpu"),
-        "cluster": _cluster(client),
+        "cluster": {"workers": len(threads), "threads": sum(threads.values())},
     }
 
-    def publish() -> None:
-        """Both files grow with the sweep: but for the last time they get one part in twenty of it."""
+    def publish(status: str) -> dict[str, Any]:
         nonlocal due
-        start = time.perf_counter()
-        runs = {
-            run.key: {"status": "ok", "seconds": done[run.key]["seconds"]}
-            if run.key in done
-            else {"status": "failed", "error": failed[run.key]}
-            if run.key in failed
-            else {"status": "not run"}
-            for run in sweep.runs
-        }
+        start = time.monotonic()
+        runs = {run.key: states.get(run.key, {"status": "not run"}) for run in sweep.runs}
         rows = [row for run in sweep.runs if run.key in done for row in done[run.key]["rows"]]
-        whole = manifest | {"seconds": round(start - begun, 1), "runs": runs}
+        manifest = about | {"status": status, "seconds": round(start - begun, 1), "runs": runs}
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         write_together(
-            {
-                sweep.out / "results.csv": csv_text(rows),
-                sweep.out / "manifest.json": json.dumps(whole, indent=1, ensure_ascii=False) + "\n",
-            }
+            {sweep.out / "results.csv": csv_text(rows), sweep.out / "manifest.json": text}
         )
-        due = time.perf_counter() + 20 * (time.perf_counter() - start)
-        return whole
+        due = time.monotonic() + 20 * (time.monotonic() - start)  # both files grow with the sweep
+        return manifest
 
-    with _bar(len(sweep.runs), before) as bar:
-        try:
-            publish()
-            for number, (run, outcome) in enumerate(_outcomes(client, todo, sweep.code), 1):
-                if isinstance(outcome, Exception):
-                    said = f"failed  {run.label}: {failed.setdefault(run.key, _line(outcome))}"
-                else:
-                    done[run.key] = _keep(sweep, run, outcome)
-                    said = f"ok      {run.label}: {duration(outcome['seconds'])}"
-                took, left = time.perf_counter() - begun, len(todo) - number
-                said += (
-                    f"; {duration(took)} so far, about {duration(took / number * left)} left"
-                    if left
-                    else ""
-                )
-                bar.console.print(
-                    f"{before + number:>5} of {len(sweep.runs)}  {said}",
-                    markup=False,
-                    soft_wrap=True,
-                )
-                bar.advance(bar.task_ids[0])
-                if time.perf_counter() > due:
-                    publish()
-            manifest["status"] = "failed" if failed else "ok"
-        except KeyboardInterrupt:
-            manifest["status"] = "interrupted"
-        except BaseException:
-            manifest["status"] = "failed"
-            publish()
-            raise
-        return publish()
+    status = "failed"
+    try:
+        publish("running")
+        for number, (run, outcome) in enumerate(_outcomes(client, todo, sweep.code), 1):
+            if isinstance(outcome, Exception):
+                word = "skipped" if isinstance(outcome, SkipRun) else "failed"
+                states[run.key] = {"status": word, "error": _line(outcome)}
+                said = states[run.key]["error"]
+            else:
+                done[run.key] = _keep(sweep, run, outcome)
+                word, said = "ok", duration(outcome["seconds"])
+                states[run.key] = {"status": "ok", "seconds": outcome["seconds"]}
+            took = time.monotonic() - begun
+            if number < len(todo):
+                left = duration(took / number * (len(todo) - number))
+                said += f"; {duration(took)} so far, about {left} left"
+            place = f"{before + number:>5} of {len(sweep.runs)}"
+            print(f"{place}  {word:<7} {run.label}: {said}", flush=True)
+            if time.monotonic() > due:
+                publish("running")
+        failed = any(state["status"] == "failed" for state in states.values())
+        status = "failed" if failed or not done else "ok"
+    except KeyboardInterrupt:
+        status = "interrupted"
+    finally:
+        manifest = publish(status)
+    return manifest
 
 
-def _bar(total: int, before: int):
-    """A bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+def _outcomes(
+    client: Any, runs: list[Run], code: dict[str, str | None]
+) -> Iterator[tuple[Run, dict[str, Any] | Exception]]:
+    """Each run with what ``run_point`` gave or raised, in the order in which they end.
 
-    console = Console(highlight=False)
-    bar = Progress(
-        BarColumn(),
-        MofNCompleteColumn(" of "),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    bar.add_task("", total=total, completed=before)
-    return bar
-
-
-def _cluster(client) -> dict:
-    """Who does the runs, for the manifest; no addresses."""
-    if client is None:
-        return {"kind": "this process"}
-    threads = client.nthreads()
-    return {
-        "kind": type(client.cluster).__name__ if client.cluster else "scheduler",
-        "workers": len(threads),
-        "threads": sum(threads.values()),
-        "distributed": importlib.metadata.version("distributed"),
-    }
-
-
-def _outcomes(client, runs: list[Run], code: dict):
-    """(run, what ``run_point`` gave or the exception that it raised), in the order in which they end. What was lost with
-    a worker that died, dask does again on another; few runs are sent at a time, so that the scheduler stays small."""
+    What was lost with a worker that died, dask does again on another.
+    """
     if client is None:
         for run in runs:
             try:
@@ -378,45 +503,34 @@ def _outcomes(client, runs: list[Run], code: dict):
         return
     from distributed import as_completed
 
-    waiting, sent, ended = iter(runs), {}, as_completed(loop=client.loop)
-
-    def send() -> None:
-        room = 2 * max(sum(client.nthreads().values()), 1) - len(sent)
-        for run in itertools.islice(waiting, max(room, 0)):
-            future = client.submit(run_point, run.settings, code, pure=False)
-            sent[future] = run
-            ended.add(future)
-
-    send()
-    for future in ended:
+    sent = {client.submit(run_point, run.settings, code, pure=False): run for run in runs}
+    for future in as_completed([*sent], loop=client.loop):
         if future.status not in ("finished", "error"):
             raise OSError(
-                "the scheduler is lost; what has ended is kept: start it again, and the same command goes on"
+                "the scheduler is lost; what has ended is kept: start it again, and the same "
+                "command goes on"
             )
         yield sent.pop(future), future.exception() or future.result()
-        send()
 
 
 def _line(error: Exception) -> str:
     """One line on why a run failed."""
     if type(error).__name__ == "KilledWorker":  # of distributed
-        return f"every worker that tried it died, {error.allowed_failures + 1} in all; often that is for want of memory"
+        tries = getattr(error, "allowed_failures", 0) + 1
+        return f"every worker that tried it died, {tries} in all; often that is for want of memory"
     text = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
     return " ".join(text.split())[:300]
 
 
-def _keep(sweep: Sweep, run: Run, outcome: dict) -> dict:
+def _keep(sweep: Sweep, run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
     """Write what a run found. Where it is in the grid goes into ``run_id`` of each row."""
-    from iflow_lib.io import write_together
-
     files = {}
     for name, content in outcome["files"].items():
         folder, _, rest = name.partition("/")
-        files[
-            f"notebooks/{run.key}.ipynb" if folder == "notebooks" else f"{folder}/{run.key}/{rest}"
-        ] = content
+        one = f"notebooks/{run.key}.ipynb"
+        files[one if folder == "notebooks" else f"{folder}/{run.key}/{rest}"] = content
     rows = [
-        row | {"run_id": "/".join(filter(None, [row.get("run_id"), run.label]))}
+        row | {"run_id": "/".join(filter(None, [row["run_id"], run.label]))}
         for row in outcome["rows"]
     ]
     done = {
@@ -428,8 +542,6 @@ def _keep(sweep: Sweep, run: Run, outcome: dict) -> dict:
         "files": sorted(files),
         "rows": rows,
     }
-    write_together(
-        {sweep.out / name: content for name, content in files.items()}
-        | {sweep.out / "runs" / f"{run.key}.json": json.dumps(done, indent=1)}
-    )
+    contents: dict[str, Any] = files | {f"runs/{run.key}.json": json.dumps(done, indent=1)}
+    write_together({sweep.out / name: content for name, content in contents.items()})
     return done

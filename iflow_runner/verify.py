@@ -1,41 +1,40 @@
-"""``iflow verify``: does a run agree with the committed results? Both are the one tidy table (``results.COLUMNS``).
+"""``iflow verify``: does a run agree with the committed results?
 
-A *cell* is all rows with the same data set, path, objective, anchor, network, gradient steps, network calls, method, metric
-and number of samples; its rows differ in their seeds. A cell that both tables have agrees if the means differ by no more
-than the metric's tolerance, or than two standard errors of that difference. The spread over seeds is the reference's on
-both sides: a run that diverges must not be excused by its own.
+Both are the one tidy table (``recorder.COLUMNS``). A *cell* is all rows with the same data set, path,
+objective, anchor, network, gradient steps, network calls, method, metric and number of samples; its rows
+differ in their seeds. A cell that both tables have agrees if the means differ by no more than the
+metric's tolerance, or than two standard errors of that difference. The spread over seeds is the
+reference's on both sides: a run that diverges must not be excused by its own.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .provenance import sha256
 from .recorder import COLUMNS, reference
 
-CELL = (
-    "dataset",
-    "path",
-    "objective",
-    "anchor",
-    "network",
-    "step",
-    "nfe",
-    "method",
-    "metric",
-    "n_samples",
-)
-#: (relative, absolute) tolerance of a cell's mean. float32 sums in another order, on another processor or with another
-#: number of threads, move a trained model's distances this much with all else equal; kernel distances may be 0.
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns that say what was measured; those that hold text, and those that hold whole numbers.
+TEXT = ("dataset", "path", "objective", "anchor", "network", "method", "metric")
+CELL = (*TEXT[:5], "step", "nfe", *TEXT[5:], "n_samples")
+#: (relative, absolute) tolerance of a cell's mean. float32 sums in another order, on another processor
+#: or with another number of threads, move a trained model's distances this much with all else equal;
+#: kernel distances may be 0.
 TOLERANCES = {"w2": (0.1, 0.01), "frechet": (0.05, 0.2), "kernel": (0.05, 0.02)}
 OTHERWISE = (0.05, 1e-6)
 SUMS = "SHA256SUMS"
 
 
-def check_reference(folder=None) -> int:
-    """Compare every file under ``results/reference`` with its checksum in SHA256SUMS; their number.
+def check_reference(folder: str | Path | None = None) -> int:
+    """Compare every file under ``results/reference`` with its checksum and return their number.
 
-    Raises FileNotFoundError naming a missing file and ValueError naming one that was altered.
+    Raises:
+        FileNotFoundError: With one line that names a missing file.
+        ValueError: With one line that names a file that was altered.
     """
     folder = Path(folder) if folder else reference()
     sums = folder / SUMS
@@ -54,51 +53,50 @@ def check_reference(folder=None) -> int:
     return len(lines)
 
 
-def verify(run, against=None):
-    """Compare a run with the committed results, or with another run: a pandas table, one row for each cell of both.
+def verify(run: str | Path, against: str | Path | None = None) -> pd.DataFrame:
+    """Compare a run with the committed results, or with another run.
 
-    run, against: folders with a ``results.csv``, or with the tables that the benchmarks write there; against None: every
-    tidy table in ``results/reference``, after its checksums have been checked. Columns: ``CELL``, n and mean of either
-    side, ``allowed`` (the largest difference that agrees) and ``agrees``. ``table.attrs["only_in_run"]``: number of the
-    run's cells that the other side does not have.
+    Args:
+        run: Folder with a ``results.csv``, or with the tables that experiments write.
+        against: The same, or None: every tidy table in ``results/reference``, after its checksums
+            have been checked.
 
-    Raises FileNotFoundError or ValueError for a folder that is no run, tables without a common cell, and a reference that
-    is not whole.
+    Returns:
+        One row for each cell of both: ``CELL``, n and mean of either side, ``allowed`` (the largest
+        difference that agrees) and ``agrees``. ``table.attrs["only_in_run"]`` is the number of the
+        run's cells that the other side does not have.
+
+    Raises:
+        FileNotFoundError: For a folder that is no run, and a reference with a file missing.
+        ValueError: For tables without a common cell, and a reference that was altered.
     """
-    import pandas as pd
-
-    mine, theirs = _cells(_read(run)), None
+    mine = _cells(_read(Path(run)))
     if against is None:
         check_reference()
-        tables = [pd.read_csv(file) for file in sorted(reference().glob("*.csv"))]
-        theirs = _cells(pd.concat([table for table in tables if set(table) == set(COLUMNS)]))
-    else:
-        theirs = _cells(_read(against))
+    theirs = _cells(_read(Path(against) if against else reference()))
     both = theirs.join(mine, how="inner", lsuffix="_reference", rsuffix="_run").reset_index()
     if both.empty:
         raise ValueError(
-            f"{run} and {against or 'results/reference'} have nothing in common: no cell with the same "
-            f"{', '.join(CELL[:-1])} and {CELL[-1]}"
+            f"{run} and {against or 'results/reference'} have nothing in common: no cell with the "
+            f"same {', '.join(CELL[:-1])} and {CELL[-1]}"
         )
     both["allowed"] = [_allowed(row) for row in both.itertuples()]
-    apart = (both.mean_run - both.mean_reference).abs()
-    both["agrees"] = (apart <= both.allowed) | both.mean_run.isna() & both.mean_reference.isna()
+    moved = (both.mean_run - both.mean_reference).abs()
+    both["agrees"] = (moved <= both.allowed) | both.mean_run.isna() & both.mean_reference.isna()
     both.attrs["only_in_run"] = len(mine) - len(both)
     return both
 
 
-def _read(folder):
+def _read(folder: Path) -> pd.DataFrame:
+    """The results of a run, or every tidy table of a folder."""
     import pandas as pd
 
-    file, tables = Path(folder) / "results.csv", []
-    for found in [file] if file.is_file() else sorted(Path(folder).glob("*.csv")):
-        table = pd.read_csv(found)
-        if set(table) == set(COLUMNS):
-            tables.append(table)
-        elif found == file:
-            raise ValueError(
-                f"{file} is no table of results: expected the columns {', '.join(COLUMNS)}"
-            )
+    results = folder / "results.csv"
+    files = [results] if results.is_file() else sorted(folder.glob("*.csv"))
+    tables = [table for table in map(pd.read_csv, files) if set(table) == set(COLUMNS)]
+    if results.is_file() and not tables:
+        expected = ", ".join(COLUMNS)
+        raise ValueError(f"{results} is no table of results: expected the columns {expected}")
     if not tables:
         raise FileNotFoundError(
             f"{folder} is no run: it has no results.csv, nor a table such as plane.csv"
@@ -106,26 +104,17 @@ def _read(folder):
     return pd.concat(tables)
 
 
-def _cells(table):
-    """Per cell: n, mean (NaN if any value is) and standard deviation, 0 for a single row."""
-    gaps = {
-        name: ""
-        if name in ("dataset", "path", "objective", "anchor", "network", "method", "metric")
-        else -1
-        for name in CELL
-    }  # NaN is not equal to itself, and so no part of a key
-    table = table.fillna(gaps).astype(
-        {name: "str" if gap == "" else "int64" for name, gap in gaps.items()}
-    )
-    groups = table.groupby(list(CELL)).value
-    return groups.agg(n="size", mean=lambda values: values.mean(skipna=False), sd="std").fillna(
-        {"sd": 0.0}
-    )
+def _cells(table: pd.DataFrame) -> pd.DataFrame:
+    """For each cell n, mean (NaN if any value is) and standard deviation (0 for a single row)."""
+    # NaN is not equal to itself, and so no part of a key
+    table = table.fillna({name: "" if name in TEXT else -1 for name in CELL})
+    table = table.astype({name: "str" if name in TEXT else "int64" for name in CELL})
+    values = table.groupby(list(CELL)).value
+    cells = values.agg(n="size", mean=lambda v: v.mean(skipna=False), sd="std")
+    return cells.fillna({"sd": 0.0})
 
 
-def _allowed(row) -> float:
+def _allowed(row: Any) -> float:
     relative, absolute = TOLERANCES.get(row.metric, OTHERWISE)
-    return max(
-        relative * abs(row.mean_reference) + absolute,
-        2 * row.sd_reference * (1 / row.n_reference + 1 / row.n_run) ** 0.5,
-    )
+    spread = row.sd_reference * (1 / row.n_reference + 1 / row.n_run) ** 0.5
+    return max(relative * abs(row.mean_reference) + absolute, 2 * spread)

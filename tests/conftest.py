@@ -5,6 +5,9 @@ import os
 
 import pytest
 
+from iflow_runner.execute import reproduce
+from iflow_runner.plan import make_plan
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 PARAMETERS = (
@@ -49,6 +52,16 @@ def write_notebook(
             }
         )
     )
+
+
+def run(folder, *notebooks, jobs=None, fresh=False, time_limit=None, **options):
+    """Run the notebooks of a folder and return the manifest."""
+    return reproduce(make_plan(notebooks, folder=folder, **options), jobs, fresh, time_limit)
+
+
+def results_of(folder):
+    """The folder of the results of ``run``."""
+    return folder.parent / "results" / "runs" / "quick"
 
 
 @pytest.fixture

@@ -43,6 +43,14 @@ def experiment(monkeypatch):
     return run
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """Metrics of few points, and a card of a model that says little."""
+    own = zoo.evaluate
+    monkeypatch.setattr(zoo, "POINTS", 80)
+    monkeypatch.setattr(zoo, "evaluate", lambda *a, **b: own(*a, **{"n": 80, **b}))
+
+
 def names() -> list[str]:
     files = (ROOT / "experiments").glob("*.py")
     return sorted(f.stem for f in files if 'if __name__ == "__main__"' in f.read_text())
@@ -162,7 +170,7 @@ def test_a_table_in_markdown():
         ("exactness", ["--shorten", "4000", "--seeds", "1", "--dims", "2"], 20),
     ],
 )
-def test_table_of_runs(name, options, runs, tmp_path, experiment):
+def test_table_of_runs(name, options, runs, tmp_path, experiment, small):
     options = ["--out", tmp_path, "--runs", tmp_path / "runs", *options]
     experiment(name, *options)
     table, kept = pd.read_csv(tmp_path / f"{name}.csv"), list((tmp_path / "runs" / name).iterdir())
@@ -313,7 +321,7 @@ def test_calls_per_step_of_a_perceptual_loss(matching):
         )
 
 
-def test_plane(tmp_path, experiment):
+def test_plane(tmp_path, experiment, small):
     """Every kind on one path, in small; what is in the table is not run again."""
     systems = [f"ve_{kind}" for kind in zoo.KINDS]
     options = "--sets spiral --steps 4 --draws 1 --floor-pairs 2 --nfes 2 --seeds 1".split()
@@ -346,7 +354,7 @@ def test_plane(tmp_path, experiment):
     assert (table.value > 0).all()
 
 
-def test_other_numbers_of_calls_are_measured_again(tmp_path, experiment):
+def test_other_numbers_of_calls_are_measured_again(tmp_path, experiment, small):
     """The run of that name in the table had others."""
     options = "--sets spiral --steps 4 --draws 1 --floor-pairs 2 --seeds 1".split()
     options += ["--out", tmp_path, "--runs", tmp_path / "runs", "--systems", "ve_additivity"]
@@ -387,7 +395,7 @@ def test_tuning(tmp_path, experiment, monkeypatch):
     assert table[table.variant.isin(first.variant)].equals(first) and len(table) == len(first) + 1
 
 
-def test_recipe(tmp_path, experiment, monkeypatch):
+def test_recipe(tmp_path, experiment, small, monkeypatch):
     """Each part, in small: the rows are there, the inequality of the theorem holds, the exact flow is not straight."""
     module = experiment("recipe")
     for name, value in (("NFES", (1, 2)), ("DRAWN", 1000), ("TRAJECTORIES", 40), ("PAIRS", 500)):
@@ -421,16 +429,7 @@ def test_recipe(tmp_path, experiment, monkeypatch):
     assert straight["exact"] > 0.01 and len(straight) == 3
 
 
-@pytest.fixture
-def quick_cards(monkeypatch):
-    """Cards of models say little: measuring takes long."""
-    own = zoo.evaluate
-    monkeypatch.setattr(
-        zoo, "evaluate", lambda *given, **named: own(*given, **named | {"nfes": (1,), "n": 80})
-    )
-
-
-def test_images(tmp_path, experiment, quick_cards):
+def test_images(tmp_path, experiment, small):
     """A model that is missing is trained first, one that is there is measured; and only once."""
     options = ["--steps", 2, "--samples", 200, "--nfes", 2, "--checkpoints", tmp_path / "models"]
     options += ["--out", tmp_path, "--runs", tmp_path / "runs", "--systems"]
@@ -503,7 +502,7 @@ def test_image_methods(tmp_path, experiment, monkeypatch):
     )
 
 
-def test_plane_tuning(tmp_path, experiment):
+def test_plane_tuning(tmp_path, experiment, small):
     """What is changed is what its manifest says, and a run in the table is not run again."""
     options = ["--seeds", 1, "--steps", 2, "--out", tmp_path, "--runs", tmp_path / "runs"]
     names = (
@@ -532,7 +531,7 @@ def test_plane_tuning(tmp_path, experiment):
     assert (tmp_path / "plane_tuning.csv").stat().st_mtime_ns == before
 
 
-def test_emoji(tmp_path, experiment, quick_cards):
+def test_emoji(tmp_path, experiment, small):
     """The distances of colour images; a model of emoji is measured beside the rows of Fashion-MNIST."""
     train, test = (ifl.data.load("emoji", split=split).x for split in ("train", "test"))
     some, mean = train[torch.randperm(len(train))[:1000]], train.mean(0).expand(1000, -1, -1, -1)

@@ -549,7 +549,7 @@ def test_a_perceptual_loss_sees_what_the_teacher_sees():
     own, span = model(x_t, t[:k], s), (t[:k] - s)[:, None, None, None]
     ends = [x_t - span * own, x_t - span * (own - error[:k])]
     far = (
-        torch.stack([teacher.net.hidden(end, s, s) for end in ends])
+        torch.stack([teacher.net.features_at(end, s, s) for end in ends])
         .diff(dim=0)[0]
         .square()
         .flatten(1)
@@ -604,7 +604,7 @@ def test_matching_compares_distributions():
     t = (zero + model.path.tau_max) / torch.tensor([1] * 8 + [2] * 4)  # 4, two fifths rounded down
     x_t = (1 - t)[:, None, None, None] * x_0 + t[:, None, None, None] * drawn["z"]
     y = x_t - t[:, None, None, None] * model(x_t, t, zero)
-    ours, real = teacher.net.hidden(y, zero, zero), teacher.net.hidden(x_0, zero, zero)
+    ours, real = teacher.net.features_at(y, zero, zero), teacher.net.features_at(x_0, zero, zero)
     distance = sum(
         share
         * (
@@ -633,7 +633,7 @@ def test_hidden_features_are_those_of_a_call():
         torch.tensor([0, 1, 2, -1]),
     )
     net(x, t, s, labels=labels)
-    assert torch.equal(net.hidden(x, t, s, labels=labels), seen[0]) and seen[0].shape == (
+    assert torch.equal(net.features_at(x, t, s, labels=labels), seen[0]) and seen[0].shape == (
         4,
         16,
         4,
@@ -663,10 +663,18 @@ def test_bad_options(options, words):
     assert words in one_line(error)
 
 
-class HiddenAttribute(GaussianNet):
-    """Has something called hidden, which is not a method with the documented call."""
+class LayersOnly(GaussianNet):
+    """Has layers where the method should be: a module can be called too, but not like this."""
 
-    def hidden(self, x):
+    def __init__(self):
+        super().__init__()
+        self.features_at = nn.ModuleList([nn.Linear(2, 2)])
+
+
+class OtherFeatures(GaussianNet):
+    """Has a method with the name, but without the documented call."""
+
+    def features_at(self, x):
         return x
 
 
@@ -675,8 +683,8 @@ class HiddenAttribute(GaussianNet):
     [
         (MLP(dim=2), {"perceptual": 1.0}, "perceptual needs a teacher whose network has hidden"),
         (MLP(dim=2), {"matching": 1.0}, "matching needs a teacher whose network has hidden"),
-        (GaussianNet(), {"matching": 1.0}, "GaussianNet has none"),
-        (HiddenAttribute(), {"perceptual": 1.0}, "HiddenAttribute has none"),
+        (LayersOnly(), {"matching": 1.0}, "LayersOnly has none"),
+        (OtherFeatures(), {"perceptual": 1.0}, "OtherFeatures has none"),
         (UNet(size=8, width=8), {"perceptual": -1.0}, "perceptual must be at least 0, got -1"),
         (UNet(size=8, width=8), {"perceptual": math.inf}, "perceptual"),
         (UNet(size=8, width=8), {"matching": math.nan}, "matching must be at least 0, got nan"),
@@ -685,7 +693,7 @@ class HiddenAttribute(GaussianNet):
     ],
 )
 def test_bad_options_with_a_teacher(net, options, words):
-    """An MLP has a list of layers called hidden: that is not a method that gives hidden features."""
+    """An MLP has layers called hidden, and no method that gives hidden features."""
     with pytest.raises(ValueError) as error:
         FlowMapDistillation(teacher=FlowMap(net, RectifiedFlow()), **options)
     assert words in one_line(error)

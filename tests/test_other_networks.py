@@ -319,7 +319,7 @@ def test_matching_moves_no_running_statistics():
     """Its jumps have gradients, and are no prediction at the points that are trained on."""
 
     class Features(Series):
-        def hidden(self, x, t, s, anchor=None, labels=None):
+        def features_at(self, x, t, s, anchor=None, labels=None):
             return self.inner(torch.cat([x.flatten(1), t[:, None], s[:, None]], dim=1))[..., None]
 
     torch.manual_seed(0)

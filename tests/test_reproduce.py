@@ -13,13 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_notebook
+from conftest import results_of as results
+from conftest import run, write_notebook
 from exact import one_line
 
-from iflow_runner import execute as reproduce
-from iflow_runner import plan as jobs
+import iflow_lib
+from iflow_runner import provenance, report
 from iflow_runner import recorder as results_module
-from iflow_runner import report
+from iflow_runner.plan import make_plan, read_notebook, typed
 from iflow_runner.recorder import COLUMNS, Recorder
 
 RECORDS = """
@@ -42,14 +43,6 @@ for name in ("tables/01_first.csv", "figures/01_first-line.png"):
     with open(f"{out_dir}/{name}", "w") as file:
         file.write(HEAD if steps < 3 else "metric,value")
 """.replace("HEAD", repr(",".join(COLUMNS) + "\n"))
-
-
-def run(folder, *notebooks, **options):
-    return reproduce.run(notebooks, device="cpu", folder=folder, **options)
-
-
-def results(folder):
-    return folder.parent / "results" / "runs" / "quick"
 
 
 def files(folder):
@@ -121,7 +114,7 @@ def test_manifest(done):
         and first["seconds"] > 0
         and first["error"] is None
     )
-    assert first["files"]["tables/01_first.csv"] == results_module.sha256(
+    assert first["files"]["tables/01_first.csv"] == provenance.sha256(
         results(folder) / "tables/01_first.csv"
     )
     environment = manifest["environment"]
@@ -146,7 +139,7 @@ def test_executed_notebook(done):
     )
     assert printed.split() == [
         sys.executable,
-        reproduce.__file__.replace("reproduce.py", "__init__.py"),
+        iflow_lib.__file__,
         str(done[1]["environment"]["threads"]),
     ]
     assert str(done[0].parent) not in text
@@ -166,16 +159,14 @@ def test_page(done):
         done[1]["environment"]["cpu"],
     ):
         assert part in html, part
-    assert (
-        "://" not in html and "$" not in html
-    )  # self-contained; no unfilled place in the template
+    assert "://" not in html and "{{" not in html  # stands alone; no unfilled place in the template
 
 
 @pytest.mark.parametrize(
     "seconds, text", [(0.2, "0 s"), (59.6, "1 min 0 s"), (75.3, "1 min 15 s"), (7262, "2 h 1 min")]
 )
 def test_duration(seconds, text):
-    assert report.duration(seconds) == text
+    assert provenance.duration(seconds) == text
 
 
 # ---- running again
@@ -281,8 +272,8 @@ def test_interruption(project, tmp_path):
         f"import time; open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(99)",
     )
     code = (
-        "import sys; from iflow_lib import reproduce as r\n"
-        f"sys.exit(r.run(device='cpu', folder={str(project)!r})['status'] != 'interrupted')"
+        "import sys\nfrom iflow_runner.execute import reproduce\nfrom iflow_runner.plan import make_plan\n"
+        f"sys.exit(reproduce(make_plan(folder={str(project)!r}), jobs=1)['status'] != 'interrupted')"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True
@@ -311,8 +302,6 @@ def test_interruption(project, tmp_path):
         (dict(profile="quik"), ["unknown profile 'quik'", "quick, other"]),
         (dict(notebooks=["03"]), ["unknown notebook '03'", "01_first, 02_second"]),
         (dict(notebooks=[""]), ["unknown notebook ''"]),
-        (dict(device="gpu"), ["unknown device 'gpu'", "auto, cpu, cuda or mps"]),
-        (dict(device="cuda:99"), ["'cuda:99' is not available"]),
         (dict(parameters={"stpes": 1}), ["unknown parameter 'stpes'", "extra, flag, label"]),
         (
             dict(parameters={"steps": 1}, notebooks=["02"]),
@@ -336,7 +325,7 @@ def test_interruption(project, tmp_path):
 )
 def test_wrong_use(project, options, words):
     with pytest.raises((ValueError, OSError)) as error:
-        reproduce.prepare(folder=project, **{"device": "cpu", **options})
+        make_plan(folder=project, **options)
     text = one_line(error)
     assert all(w in text for w in words), text
     assert not results(project).exists()
@@ -360,14 +349,14 @@ def test_wrong_use(project, options, words):
     ],
 )
 def test_typed(value, default, expected):
-    got = jobs._typed("p", value, default)
+    got = typed("p", value, default)
     assert got == expected and type(got) is type(expected)
 
 
 def test_wrong_files(project, tmp_path):
     def complaint(**options):
         with pytest.raises((ValueError, OSError)) as error:
-            reproduce.prepare(folder=project, device="cpu", **options)
+            make_plan(folder=project, **options)
         return one_line(error)
 
     (tmp_path / "file").write_text("")
@@ -396,11 +385,8 @@ def test_real_profiles():
     """Every table of profiles.toml is for a notebook that exists, and fits what it declares."""
     folder = results_module.checkout() / "notebooks"
     for profile in ("smoke", "quick", "full"):
-        names = {
-            task.name for task in reproduce.prepare(profile=profile, device="cpu", make=False).tasks
-        }
-        for name in names:
-            declared = jobs._declared(name, jobs._read_notebook(folder / f"{name}.ipynb"))
+        for task in make_plan(profile=profile, make=False).tasks:
+            declared = read_notebook(folder / f"{task.name}.ipynb").parameters
             assert declared.get("out_dir") == "" and declared.get("device") == "auto"
 
 
@@ -459,7 +445,7 @@ def test_recorder_without_folder(tmp_path, monkeypatch):
 def test_reference(project, monkeypatch):
     folder = project.parent / "results" / "reference"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(results_module, "PACKAGE", project.parent / "iflow_lib")
+    monkeypatch.setattr(results_module, "LIBRARY", project.parent / "iflow_lib")
     assert results_module.reference() == folder
     with pytest.raises(FileNotFoundError) as error:
         results_module.reference("nothing.csv")

@@ -15,8 +15,7 @@ import torch
 from exact import one_line, randomise
 from torch import nn
 
-from iflow_lib import zoo as studies
-from iflow_lib.data import TensorData, load
+from iflow_lib.data import TensorData
 from iflow_lib.model import FlowMap
 from iflow_lib.networks import MLP
 from iflow_lib.objectives import (
@@ -460,99 +459,3 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     with pytest.raises(FloatingPointError) as error:
         fit(model, Breaks(), x, config)
     assert "not finite at step 12" in one_line(error) and "step-00000008" in str(error.value)
-
-
-def test_an_image_model_is_saved_once_it_is_whole(tmp_path, monkeypatch):
-    """Interrupted: nothing is saved, and the next call continues; then nothing but the model is left, and it is that of a
-    training without a break, by hand."""
-    monkeypatch.setattr(studies, "evaluate_images", lambda *given, **named: [])
-    own, seen = FlowMatching.loss, []
-
-    def loss(self, *given, **named):
-        seen.append(len(seen))
-        if len(seen) == 3:
-            signal.raise_signal(signal.SIGINT)
-        return own(self, *given, **named)
-
-    monkeypatch.setattr(FlowMatching, "loss", loss)
-    folder, settings = (
-        tmp_path / "models" / "ve_velocity",
-        dict(steps=5, device="cpu", progress=False),
-    )
-    with pytest.raises(KeyboardInterrupt, match="3 of 5 steps"):
-        studies.train_images("ve_velocity", folder, **settings)
-    assert not folder.exists()
-    model = studies.train_images("ve_velocity", folder, **settings)
-    assert len(seen) == 5 and [file.name for file in folder.parent.iterdir()] == ["ve_velocity"]
-    manifest = studies.training_manifest("ve_velocity", folder.parent)
-    assert manifest["steps_done"] == 5 and str(tmp_path) not in json.dumps(manifest)
-    kept = studies.pretrained("ve_velocity", folder.parent)
-    assert all(
-        torch.allclose(a, b, atol=1e-2)
-        for a, b in zip(kept.state_dict().values(), model.state_dict().values())
-    )
-    fresh, objective, config = studies.image_setup("ve_velocity")
-    again = fit(fresh, objective, load("fashion_mnist"), TrainConfig(**settings, **config)).model
-    assert all(
-        torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values())
-    )
-
-
-def test_an_integral_of_images_is_finished_once(tmp_path, monkeypatch):
-    """From the saved weights, with matching; interrupted it continues, and the earlier model stays until it is done."""
-    monkeypatch.setattr(studies, "evaluate_images", lambda *given, **named: [])
-    folder, settings = tmp_path / "rectified_integral", dict(device="cpu", progress=False)
-    studies.train_images("rectified_integral", folder, steps=1, finish=False, **settings)
-    first, own, seen = (folder / "model.safetensors").read_bytes(), IntegralIdentity.apart, []
-
-    def apart(self, *given, **named):
-        seen.append(self.matching)
-        if len(seen) == 2:
-            signal.raise_signal(signal.SIGINT)
-        return own(self, *given, **named)
-
-    monkeypatch.setattr(IntegralIdentity, "apart", apart)
-    with pytest.raises(KeyboardInterrupt, match="2 of 3 steps"):
-        studies.finish_images("rectified_integral", folder, steps=3, **settings)
-    assert (folder / "model.safetensors").read_bytes() == first
-    with pytest.raises(ValueError, match="checkpoint of another run: its config"):
-        studies.train_images(
-            "rectified_integral", folder, steps=300, **settings
-        )  # not anew: it would finish this one
-    model = studies.train_images("rectified_integral", folder, steps=90, **settings)
-    assert seen == [studies.FINISH_MATCHING] * 3 and [file.name for file in tmp_path.iterdir()] == [
-        folder.name
-    ]
-    manifest = studies.training_manifest("rectified_integral", tmp_path)
-    assert (manifest["steps_done"], manifest["before"]["steps_done"]) == (4, 1)
-    assert (
-        manifest["objective"]["matching"] == studies.FINISH_MATCHING
-        and not manifest["before"]["objective"]["matching"]
-    )
-    kept = studies.pretrained("rectified_integral", tmp_path)
-    assert all(
-        torch.allclose(a, b, atol=1e-2)
-        for a, b in zip(kept.state_dict().values(), model.state_dict().values())
-    )
-    with pytest.raises(ValueError, match="finished already"):
-        studies.finish_images("rectified_integral", folder)
-    with pytest.raises(ValueError, match="only integrals"):
-        studies.finish_images("rectified_velocity", tmp_path / "rectified_velocity")
-
-
-def test_killed_between_the_stages_the_first_is_not_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "evaluate_images", lambda *given, **named: [])
-    folder, settings = tmp_path / "rectified_integral", dict(steps=1, device="cpu", progress=False)
-
-    def interrupted(
-        *given, **named
-    ):  # not by a signal: a shell's background jobs ignore Ctrl-C, and then nothing happens
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(studies, "finish_images", interrupted)
-        studies.train_images("rectified_integral", folder, **settings)
-    first = studies.training_manifest("rectified_integral", tmp_path)
-    studies.train_images("rectified_integral", folder, **settings)
-    assert studies.training_manifest("rectified_integral", tmp_path)["before"] == first
-    assert [file.name for file in tmp_path.iterdir()] == [folder.name]

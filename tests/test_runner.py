@@ -5,68 +5,45 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import pandas as pd
 import psutil
 import pytest
 import rich.console
-from conftest import write_notebook
+from conftest import results_of as out_of
+from conftest import run, write_notebook
 from exact import one_line
 
-from iflow_lib import unattended
-from iflow_runner import cli
-from iflow_runner import execute as reproduce
-from iflow_runner import plan as jobs
-from iflow_runner import progress as board
+from iflow_runner import cli, execute, kernel, plan, progress
+from iflow_runner.plan import make_plan
 
 posix = pytest.mark.skipif(os.name != "posix", reason="kills by signals")
-#: trains for a second or two, with checkpoints all the time, and records what came out and where it began
+#: trains for a second or two, with checkpoints all the time, and records what came out
 TRAINS = """
 import torch, iflow_lib as ifl
-from iflow_lib import training, unattended
 from iflow_runner.recorder import Recorder
-unattended.SECONDS = 0.05
-torch.set_num_threads(1)
+record = Recorder(NAME, out_dir)
 torch.manual_seed(0)
 model = ifl.FlowMap(ifl.MLP(dim=2, hidden=16, layers=2), ifl.RectifiedFlow())
-config = ifl.TrainConfig(steps=STEPS, batch_size=64, device="cpu", progress=False)
-begin, began = training._Loop.resume, []
-training._Loop.resume = lambda loop, wanted: (begin(loop, wanted), began.append(loop.step))
-run = ifl.fit(model, ifl.FlowMatching(), torch.randn(256, 2), config)
+config = ifl.TrainConfig(steps=STEPS, batch_size=64, device="cpu", progress=False, checkpoint_minutes=1e-3,
+                         out_dir=record.checkpoint_dir("model"))
+run = ifl.fit(model, ifl.FlowMatching(), torch.randn(256, 2), config, resume="auto")
 """
 RECORDS = """
-record = Recorder(NAME, out_dir)
 record.rows([{"dataset": "x", "method": "map", "metric": "loss", "value": v} for v in run.history.loss])
 record.save()
-print("began at", began)
 """
 
 
 def trains(file, steps: int) -> None:
-    write_notebook(
-        file, TRAINS.replace("STEPS", str(steps)), RECORDS.replace("NAME", repr(file.stem))
-    )
-
-
-def run(folder, *notebooks, **options):
-    return reproduce.run(notebooks, device="cpu", folder=folder, **options)
-
-
-def out_of(folder):
-    return folder.parent / "results" / "runs" / "quick"
-
-
-def text_of(file) -> str:
-    """Everything that an executed notebook printed."""
-    return "".join(
-        "".join(o.get("text", ""))
-        for c in json.loads(file.read_text())["cells"]
-        for o in c.get("outputs", ())
-    )
+    trains = TRAINS.replace("STEPS", str(steps)).replace("NAME", repr(file.stem))
+    write_notebook(file, trains, RECORDS)
 
 
 @pytest.fixture
@@ -76,8 +53,9 @@ def started():
 
     def start(folder) -> subprocess.Popen:
         code = (
-            "import sys; from iflow_lib import reproduce as r\n"
-            f"sys.exit(r.run(device='cpu', folder={str(folder)!r})['status'] != 'ok')"
+            "import sys\nfrom iflow_runner.execute import reproduce\n"
+            "from iflow_runner.plan import make_plan\n"
+            f"sys.exit(reproduce(make_plan(folder={str(folder)!r}), jobs=2)['status'] != 'ok')"
         )
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         processes.append(
@@ -93,9 +71,23 @@ def started():
         process.wait()
 
 
+def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
+    """Wait until a condition holds, as long as the process is there."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+
+
 # ---- killed and continued
 
 
+def of(folder) -> list[psutil.Process]:
+    """The processes of all notebooks at work in the folder of a run."""
+    return [p for work in (folder / execute.WORK).glob("*/") for p in kernel.processes(work)]
+
+
+@pytest.mark.long
 @posix
 def test_killed_twenty_times_and_continued_is_the_undisturbed_run(project, started):
     names = ["01_first", "02_second", "03_third"]
@@ -137,48 +129,77 @@ record.save()""",
     assert table().equals(whole)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "ok" and not (out / ".unfinished").exists()
-    assert not [p for p in psutil.process_iter() if reproduce.kernels._belongs(p, str(out))]
+    assert not [p for p in psutil.process_iter() if str(out) in " ".join(p.cmdline())]
 
 
 @posix
-def test_training_goes_on_and_finished_notebooks_are_not_run_again(project, started):
-    """Killed in the middle of the second notebook's training: the first is not run again, the second's training goes on."""
+def test_killed_with_two_at_work_both_go_on(project, started):
+    """Killed in the middle of two trainings: what had ended is not run again, both trainings go on."""
     (project / "profiles.toml").write_text("[quick]\n")
-    trains(project / "01_first.ipynb", 20)
-    trains(project / "02_second.ipynb", 200_000)
+    write_notebook(project / "00_zeroth.ipynb", "1 + 1")
+    names = ["01_first", "02_second"]
+    for name in names:
+        trains(project / f"{name}.ipynb", 200_000)
     out, process = out_of(project), started(project)
-    shelf = out / ".unfinished" / "02_second" / "training"
-    end = time.monotonic() + 60
-    while not list(shelf.glob("*/checkpoints/step-*/state.json")) and time.monotonic() < end:
-        time.sleep(0.05)
-    kernel = [p for p in psutil.process_iter() if reproduce.kernels._belongs(p, str(out))]
-    assert kernel
-    for orphan in kernel:
+    saved = {n: out / execute.WORK / n / "out" / ".training" / "model" / "checkpoints" for n in names}
+
+    def steps(name: str) -> list[int]:
+        return [int(file.parent.name[5:]) for file in saved[name].glob("step-*/state.json")]
+
+    wait_for(lambda: all(steps(name) for name in names), process)
+    kernels = of(out)
+    assert len(kernels) == 2
+    for orphan in kernels:
         orphan.suspend()  # it cannot notice that its parent has gone
     process.send_signal(signal.SIGKILL)
     process.wait()
-    first = (out / "notebooks" / "01_first.ipynb").stat().st_mtime_ns
-    job = reproduce.prepare(device="cpu", folder=project, make=False)
-    assert [state for _, state, _ in reproduce.status(job)] == ["unchanged", "would go on"]
-    reached = max(int(p.name[5:]) for p in shelf.glob("*/checkpoints/step-*"))
-    assert reached > 0
-    bar = unattended.bar_file(out / ".unfinished" / "02_second")
-    bar.unlink(missing_ok=True)
+    zeroth = (out / "notebooks" / "00_zeroth.ipynb").stat().st_mtime_ns
+    assert [state for state, _ in states(project).values()] == ["unchanged", *["would go on"] * 2]
+    reached = {name: max(steps(name)) for name in names}
     process = started(project)
-    while not bar.is_file() or "/200000" not in bar.read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
-    assert (
-        int(bar.read_text().split("/200000")[0].split()[-1]) >= reached
-    )  # the bar passes through, from where it was
-    assert not any(
-        p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in kernel
-    )  # the orphan is gone
+    for name in names:
+        before = set(steps(name))
+        wait_for(lambda: set(steps(name)) - before, process)  # noqa: B023
+        assert min(set(steps(name)) - before) > reached[name] > 0
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in kernels)
     process.send_signal(signal.SIGINT)
     process.wait(60)
-    assert (out / "notebooks" / "01_first.ipynb").stat().st_mtime_ns == first
+    assert (out / "notebooks" / "00_zeroth.ipynb").stat().st_mtime_ns == zeroth
     manifest = json.loads((out / "manifest.json").read_text())
-    assert [e["status"] for e in manifest["notebooks"].values()] == ["ok", "interrupted"]
+    assert [e["status"] for e in manifest["notebooks"].values()] == ["ok", *["interrupted"] * 2]
+    assert manifest["status"] == "interrupted" and not of(out)
+    assert [state for state, _ in states(project).values()] == ["unchanged", *["would go on"] * 2]
+
+
+@posix
+def test_children_of_a_kernel_that_died_with_its_runner_are_found(project, tmp_path, started):
+    """The session of the kernel outlives it, and its number was kept."""
+    file = tmp_path / "child"
+    write_notebook(
+        project / "01_first.ipynb",
+        f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open({str(file)!r}, "w").write(str(child.pid))
+time.sleep(600)""",
+    )
+    (project / "profiles.toml").write_text("[quick]\n")
+    (project / "02_second.ipynb").rename(project / "02_second")
+    process = started(project)
+    wait_for(lambda: file.is_file() and file.read_text(), process)
+    child = psutil.Process(int(file.read_text()))
+    for one in (psutil.Process(process.pid), child.parent()):
+        one.kill()
+        one.wait()
+    assert child.is_running() and of(out_of(project)) == [child]
+    write_notebook(project / "01_first.ipynb", "1 + 1")
+    assert run(project)["status"] == "ok"
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    # the number of a session that is over may go to another process: that is left alone
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "sessions.json").write_text(json.dumps([[os.getsid(0), 1.0]]))
+    assert not kernel.processes(work)
 
 
 def test_one_that_had_ended_when_it_was_killed_is_taken_in(project, monkeypatch):
@@ -189,12 +210,12 @@ def test_one_that_had_ended_when_it_was_killed_is_taken_in(project, monkeypatch)
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce, "_install", killed)
+        patch.setattr(execute._Run, "install", killed)
         with pytest.raises(MemoryError):
-            run(project)
-    assert (out_of(project) / ".unfinished" / "01_first" / "entry.json").is_file()
+            run(project, "01")
+    assert (out_of(project) / execute.WORK / "01_first" / "entry.json").is_file()
     with monkeypatch.context() as patch:
-        patch.setattr(reproduce.kernels, "execute", killed)
+        patch.setattr(execute, "run_notebook", killed)
         with pytest.raises(MemoryError):  # of the second notebook, and only of that
             run(project)
     manifest = run(project)
@@ -203,6 +224,55 @@ def test_one_that_had_ended_when_it_was_killed_is_taken_in(project, monkeypatch)
         manifest["notebooks"]["01_first"]["seconds"] > 0
         and len(pd.read_csv(out_of(project) / "results.csv")) == 1
     )
+
+
+# ---- several at once
+
+
+def test_jobs_run_at_once_and_change_no_result(project, monkeypatch):
+    names = [f"{i:02d}_notebook" for i in (3, 4, 5)]
+    for i, name in enumerate(names):
+        write_notebook(
+            project / f"{name}.ipynb",
+            f"""
+from iflow_runner.recorder import Recorder
+import time, torch
+record = Recorder({name!r}, out_dir)
+record.rows([{{"metric": "threads", "value": torch.get_num_threads()}},
+             {{"metric": "sum", "value": float(torch.linspace(0, {i + 1}, 100_001).sin().sum())}}])
+record.save()
+print("at", time.time())
+time.sleep(1)
+print("at", time.time())""",
+            iflow={"reads": [names[0]] if i == 2 else []},
+        )
+    tables = []
+    for number in (1, 3):
+        assert run(project, *names, jobs=number, fresh=True)["status"] == "ok"
+        tables.append((out_of(project) / "results.csv").read_text())
+        texts = [(out_of(project) / "notebooks" / f"{name}.ipynb").read_text() for name in names]
+        times = [[float(t) for t in re.findall(r"at (\d+\.\d+)", text)] for text in texts]
+        (begin_3, end_3), (begin_4, end_4), (begin_5, _) = times
+        assert (begin_4 < end_3 and begin_3 < end_4) == (number > 1)
+        assert begin_5 > end_3  # it reads the other's table
+    assert tables[0] == tables[1]
+    table = pd.read_csv(out_of(project) / "results.csv")
+    assert list(table.run_id) == [name for name in names for _ in range(2)]
+    assert set(table.value[table.metric == "threads"]) == {1}
+    tasks = make_plan(folder=project, make=False)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 4)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(2**33))
+    assert execute.default_jobs(tasks) == 4
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(2**32 + 2**31))
+    assert execute.default_jobs(tasks) == 3
+    monkeypatch.setattr("psutil.virtual_memory", lambda: Memory(2**20))
+    assert execute.default_jobs(tasks) == 1
+
+
+@dataclass
+class Memory:
+    available: int
+    total: int = 2**34
 
 
 # ---- limited in time
@@ -225,7 +295,7 @@ time.sleep(600)""",
         "print('never')",
     )
     start = time.monotonic()
-    manifest = run(project, time_limit=20)
+    manifest = run(project, time_limit=20, jobs=1)
     assert time.monotonic() - start < 60
     first = manifest["notebooks"]["01_first"]
     assert (
@@ -251,11 +321,9 @@ def test_a_training_that_was_stopped_by_the_limit_goes_on(project):
     trains(project / "01_first.ipynb", 200_000)
     out = out_of(project)
     assert run(project, "01", time_limit=20)["status"] == "failed"
-    steps = [
-        int(p.name[5:])
-        for p in (out / ".unfinished" / "01_first" / "training").glob("*/checkpoints/step-*")
-    ]
-    assert steps and not (out / ".unfinished" / "01_first" / "out").exists()
+    left = out / execute.WORK / "01_first" / "out"
+    assert [path.name for path in left.iterdir()] == [".training"]
+    assert list(left.glob(".training/model/checkpoints/step-*/state.json"))
     assert [state for state, _ in states(project).values()] == ["would go on", "would run"]
 
 
@@ -263,8 +331,8 @@ def test_a_training_that_was_stopped_by_the_limit_goes_on(project):
 
 
 def states(folder, **options) -> dict:
-    job = reproduce.prepare(device="cpu", folder=folder, make=False, **options)
-    return {name: (state, note) for name, state, note in reproduce.status(job)}
+    job = make_plan(folder=folder, make=False, **options)
+    return {name: (state, note) for name, state, note in execute.status(job)}
 
 
 def test_status_says_what_would_run_and_why(project, monkeypatch):
@@ -308,14 +376,6 @@ def test_status_says_what_would_run_and_why(project, monkeypatch):
     )
     changed("its cells have changed", "02_second")
     run(project)
-    digest = jobs.digest
-    with monkeypatch.context() as patch:
-        patch.setattr(jobs, "digest", lambda folder, *p: digest(folder, *p) + "x" * ("*.py" in p))
-        changed("the code of iflow_lib has changed", "01_first", "02_second", "03_third")
-        patch.setattr(
-            jobs, "digest", lambda folder, *p: digest(folder, *p) + "x" * ("assets/*" in p)
-        )
-        changed("the shipped data has changed", "01_first", "02_second", "03_third")
     (out_of(project) / "notebooks" / "02_second.ipynb").write_text("{}")
     changed("notebooks/02_second.ipynb is missing or was changed", "02_second")
     run(project)
@@ -323,6 +383,36 @@ def test_status_says_what_would_run_and_why(project, monkeypatch):
     table.parent.mkdir(exist_ok=True)
     table.write_text("run_id\n")
     changed("tables/01_first.csv has changed", "03_third")
+
+
+def test_the_code_that_a_notebook_depends_on(project, tmp_path, monkeypatch):
+    """The library and the recorder, wherever they lie; nothing else of the runner."""
+    library, runner = tmp_path / "iflow_lib", tmp_path / "iflow_runner"
+    shutil.copytree(plan.LIBRARY, library, ignore=lambda _, names: {"assets", "__pycache__"} & {*names})
+    shutil.copytree(plan.RUNNER, runner)
+    monkeypatch.setattr(plan, "LIBRARY", library)
+    monkeypatch.setattr(plan, "RUNNER", runner)
+    run(project)
+    depends = {
+        library / "paths.py": "the code of iflow_lib has changed",
+        library / "objectives" / "base.py": "the code of iflow_lib has changed",
+        library / "assets" / "more.npz": "the shipped data has changed",
+        runner / "recorder.py": "the recorder has changed",
+    }
+    for file, reason in depends.items():
+        file.parent.mkdir(exist_ok=True)
+        before = file.read_text() if file.is_file() else ""
+        file.write_text(f"{before}# more")
+        assert {*states(project).values()} == {("would run", reason)}
+        file.write_text(before)
+        if not before:
+            file.unlink()
+    assert {state for state, _ in states(project).values()} == {"unchanged"}
+    others = [f for f in runner.rglob("*.*") if f.is_file() and f not in (*depends, runner / "files.py")]
+    assert len(others) > 10
+    for file in others:
+        file.write_bytes(file.read_bytes() + b"# more")
+    assert {state for state, _ in states(project).values()} == {"unchanged"}
 
 
 def test_nothing_is_written_where_nothing_has_changed(project):
@@ -426,7 +516,7 @@ def test_the_nearest_spelling_is_named(project):
         (dict(notebooks=["01_frst"]), "did you mean '01_first'?"),
     ):
         with pytest.raises(ValueError, match="did you mean") as error:
-            reproduce.prepare(folder=project, device="cpu", **options)
+            make_plan(folder=project, **options)
         assert words in one_line(error)
 
 
@@ -436,8 +526,8 @@ def test_a_whole_number_is_fine_where_a_number_is_declared(project):
         "%matplotlib inline\n!true\n[rate",
         parameters="rate: float = 1",
     )
-    task = reproduce.prepare(
-        ["02"], device="cpu", folder=project, parameters={"rate": "2"}, make=False
+    task = make_plan(
+        ["02"], folder=project, parameters={"rate": "2"}, make=False
     ).tasks[0]
     assert task.parameters == {"rate": 2.0} and type(task.parameters["rate"]) is float
 
@@ -446,45 +536,59 @@ def test_a_whole_number_is_fine_where_a_number_is_declared(project):
 
 
 def test_the_live_table(project, tmp_path, capsys):
-    tasks = reproduce.prepare(device="cpu", folder=project, make=False).tasks
-    with board.Board(tasks, {"01_first": 61.0}) as shown:
-        shown.start("01_first", tmp_path)
-        shown.cell(3)
-        shown.write("\rother bar 50%\rother bar 60%")
+    tasks = make_plan(folder=project, make=False).tasks
+    with progress.ProgressTable(tasks, {"01_first": 61.0}, show=True) as shown:
+        first, second = shown.start("01_first", tmp_path), shown.start("02_second", tmp_path / "2")
+        first.begin_cell(3)
+        second.begin_cell(2)
+        first.write("\rother bar 50%\rother bar 60%")
 
         def text():
             console = rich.console.Console(width=100, file=io.StringIO())
             console.print(shown.table())
             return console.file.getvalue()
 
-        assert (
-            re.search(r"▶ +01_first +3 of \d+ +0 s +1 min 1 s\n", text())
-            and "other bar 60%\n" in text()
-        )
-        unattended.bar_file(tmp_path).write_text("FlowMatching: 42%")
-        assert "FlowMatching: 42%" in text() and re.search(r"· +02_second", text())
-        shown.end("01_first", "ok", 75.0)
+        assert re.search(r"▶ +01_first +3 of \d+ +0 s +1 min 1 s\n", text())
+        assert re.search(r"▶ +02_second +2 of \d+ +0 s *\n", text())
+        assert "01_first: other bar 60%\n" in text()
+        for i, name in enumerate(("older", "newer")):
+            bar = tmp_path / ".training" / name / "progress.txt"
+            bar.parent.mkdir(parents=True)
+            bar.write_text(f"{name} 42%")
+            os.utime(bar, (i, i))
+        assert "01_first: newer 42%\n" in text() and "older" not in text()
+        bar.unlink()
+        assert "01_first: older 42%\n" in text()
+        shown.end("01_first", "ok", "1 min 15 s", 75.0)
         assert re.search(r"✓ +01_first +1 min 15 s +1 min 1 s\n", text()) and "42%" not in text()
     assert capsys.readouterr().out == (
-        "running      01_first (1 of 2, expected 1 min 1 s)\nok           01_first: 1 min 15 s\n"
+        "running      01_first (1 of 2, expected 1 min 1 s)\nrunning      02_second (2 of 2)\n"
+        "ok           01_first: 1 min 15 s\n"
     )
 
 
 def test_bars_pass_through_without_a_terminal(project, capsys, monkeypatch):
-    monkeypatch.setattr(board, "EVERY", 0.2)
+    monkeypatch.setattr(progress, "EVERY", 0.2)
     write_notebook(
         project / "01_first.ipynb",
-        "import sys, time\nprint('my bar 7/9', file=sys.stderr)\ntime.sleep(4)",
+        """
+import os, sys, time
+print("my bar 7/9", file=sys.stderr)
+time.sleep(2)
+os.makedirs(f"{out_dir}/.training/a")
+open(f"{out_dir}/.training/a/progress.txt", "w").write("FlowMatching: 42%")
+time.sleep(2)""",
     )
     run(project, "01")
-    assert re.search(
-        r"^ +01_first: cell 4 of 4 after \d+ s, my bar 7/9$", capsys.readouterr().out, flags=re.M
-    )
+    said = capsys.readouterr().out
+    for bar in ("my bar 7/9", "FlowMatching: 42%"):
+        assert re.search(rf"^ +01_first: cell 4 of 4 after \d+ s, {bar}$", said, flags=re.M)
+    assert not list(out_of(project).rglob(".training"))  # no result
 
 
 def test_command_line_of_what_is_broken(project, capfd, monkeypatch):
     """One line, exit code 2, and nothing written."""
-    monkeypatch.setattr(jobs, "checkout", lambda: project.parent)
+    monkeypatch.setattr(plan, "checkout", lambda: project.parent)
 
     def said(*arguments) -> str:
         with pytest.raises(SystemExit) as end:
@@ -505,7 +609,7 @@ def test_command_line_of_what_is_broken(project, capfd, monkeypatch):
     (project / "01_first.ipynb").write_text(good)
     with monkeypatch.context() as patch:
         patch.setattr(
-            jobs.importlib.util, "find_spec", lambda name: None if name == "ipykernel" else name
+            plan.importlib.util, "find_spec", lambda name: None if name == "ipykernel" else name
         )
         assert "running notebooks needs ipykernel: pip install 'iflow-lib[notebooks]'" in said(
             "reproduce"

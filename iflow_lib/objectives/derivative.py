@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
-from ..utils import load_jvp_rules
+from ..utils import is_out_of_memory, load_jvp_rules
 from .base import check_choice
 from .network_state import is_pure, model_device, repeatable, trial
 from .two_time import TwoTimeObjective
@@ -95,7 +95,7 @@ class DerivativeObjective(TwoTimeObjective):
             with repeatable(model):
                 return _forward_mode(model, x, t, s, velocity, anchor, labels)
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_out_of_memory(error):
                 raise
             obstacle = _obstacle(error, model.net)
         # if the network itself is at fault, it raises its own error here

@@ -41,7 +41,7 @@ class FlowMapDistillation(DerivativeObjective):
                 |h(x_t - (t - s) u, s) - h(x_t - (t - s) target, s)|^2 / max(t - s, 0.02)^2
 
             It does not change the minimiser; a network of limited capacity then errs where the teacher sees it least.
-            Needs a teacher whose network has the method ``hidden(x, t, s, anchor=None, labels=None)``, as ``UNet`` has.
+            Needs a teacher whose network has the method ``features_at(x, t, s, anchor=None, labels=None)``, as ``UNet``.
         matching: Weight of the distance between the ends of jumps and the data *as distributions*: see
             ``matching_distance``. Needs such a teacher too. Use it on a model that has learned to jump: before, it does
             harm.
@@ -64,10 +64,10 @@ class FlowMapDistillation(DerivativeObjective):
             raise ValueError("the teacher's network takes an anchor: use one without")
         for name in ("perceptual", "matching"):
             check_number(name, getattr(self, name))
-            if getattr(self, name) and not _has_hidden_features(self.teacher.net):
+            if getattr(self, name) and not _has_features(self.teacher.net):
                 raise ValueError(
                     f"{name} needs a teacher whose network has hidden features, a method "
-                    f"hidden(x, t, s, anchor, labels) as UNet has; {type(self.teacher.net).__name__} "
+                    f"features_at(x, t, s, anchor, labels) as UNet has; {type(self.teacher.net).__name__} "
                     f"has none: set {name}=0"
                 )
 
@@ -135,14 +135,13 @@ class FlowMapDistillation(DerivativeObjective):
             extra = self.perceptual * distance / gap.clamp(min=0.02) ** 2
         loss = self.weighted(error, extra)
         if self.matching:
-            with repeatable(model):  # the prediction alone moves running statistics
-                loss = loss + self.matching * self.matching_distance(model, x_0, z, labels)
+            loss = loss + self.matching * self.matching_distance(model, x_0, z, labels)
         return loss, None
 
     def features(self, x: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
         """Return the teacher's hidden features of x (B, ...) at the times s (B,), in the type that the network gives."""
         teacher = self.frozen_teacher
-        return teacher.net.hidden(x, s, s, labels=labels if teacher.classes else None)  # type: ignore[operator]
+        return teacher.net.features_at(x, s, s, labels=labels if teacher.classes else None)  # type: ignore[operator]
 
     def perceptual_distance(
         self, x: Tensor, error: Tensor, s: Tensor, labels: Tensor | None
@@ -181,7 +180,8 @@ class FlowMapDistillation(DerivativeObjective):
         t = torch.full_like(zero, model.path.tau_max)
         t[far:] /= 2
         x_t = on_line(x_0, z, t)
-        y = x_t - expand(t, x_t) * model(x_t, t, zero, labels=labels)
+        with repeatable(model):  # the prediction alone moves running statistics
+            y = x_t - expand(t, x_t) * model(x_t, t, zero, labels=labels)
         with torch.no_grad():
             real = self.features(x_0, zero, labels).to(z.dtype)  # distances not in that of autocast
         ours = self.features(y, zero, labels).to(z.dtype)
@@ -210,13 +210,13 @@ def energy(x: Tensor, y: Tensor) -> Tensor:
     return ((2 * xy - xx - yy) * between).sum() / between.sum()
 
 
-def _has_hidden_features(net: nn.Module) -> bool:
-    """Whether the network has the method ``hidden`` with the documented call; an attribute of that name is not enough."""
-    hidden = getattr(net, "hidden", None)
-    if not inspect.ismethod(hidden):
+def _has_features(net: nn.Module) -> bool:
+    """Whether the network has the method ``features_at`` with the documented call: an attribute is not enough."""
+    method = getattr(net, "features_at", None)
+    if not inspect.ismethod(method):
         return False
     try:
-        inspect.signature(hidden).bind(None, None, None, labels=None)
+        inspect.signature(method).bind(None, None, None, labels=None)
     except TypeError:
         return False
     return True
