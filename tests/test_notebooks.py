@@ -1,6 +1,10 @@
-"""The committed notebooks: nbval runs each in a fresh kernel and compares its outputs; their stored outputs are clean."""
+"""The committed notebooks: nbval runs each in a fresh kernel and compares its outputs; their stored outputs are clean.
+
+`make test` runs the numbered notebooks; `make test-all` also the solutions and the template.
+"""
 
 import ast
+import copy
 import os
 import re
 import shutil
@@ -10,8 +14,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from conftest import write_notebook
 
+import iflow_lib as ifl
 from iflow_runner import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,6 +25,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
 TEMPLATE = ROOT / "notebooks" / "template.ipynb"
 ALL = [*NOTEBOOKS, *SOLUTIONS, TEMPLATE]
+
+
+def shown(notebook: Path) -> str:
+    """A notebook's name below notebooks/, for the ids of tests."""
+    return notebook.relative_to(ROOT / "notebooks").as_posix()
 
 
 def test_the_series_is_there():
@@ -64,14 +75,23 @@ def nbval(*notebooks, library=ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=library, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.parametrize("notebook", ALL, ids=lambda n: str(n.relative_to(ROOT / "notebooks")))
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        *(pytest.param(notebook, id=shown(notebook)) for notebook in NOTEBOOKS),
+        *(
+            pytest.param(notebook, id=shown(notebook), marks=pytest.mark.long)
+            for notebook in (*SOLUTIONS, TEMPLATE)
+        ),
+    ],
+)
 def test_nbval(notebook):
     done = nbval(notebook)
     assert done.returncode == 0, done.stdout[-4000:]
     assert re.search(r"[1-9]\d* passed", done.stdout), done.stdout[-1000:]
 
 
-@pytest.mark.parametrize("notebook", ALL, ids=lambda n: str(n.relative_to(ROOT / "notebooks")))
+@pytest.mark.parametrize("notebook", ALL, ids=shown)
 def test_stored_outputs(notebook):
     """Executed top to bottom, no errors, warnings, progress bars, machine paths or figure reprs; not too big."""
     assert notebook.stat().st_size < 2_000_000
@@ -216,6 +236,80 @@ def test_notebooks_are_linted(tmp_path):
     assert found.returncode == 1 and "F821" in found.stdout and "nowhere" in found.stdout
 
 
+# ---- a notebook's trainings can be continued
+
+
+def watched_class(quality, marks):
+    """Notebook 05's objective that keeps averages of the weights, from its cell."""
+    cells = nbformat.read(ROOT / "notebooks" / "05_training.ipynb", as_version=4).cells
+    source = next(cell.source for cell in cells if "class Watched" in cell.source)
+    tree = next(part for part in ast.parse(source).body if getattr(part, "name", None) == "Watched")
+    names = {"ifl": ifl, "torch": torch, "copy": copy, "quality": quality, "marks": marks}
+    exec(compile(ast.Module([tree], []), "05_training", "exec"), names)
+    return names["Watched"]
+
+
+def test_averages_of_a_killed_training_go_on(tmp_path):
+    """Stopped between two checkpoints and continued, notebook 05's averages and what they were worth stay the same."""
+    Watched = watched_class(
+        lambda model: float(sum(weight.detach().sum() for weight in model.parameters())), (2, 7, 19)
+    )
+    kinds = {"0.9": (0.9, True), "0.999 from the start": (0.999, False)}
+
+    class Killed(Watched):
+        name = "Watched"  # a checkpoint knows whose it is
+
+        def update_state(self, batch, drawn, loss, estimate):
+            super().update_state(batch, drawn, loss, estimate)
+            if batch.step == 12:
+                raise RuntimeError("killed")
+
+    def train(kind, folder):
+        system = ifl.zoo.System("rectified", "integral", "eight_gaussians")
+        objective = kind(system.objective(), kinds)
+        out_dir = tmp_path / folder
+        config = ifl.TrainConfig(
+            steps=20,
+            batch_size=16,
+            checkpoint_every=5,
+            progress=False,
+            device="cpu",
+            out_dir=out_dir,
+        )
+        data = ifl.data.load("eight_gaussians", n=100)
+        ifl.fit(system.model(0, hidden=8), objective, data, config, resume="auto")
+        objective.look(20)
+        return objective
+
+    entire = train(Watched, "entire")
+    with pytest.raises(RuntimeError, match="killed"):
+        train(Killed, "killed")
+    again = train(Watched, "killed")
+    for objective in again, train(Watched, "entire"):  # the second one has no step left to do
+        assert objective.found == entire.found and len(entire.found) == 6
+        assert set(objective.models) == set(entire.models) == set(kinds)
+        for name in kinds:
+            for mine, theirs in zip(
+                objective.models[name].parameters(), entire.models[name].parameters()
+            ):
+                assert torch.equal(mine, theirs)
+
+
+def test_trainings_of_a_run_keep_checkpoints():
+    """Every training of a numbered notebook names a checkpoint folder, and goes on from it."""
+    trainings = 0
+    for notebook in NOTEBOOKS:
+        cells = nbformat.read(notebook, as_version=4).cells
+        for cell in (cell for cell in cells if cell.cell_type == "code"):
+            found = len(re.findall(r"\bifl\.fit\(|\bzoo\.(?:train|finish)\(", cell.source))
+            trainings += found
+            assert len(re.findall(r"\bcheckpoint_dir\(", cell.source)) == found, cell.id
+            fits = cell.source.count("ifl.fit(")
+            assert cell.source.count('resume="auto"') == fits, cell.id
+            assert "device.type, " not in cell.source.replace('"device": device.type', ""), cell.id
+    assert trainings >= 8
+
+
 # ---- can the checks of results fail?
 
 MEASURES = """
@@ -234,10 +328,29 @@ print(round(value, 2))
 """
 
 
+def test_nbval_finds_a_changed_number(tmp_path):
+    """Short: of two notebooks with the same code, the one whose stored output was changed fails."""
+    source = "import iflow_lib as ifl\nprint(round(float(ifl.VarianceExploding().tau_max), 4))"
+    for name, stored in ("right", "0.9877"), ("wrong", "0.9878"):
+        write_notebook(tmp_path / f"{name}.ipynb", source)
+        notebook = nbformat.read(tmp_path / f"{name}.ipynb", as_version=4)
+        for count, cell in enumerate(notebook.cells[1:], 1):
+            cell.execution_count = count
+        notebook.cells[-1].outputs = [
+            nbformat.v4.new_output("stream", name="stdout", text=f"{stored}\n")
+        ]
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    done = nbval(tmp_path / "right.ipynb", tmp_path / "wrong.ipynb")
+    assert re.search(r" 1 failed, \d+ passed", done.stdout), done.stdout
+    assert "mismatch 'stdout'" in done.stdout and "0.9878" in done.stdout
+
+
+@pytest.mark.long
 def test_a_changed_number_is_found(tmp_path, capfd):
     """One number of the library, or of what a run stored, is changed: nbval and `iflow verify` fail, and only then."""
     model = "results/reference/checkpoints/eight_gaussians_rectified_integral"
-    shutil.copytree(ROOT / "iflow_lib", tmp_path / "iflow_lib")
+    for package in ("iflow_lib", "iflow_runner"):
+        shutil.copytree(ROOT / package, tmp_path / package)
     shutil.copytree(ROOT / model, tmp_path / model)
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "profiles.toml").write_text("[quick]\n")

@@ -1,6 +1,5 @@
 """README.md: its snippets run, its numbers are the reference results, its links lead somewhere."""
 
-import importlib.util
 import os
 import re
 import shutil
@@ -12,6 +11,9 @@ import nbformat
 import pandas as pd
 import pytest
 from PIL import Image
+
+from experiments import make_thumbnails
+from experiments.readme_tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,29 +63,19 @@ def test_api_example_is_short():
     ],
 )
 def test_numbers_are_the_reference_results(name):
-    spec = importlib.util.spec_from_file_location(
-        "make_reference", ROOT / "tools" / "make_reference.py"
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    file, make = tool.README_TABLES[name]
+    file, make = TABLES[name]
     shown = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", README + DOCS, flags=re.S)[1]
     assert len(shown.splitlines()) >= 5
     assert shown == make(pd.read_csv(ROOT / "results" / "reference" / file))
 
 
 def test_the_table_of_notebooks():
-    """One row for each notebook, with its runtime and a small picture: `python experiments/make_thumbnails.py` makes them."""
-    spec = importlib.util.spec_from_file_location(
-        "make_thumbnails", ROOT / "tools" / "make_thumbnails.py"
-    )
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    """One row for each notebook, with its runtime and a small picture: `python -m experiments.make_thumbnails` makes them."""
     notebooks = {
         file.stem: nbformat.read(file, as_version=4)
         for file in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")
     }
-    assert tool.table(README, notebooks) == README
+    assert make_thumbnails.table(README, notebooks) == README
     rows = re.findall(
         r"^\| !\[\d\d\]\((docs/\w+/(\w+)\.png)\) \| .+ \| .+(?:second|minute).* \|$",
         README,
@@ -91,7 +83,7 @@ def test_the_table_of_notebooks():
     )
     assert sorted(name for _, name in rows) == sorted(notebooks)
     for file, name in rows:
-        made = tool.thumbnail(name, notebooks[name])
+        made = make_thumbnails.thumbnail(name, notebooks[name])
         assert len(made) < 30_000
         with Image.open(ROOT / file) as image:
             assert image.width == 160 and 30 < image.height < 320
