@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -213,20 +214,34 @@ def test_dropout_goes_on_with_its_own_random_numbers(tmp_path):
         assert torch.equal(a, b), k
 
 
-def test_a_checkpoint_of_an_earlier_version_is_read(tmp_path):
-    """One without the states of the global generators and without the first loss."""
-    whole = fit(*setup("IntegralIdentity", tmp_path / "whole"))
-    fit(*setup("IntegralIdentity", tmp_path / "run", keep=50))
+@pytest.mark.parametrize("name", ["IntegralIdentity", "X0Regression, per_example"])
+def test_a_checkpoint_of_an_earlier_version_is_read(name, tmp_path):
+    """One without the states of the global generators and without the first loss, with settings that objectives no longer
+    have, and with the estimates of the anchors in a file beside it."""
+    whole = fit(*setup(name, tmp_path / "whole"))
+    fit(*setup(name, tmp_path / "run", keep=50))
     for newer in RunFolder(tmp_path / "run").checkpoints()[:-3]:
         shutil.rmtree(newer)
     old = RunFolder(tmp_path / "run").checkpoints()[0]
     tensors, info, _ = RunFolder(tmp_path / "run").load(old)
     del tensors["rng.cpu"], info["first_loss"]
+    estimates = tensors.pop("objective.estimates", None)
+    retired = {"perceptual": 0.0, "matching": 0.0, "teacher": None}
+    info["identity"]["objective"] |= (
+        {"store_dtype": "float32"} if estimates is not None else retired
+    )
     with RunFolder(tmp_path / "run") as folder:
         folder.save(int(old.name[5:]), tensors, info)
-    again = fit(*setup("IntegralIdentity", tmp_path / "run"), resume="auto")
+    if estimates is not None:
+        np.save(old / "anchors.npy", estimates.numpy())
+    again = fit(*setup(name, tmp_path / "run"), resume="auto")
     assert torch.equal(again.model.net.out.weight, whole.model.net.out.weight)
     assert again.history.loss.equals(whole.history.loss)
+    info["identity"]["objective"] |= {"perceptual": 0.5}
+    with RunFolder(tmp_path / "run") as folder:
+        folder.save(STEPS, tensors, info)
+    with pytest.raises(ValueError, match="another run: its objective is {'perceptual': 0.5}"):
+        fit(*setup(name, tmp_path / "run"), resume="auto")
 
 
 def test_a_checkpoint_of_another_kind_of_device_is_refused(tmp_path):

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
@@ -28,6 +30,9 @@ from torch import Tensor
 
 from ..io import file_sha256
 from .distributed import Processes
+
+#: Settings of objectives that earlier versions had, each with the value under which it did nothing.
+RETIRED_SETTINGS = {"teacher": None, "perceptual": 0.0, "matching": 0.0, "store_dtype": "float32"}
 
 
 class Checkpoint(NamedTuple):
@@ -212,7 +217,37 @@ def _read(folder: Path) -> Checkpoint:
         tensors = from_bytes((folder / "state.safetensors").read_bytes())
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    anchors = folder / "anchors.npy"  # where earlier versions kept the estimates of X0Regression
+    if anchors.is_file():
+        tensors["objective.estimates"] = torch.from_numpy(np.load(anchors, allow_pickle=False))
     return Checkpoint(tensors, state["info"], folder)
+
+
+def difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
+    """Say in what a checkpoint's run differs from this one.
+
+    Args:
+        theirs: The identity that the checkpoint holds: dictionaries of settings, by part of the run.
+        mine: The identity of this run, as JSON gives it back.
+
+    Returns:
+        A phrase that names the part and the settings that differ, or None if none do.
+    """
+    for part, here in mine.items():
+        there = theirs.get(part)
+        if part == "objective" and isinstance(there, dict):
+            there = {
+                k: v
+                for k, v in there.items()
+                if k in here or k not in RETIRED_SETTINGS or v != RETIRED_SETTINGS[k]
+            }
+        if there == here:
+            continue
+        if isinstance(there, dict) and isinstance(here, dict):
+            keys = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+            there, here = ({k: d.get(k) for k in keys} for d in (there, here))
+        return f"its {part} is {there}, here it is {here}"
+    return None
 
 
 class Signals:

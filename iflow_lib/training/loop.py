@@ -27,7 +27,7 @@ from ..model import FlowMap
 from ..objectives.base import Batch, Objective
 from ..utils import GRAPHS, Compiled, __version__, is_out_of_memory
 from .batches import Batches
-from .checkpoints import RunFolder, Signals
+from .checkpoints import RunFolder, Signals, difference
 from .checks import check_arguments, check_data, check_processes, has_own_call
 from .compile import (
     Threads,
@@ -389,12 +389,9 @@ class Trainer:
         if found is None:
             return
         tensors, info, place = found
-        for part, mine in self._identity().items():
-            theirs = info["identity"].get(part)
-            if theirs != mine:
-                raise ValueError(
-                    f"{place} is a checkpoint of another run: its {part} is {_difference(theirs, mine)}"
-                )
+        other = difference(info["identity"], self._identity())
+        if other:
+            raise ValueError(f"{place} is a checkpoint of another run: {other}")
         if len(tensors["generator"]) != len(self.generator.get_state()):
             raise ValueError(
                 f"{place} was trained on another kind of device than {self.device}: name that device"
@@ -468,14 +465,6 @@ def _compiles(
 def _newest(folder: RunFolder | None) -> str:
     """One phrase on the last good checkpoint, for errors."""
     return folder.newest() if folder else "there is no checkpoint, because no out_dir was given"
-
-
-def _difference(theirs: Any, mine: Any) -> str:
-    """Two settings side by side; of dicts only what differs."""
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        keys = [k for k in {**theirs, **mine} if theirs.get(k) != mine.get(k)]
-        theirs, mine = ({k: d.get(k) for k in keys} for d in (theirs, mine))
-    return f"{theirs}, here it is {mine}"
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
