@@ -18,11 +18,10 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
@@ -30,6 +29,9 @@ from torch import Tensor
 
 from ..io import file_sha256
 from .distributed import Processes
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 #: Settings of objectives that earlier versions had, each with the value under which it did nothing.
 RETIRED_SETTINGS = {"teacher": None, "perceptual": 0.0, "matching": 0.0, "store_dtype": "float32"}
@@ -75,6 +77,8 @@ class RunFolder:
         return self
 
     def _open(self) -> None:
+        from filelock import FileLock, Timeout  # late: it takes a tenth of a second
+
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.folder / "run.lock")
