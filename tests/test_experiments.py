@@ -277,8 +277,8 @@ def test_calls_per_step_are_the_network_calls():
         ifl.IntegralIdentity(tangent="conditional"),
     ]
     objectives += [
-        ifl.IntegralIdentity(
-            equal_share=0.25, teacher=ifl.FlowMap(Counting(dim=2), ifl.RectifiedFlow())
+        ifl.FlowMapDistillation(
+            teacher=ifl.FlowMap(Counting(dim=2), ifl.RectifiedFlow()), equal_share=0.25
         )
     ]
     for objective in objectives:
@@ -303,7 +303,7 @@ def test_calls_per_step_of_a_perceptual_loss(matching):
             ifl.FlowMap(ifl.UNet(channels, size, width=32, blocks=1), ifl.RectifiedFlow())
             for _ in range(2)
         ]
-        objective = ifl.IntegralIdentity(
+        objective = ifl.FlowMapDistillation(
             teacher=pair[0],
             equal_share=0.25,
             perceptual=1.0,
@@ -531,6 +531,7 @@ def test_plane_tuning(tmp_path, experiment, small):
     assert (tmp_path / "plane_tuning.csv").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_emoji(tmp_path, experiment, small):
     """The distances of colour images; a model of emoji is measured beside the rows of Fashion-MNIST."""
     train, test = (ifl.data.load("emoji", split=split).x for split in ("train", "test"))
