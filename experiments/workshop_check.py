@@ -15,7 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from iflow_runner import execute as reproduce
+import iflow_lib as ifl
+from iflow_runner.execute import reproduce
+from iflow_runner.plan import make_plan
 from iflow_runner.provenance import duration
 from iflow_runner.verify import check_reference
 
@@ -93,15 +95,13 @@ def rehearse(
     expected: dict[str, int], profile: str, device: str, out: Path, folder=None
 ) -> list[tuple[bool, str]]:
     """Run the notebooks of a plan without a network and compare their times with it. Same answer as ``conditions``.
-    Raises ValueError or OSError for what ``reproduce.prepare`` refuses."""
+    Raises ValueError or OSError for what ``make_plan`` refuses."""
     before = os.environ.get("PYTHONPATH")
     with tempfile.TemporaryDirectory() as guard:
         Path(guard, "sitecustomize.py").write_text(OFFLINE, encoding="utf-8")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [guard, before]))
         try:
-            manifest = reproduce.run(
-                list(expected), profile, device, fresh=True, out=out, folder=folder
-            )
+            manifest = run_notebooks(list(expected), profile, device, out, folder)
         finally:
             os.environ.pop("PYTHONPATH")
             os.environ.update({"PYTHONPATH": before} if before is not None else {})
@@ -120,6 +120,12 @@ def rehearse(
             )
         )
     return found
+
+
+def run_notebooks(names: list[str], profile: str, device: str, out: Path, folder=None) -> dict:
+    """Run notebooks anew, one after the other as a participant does, and return the manifest."""
+    plan = make_plan(names, profile, str(ifl.pick_device(device)), out=out, folder=folder)
+    return reproduce(plan, jobs=1, fresh=True)
 
 
 def main(arguments=None) -> int:

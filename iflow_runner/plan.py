@@ -335,7 +335,9 @@ def _declared(name: str, source: str) -> dict[str, Any]:
             if kind == "float" and type(default) is int:
                 default = float(default)
             if kind != type(default).__name__ or type(default) not in KINDS:
-                raise ValueError(f"{target.id} is a {kind}, and its default is {default!r}")
+                raise ValueError(
+                    f"{target.id} is declared as {kind}, and its default is {default!r}"
+                )
             defaults[target.id] = default
     except (SyntaxError, ValueError, AttributeError) as error:
         raise ValueError(
