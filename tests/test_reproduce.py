@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -443,6 +444,68 @@ def test_recorder_without_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="letters, digits"):
         record.figure(None, "../name")
+
+
+def test_checkpoint_folder(tmp_path):
+    record = Recorder("nb", str(tmp_path))
+    assert record.checkpoint_dir("ve-seed.0_1") == str(tmp_path / ".training" / "ve-seed.0_1")
+    assert Recorder("nb").checkpoint_dir("ve") == ""
+    assert not list(tmp_path.iterdir())
+    for name in ("", "..", ".hidden", "a/b", "a b"):
+        with pytest.raises(ValueError, match="letters, digits, -, _ and dots") as error:
+            record.checkpoint_dir(name)
+        assert repr(name) in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "code, wanted, enough",
+    [
+        ("reference('plane.csv')", "'plane.csv'", "plane.csv"),
+        ("recorder.reference('bench/a.csv')", "'bench/a.csv'", "bench"),
+        ("reference(f'checkpoints/{label}')", "'checkpoints'", "checkpoints"),
+        ("reference('checkpoints/') / 'a'", "'checkpoints'", "checkpoints"),
+        ("reference(label)", "a name from elsewhere", "."),
+        ("reference()", "a name from elsewhere", "."),
+        ("%time reference('plane.csv')\nreference('plane.csv')", "'plane.csv'", "."),
+    ],
+)
+def test_what_a_notebook_asks_for_must_be_declared(project, code, wanted, enough):
+    """Else a change of it would not make the notebook run again."""
+    committed = project.parent / "results" / "reference"
+    for name in ("bench", "checkpoints"):
+        (committed / name).mkdir(parents=True)
+    (committed / "plane.csv").write_text("")
+    for reads in ([], ["bench/a"], [enough]):
+        write_notebook(project / "01_first.ipynb", code, iflow={"reads": reads})
+        if reads == [enough]:
+            plan = make_plan(["01"], folder=project, make=False)
+            assert plan.tasks[0].needs[f"results/reference/{enough}"]
+        else:
+            with pytest.raises(ValueError) as error:
+                make_plan(["01"], folder=project, make=False)
+            assert f"01_first asks reference() for {wanted}, which its meta" in one_line(error)
+
+
+def test_a_missing_model_can_be_trained(project, monkeypatch):
+    committed = results_module.reference()
+    for name in ("checkpoints/ve_integral", "checkpoints/eight_gaussians_rectified_velocity/model"):
+        monkeypatch.setattr(results_module, "checkout", lambda: project.parent)
+        (project.parent / "results" / "reference").mkdir(parents=True, exist_ok=True)
+        for table in ("plane", "images"):
+            file = f"{table}.manifest.json"
+            (project.parent / "results" / "reference" / file).write_text(
+                (committed / file).read_text()
+            )
+        with pytest.raises(FileNotFoundError) as error:
+            results_module.reference(name)
+        command = f"python -m experiments.models {name.split('/')[1]}"
+        assert re.search(
+            rf"restore it with git, or train it with `{command}`, which took \d+ .* on cpu",
+            one_line(error),
+        )
+    with pytest.raises(FileNotFoundError) as error:
+        results_module.reference("checkpoints/nothing")
+    assert one_line(error).endswith("restore it with git")
 
 
 def test_reference(project, monkeypatch):

@@ -396,6 +396,7 @@ def test_the_code_that_a_notebook_depends_on(project, tmp_path, monkeypatch):
     shutil.copytree(plan.RUNNER, runner)
     monkeypatch.setattr(plan, "LIBRARY", library)
     monkeypatch.setattr(plan, "RUNNER", runner)
+    (project / "02_second.ipynb").unlink()
     run(project)
     depends = {
         library / "paths.py": "the code of iflow_lib has changed",
@@ -419,6 +420,10 @@ def test_the_code_that_a_notebook_depends_on(project, tmp_path, monkeypatch):
     for file in others:
         file.write_bytes(file.read_bytes() + b"# more")
     assert {state for state, _ in states(project).values()} == {"unchanged"}
+    write_notebook(project / "01_first.ipynb", "from iflow_runner.verify import verify")
+    run(project)
+    (runner / "verify.py").write_text("")  # this one uses it
+    assert {*states(project).values()} == {("would run", "the recorder has changed")}
 
 
 def test_nothing_is_written_where_nothing_has_changed(project):
