@@ -104,7 +104,7 @@ def _read(folder: Path) -> pd.DataFrame:
     return pd.concat(tables)
 
 
-def _cells(table: pd.DataFrame) -> pd.DataFrame:
+def _cells(table: pd.DataFrame) -> Any:
     """For each cell n, mean (NaN if any value is) and standard deviation (0 for a single row)."""
     # NaN is not equal to itself, and so no part of a key
     table = table.fillna({name: "" if name in TEXT else -1 for name in CELL})
