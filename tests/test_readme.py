@@ -23,7 +23,8 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 @pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: code.strip().splitlines()[-1][:30])
 def test_snippet_runs(code, tmp_path):
-    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    # two threads on small networks are slower than one
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
