@@ -79,13 +79,12 @@ def excerpt(manifest: dict, *names: str) -> dict:
 
 def calls_per_step(objective: ifl.Objective) -> float:
     """Network evaluations for each example in a step of an objective. A backward pass counts as two."""
+    if isinstance(objective, ifl.FlowMapDistillation):
+        # The perceptual loss takes hidden features twice, 0.65 of a call each, and goes back through one of them.
+        perceptual = 2 * bool(objective.perceptual)
+        matching = 5 * bool(objective.matching)  # 3 and its features
+        return 4 + (1 - objective.equal_share) * (2 + perceptual) + matching
     if isinstance(objective, ifl.IntegralIdentity):
-        if objective.teacher is not None:
-            hidden = 2 * bool(
-                objective.perceptual
-            )  # twice 0.65 of a call, and back to what it was of
-            rest = 4 + (1 - objective.equal_share) * (2 + hidden)
-            return rest + 5 * bool(objective.matching)  # 3 and its features
         each = 3 if objective.tangent == "network" else 2
         return 3 + (1 - objective.equal_share) * each + (objective.anchor is not None)
     if isinstance(objective, ifl.IntegralAdditivity):

@@ -26,12 +26,14 @@ from iflow_lib import data as data_sets
 from iflow_lib import metrics, zoo
 from iflow_runner.provenance import git_state
 
+REAL = 10_000  # test images of Fashion-MNIST
+
 
 def distances(dataset: str, x: torch.Tensor) -> dict:
     """{metric: value} of images against the test images."""
-    found = zoo.image_distances(dataset, x, 10_000)
+    found = zoo.image_distances(dataset, x, REAL)
     if dataset == "fashion_mnist":
-        real = metrics.fashion_reference(10_000)
+        real = metrics.fashion_reference(REAL)
         found |= metrics.precision_recall(metrics.embed(x), real)._asdict()
     return found
 

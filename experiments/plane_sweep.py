@@ -4,16 +4,20 @@
 committed results in the plane.
 """
 
-import threading
+from typing import Literal
 
 import iflow_lib as ifl
 from experiments.common import finished
 from iflow_lib import data as data_sets
 from iflow_lib import zoo
-from iflow_lib.training.compile import Threads
 
-PATHS = {"RectifiedFlow": "rectified", "VarianceExploding": "ve", "PoissonFlow": "pfgmpp"}
-SEEDING = threading.Lock()  # torch has one global seed, and a worker may have several threads
+CLASSES = {"RectifiedFlow": "rectified", "VarianceExploding": "ve", "PoissonFlow": "pfgmpp"}
+DataSet = Literal["eight_gaussians", "checkerboard", "two_moons", "spiral", "pinwheel"]
+PathName = Literal["rectified", "ve", "pfgmpp", "RectifiedFlow", "VarianceExploding", "PoissonFlow"]
+ObjectiveName = Literal[
+    "IntegralIdentity", "IntegralAdditivity", "FlowMatching", "ConsistencyTraining", "X0Regression"
+]
+Anchor = Literal["none", "self", "shared", "per_example", "ground_truth"]
 
 
 def kinds() -> dict[tuple[str, str], str]:
@@ -23,10 +27,10 @@ def kinds() -> dict[tuple[str, str], str]:
 
 
 def train(
-    dataset: str = "eight_gaussians",
-    path: str = "rectified",
-    objective: str = "IntegralIdentity",
-    anchor: str = "none",
+    dataset: DataSet = "eight_gaussians",
+    path: PathName = "rectified",
+    objective: ObjectiveName = "IntegralIdentity",
+    anchor: Anchor = "none",
     seed: int = 0,
     steps: int = zoo.PLANE_STEPS,
     batch_size: int = 512,
@@ -34,7 +38,7 @@ def train(
     hidden: int = 128,
     layers: int = 4,
     draws: int = 5,
-    nfes=(1, 2, 4, 8),
+    nfes: tuple[int, ...] = (1, 2, 4, 8),
     device: str = "cpu",
 ) -> list[dict]:
     """Train a model in the plane and measure it: tidy rows.
@@ -45,33 +49,20 @@ def train(
 
     Raises ValueError with one line for a value out of range and for settings that make no sense together.
     """
-    known, kind = kinds(), kinds().get((objective, anchor))
-    objectives = dict.fromkeys(name for name, _ in known)
-    if dataset not in data_sets.PLANE:
-        raise ValueError(
-            f"unknown dataset {dataset!r}: expected one of {', '.join(data_sets.PLANE)}"
-        )
-    if PATHS.get(path, path) not in zoo.PATH_NAMES:
-        raise ValueError(f"unknown path {path!r}: expected one of {', '.join(zoo.PATH_NAMES)}")
-    if objective not in objectives:
-        raise ValueError(
-            f"unknown objective {objective!r}: expected one of {', '.join(objectives)}"
-        )
+    kind = kinds().get((objective, anchor))
     if kind is None:
-        anchors = ", ".join(a for name, a in known if name == objective)
-        raise ValueError(f"{objective} has no anchor {anchor!r}: it has {anchors}")
+        anchors = ", ".join(a for name, a in kinds() if name == objective)
+        raise ValueError(f"{objective} has no anchor {anchor!r}: it has {anchors or 'none here'}")
+    system = zoo.System(CLASSES.get(path, path), kind, dataset)
     counts = {"steps": steps, "hidden": hidden, "layers": layers, "draws": draws}
     for name, value in (*counts.items(), *(("nfes", nfe) for nfe in nfes)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}")
-    system = zoo.System(PATHS.get(path, path), kind, dataset)
     if not nfes or not system.methods(nfes):
         raise ValueError(f"{objective} is not sampled with nfes = {list(nfes)}")
     config = ifl.TrainConfig(
         steps=steps, batch_size=batch_size, lr=lr, seed=seed, device=device, progress=False
     )
-    with Threads(1, 1):  # the same bits whatever the worker has, and no worker in another's way
-        with SEEDING:
-            model = system.model(seed, hidden=hidden, layers=layers)
-        run = finished(ifl.fit(model, system.objective(), data_sets.load(dataset), config))
-        return zoo.evaluate(run.model, system, run.manifest, nfes=nfes, draws=draws)
+    model = system.model(seed, hidden=hidden, layers=layers)
+    run = finished(ifl.fit(model, system.objective(), data_sets.load(dataset), config))
+    return zoo.evaluate(run.model, system, run.manifest, nfes=nfes, draws=draws)

@@ -23,7 +23,7 @@ import pandas as pd
 
 from experiments.common import ROOT, choices, command_line
 from experiments.store import write_table
-from iflow_runner import execute as reproduce
+from iflow_runner.plan import make_plan
 
 #: bare papermill, as one would write it: one process, one notebook after another
 BARE = """
@@ -55,11 +55,13 @@ def timed(command: list[str]) -> float:
 
 def bare(work: Path) -> float:
     """Seconds of papermill alone, which records into folders of its own as the runner's notebooks do."""
-    job = reproduce.prepare(profile="smoke", device="cpu", out=work / "unused", make=False)
     listed = []
-    for task in job.tasks:
-        out_dir = {"out_dir": str(work / task.name)} if task.wants_out else {}
-        listed.append((str(task.source), str(work / task.source.name), task.parameters | out_dir))
+    for task in make_plan(profile="smoke", out=work / "unused", make=False).tasks:
+        source = task.notebook.file
+        out_dir = (
+            {"out_dir": str(work / task.name)} if "out_dir" in task.notebook.parameters else {}
+        )
+        listed.append((str(source), str(work / source.name), task.parameters | out_dir))
     work.mkdir()
     (work / "list.json").write_text(json.dumps(listed))
     return timed([sys.executable, "-c", BARE, str(work / "list.json"), str(ROOT / "notebooks")])
@@ -108,7 +110,7 @@ def main(arguments=None) -> None:
         for i in range(options.repeats if "overhead" in options.parts else 0):
             pair = [
                 ("papermill", lambda: bare(work / "bare")),
-                ("iflow reproduce", lambda: timed([*IFLOW, str(work / "ours")])),
+                ("iflow reproduce", lambda: timed([*IFLOW, str(work / "ours"), "--jobs", "1"])),
             ]
             for name, measure in pair if i % 2 else pair[::-1]:
                 row("overhead", name, measure(), run=i)

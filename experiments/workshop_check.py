@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from iflow_runner import execute as reproduce
+from iflow_runner import execute
+from iflow_runner.plan import make_plan
 from iflow_runner.provenance import duration
 from iflow_runner.verify import check_reference
 
@@ -93,15 +94,14 @@ def rehearse(
     expected: dict[str, int], profile: str, device: str, out: Path, folder=None
 ) -> list[tuple[bool, str]]:
     """Run the notebooks of a plan without a network and compare their times with it. Same answer as ``conditions``.
-    Raises ValueError or OSError for what ``reproduce.prepare`` refuses."""
+    Raises ValueError or OSError for what ``make_plan`` refuses."""
     before = os.environ.get("PYTHONPATH")
     with tempfile.TemporaryDirectory() as guard:
         Path(guard, "sitecustomize.py").write_text(OFFLINE, encoding="utf-8")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [guard, before]))
         try:
-            manifest = reproduce.run(
-                list(expected), profile, device, fresh=True, out=out, folder=folder
-            )
+            task = make_plan(list(expected), profile, device, out=out, folder=folder)
+            manifest = execute.reproduce(task, jobs=1, fresh=True)
         finally:
             os.environ.pop("PYTHONPATH")
             os.environ.update({"PYTHONPATH": before} if before is not None else {})
@@ -133,8 +133,13 @@ def main(arguments=None) -> int:
     found = conditions(ROOT)
     try:
         if found[1][0]:
+            from iflow_lib.utils import (
+                pick_device,
+            )  # only now: conditions say what is not installed
+
+            device = str(pick_device(options.device))
             found += rehearse(
-                expected, options.profile, options.device, ROOT / "results" / "runs" / "workshop"
+                expected, options.profile, device, ROOT / "results" / "runs" / "workshop"
             )
     except (ValueError, OSError) as error:
         found.append((False, str(error)))

@@ -17,7 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path as FilePath
 from typing import Any
@@ -31,6 +31,7 @@ from .networks import MLP, UNet
 from .objectives import (
     ANCHORS,
     ConsistencyTraining,
+    DerivativeObjective,
     FlowMapDistillation,
     FlowMatching,
     IntegralAdditivity,
@@ -190,12 +191,10 @@ class System:
             objective = replace(objective, time_density=(0.0, 1.0), power=0.5)
         if teacher is None:
             return objective
-        if self.kind != "integral" or not isinstance(objective, IntegralIdentity):
+        if self.kind != "integral" or not isinstance(objective, DerivativeObjective):
             raise ValueError(f"{self.name} cannot have a teacher: only an integral can")
-        settings = objective.config()
-        for name in ("anchor", "tangent"):  # a teacher's velocity has neither
-            del settings[name]
-        taught: dict[str, Any] = settings | (TAUGHT if self.of_images else {})
+        shared = {f.name: getattr(objective, f.name) for f in fields(DerivativeObjective)}
+        taught = shared | (TAUGHT if self.of_images else {})
         return FlowMapDistillation(teacher=teacher, matching=matching, **taught)
 
     def model(self, seed: int = 0, **network: Any) -> FlowMap:
@@ -296,7 +295,7 @@ def train(
         }
     )
     data = data_sets.load(system.data)
-    return fit(model, objective, data, config, resume="auto" if config.out_dir else None)
+    return fit(model, objective, data, config, resume="auto")
 
 
 def finish(
@@ -329,9 +328,7 @@ def finish(
         **{"steps": steps, "progress": False, **system.settings, "lr": FINISH_LR, **settings}
     )
     data = data_sets.load(system.data)
-    return fit(
-        _started_from(model), objective, data, config, resume="auto" if config.out_dir else None
-    )
+    return fit(_started_from(model), objective, data, config, resume="auto")
 
 
 def _started_from(model: FlowMap) -> FlowMap:

@@ -151,8 +151,6 @@ def make_plan(
     shared = {
         "the code of iflow_lib": digest(LIBRARY, "**/*.py"),
         "the shipped data": digest(LIBRARY, "assets/*"),
-        # of the runner nothing else changes a result, such as how a page looks
-        "the recorder": digest(RUNNER, "recorder.py", "files.py"),
         "requirements.lock": sha256(root / "requirements.lock"),
         "the device": [device, environment["gpu"]],
         "installed versions": environment["versions"],
@@ -160,8 +158,14 @@ def make_plan(
     tasks = []
     for name in selected:
         after, files = reads[name]
-        cells = json.dumps(books[name].cells).encode()
-        needs = {"its cells": hashlib.sha256(cells).hexdigest(), "its parameters": values[name]}
+        cells = json.dumps(books[name].cells)
+        # of the runner nothing else changes a result, such as how a page looks
+        modules = {"files", "recorder", *re.findall(r"\biflow_runner\.(\w+)", cells)}
+        needs = {
+            "its cells": hashlib.sha256(cells.encode()).hexdigest(),
+            "its parameters": values[name],
+            "the recorder": digest(RUNNER, *(f"{module}.py" for module in modules)),
+        }
         needs |= shared | {f"results/reference/{file}": digest(committed / file) for file in files}
         tasks.append(Task(name, books[name], values[name], after, needs))
     return Plan(tasks, profile, device, out, root, environment)
@@ -335,7 +339,9 @@ def _declared(name: str, source: str) -> dict[str, Any]:
             if kind == "float" and type(default) is int:
                 default = float(default)
             if kind != type(default).__name__ or type(default) not in KINDS:
-                raise ValueError(f"{target.id} is a {kind}, and its default is {default!r}")
+                raise ValueError(
+                    f"{target.id} is declared as {kind}, and its default is {default!r}"
+                )
             defaults[target.id] = default
     except (SyntaxError, ValueError, AttributeError) as error:
         raise ValueError(

@@ -170,15 +170,17 @@ def reference(name: str = "") -> Path:
 
 def _how_to_train(name: str) -> str:
     """The command that makes a shipped model, and how long it took; "" for anything else."""
-    model = re.fullmatch(r"checkpoints/((eight_gaussians)_(rectified_\w+)|\w+)(/.*)?", name)
+    model = re.match(r"checkpoints/((eight_gaussians)_(rectified_\w+)|\w+)", name)
     if not model:
         return ""
-    table, runs, key, command = (
-        ("plane", "runs", f"{model[2]}/{model[3]}/steps10000/seed0", "models")
+    table, runs, key = (
+        ("plane", "runs", f"{model[2]}/{model[3]}/steps10000/seed0")
         if model[2]
-        else ("images", "systems", model[1], f"train {model[1]}")
+        else ("images", "systems", model[1])
     )
     manifest = read_json(checkout() / "results" / "reference" / f"{table}.manifest.json") or {}
     run = manifest.get(runs, {}).get(key)
-    took = f", which took {duration(run['seconds'])} on {run['hardware']}" if run else ""
-    return f", or train it with `python -m experiments.make_reference {command}`{took}"
+    if not run:
+        return ""
+    took = f"{duration(run['seconds'])} on {run['hardware']}"
+    return f", or train it with `python -m experiments.models {model[1]}`, which took {took}"

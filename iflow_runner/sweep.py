@@ -530,7 +530,7 @@ def _keep(sweep: Sweep, run: Run, outcome: dict[str, Any]) -> dict[str, Any]:
         one = f"notebooks/{run.key}.ipynb"
         files[one if folder == "notebooks" else f"{folder}/{run.key}/{rest}"] = content
     rows = [
-        row | {"run_id": "/".join(filter(None, [row["run_id"], run.label]))}
+        row | {"run_id": "/".join(filter(None, [row.get("run_id"), run.label]))}
         for row in outcome["rows"]
     ]
     done = {

@@ -104,14 +104,14 @@ def _read(folder: Path) -> pd.DataFrame:
     return pd.concat(tables)
 
 
-def _cells(table: pd.DataFrame) -> pd.DataFrame:
+def _cells(table: pd.DataFrame) -> Any:
     """For each cell n, mean (NaN if any value is) and standard deviation (0 for a single row)."""
     # NaN is not equal to itself, and so no part of a key
     table = table.fillna({name: "" if name in TEXT else -1 for name in CELL})
     table = table.astype({name: "str" if name in TEXT else "int64" for name in CELL})
-    values = table.groupby(list(CELL)).value
-    cells = values.agg(n="size", mean=lambda v: v.mean(skipna=False), sd="std")
-    return cells.fillna({"sd": 0.0})
+    values = table.groupby(list(CELL))["value"]
+    mean, sd = values.agg(lambda v: v.mean(skipna=False)), values.std()
+    return pd.DataFrame({"n": values.size(), "mean": mean, "sd": sd.fillna(0.0)})
 
 
 def _allowed(row: Any) -> float:

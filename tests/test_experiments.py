@@ -185,38 +185,49 @@ def test_table_of_runs(name, options, runs, tmp_path, experiment, small):
     assert pd.read_csv(tmp_path / f"{name}.csv").equals(table)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux")
+SPEED = "--networks MLP --compile --repetitions 3 --objectives FlowMatching".split()
+
+
 def test_speed(tmp_path, experiment):
-    """Each part, in small; a part that is measured again replaces its own rows alone."""
-    reference = pd.read_csv(REFERENCE / "speed.csv")
+    """Training steps; a part that is measured again replaces its own rows alone."""
+    options = [*SPEED, "--peers", "torchcfm", "--out", tmp_path, "--parts", "training"]
+    experiment("speed", *options)
+    before, reference = (pd.read_csv(f / "speed.csv") for f in (tmp_path, REFERENCE))
     assert set(reference.part) == {"training", "memory", "sampling", "threads"}
-    small = "--networks MLP --compile --repetitions 3 --objectives FlowMatching".split()
-    small += ["X0Regression, per_example", "--out", tmp_path]
+    assert list(before) == list(reference)
+    training = before.set_index("contender")
+    assert len(training) == 2 + 2 and set(training.index) < set(reference.contender)
+    assert training.ratio["FlowMatching"] == 1 and (training.low <= training.ratio).all()
+    assert (training.ratio <= training.high).all() and (training.seconds > 0).all()
+    experiment("speed", *options, "sampling")
+    both = pd.read_csv(tmp_path / "speed.csv")
+    sampling = both[both.part == "sampling"].pivot(index="nfe", columns="batch", values="seconds")
+    assert list(sampling.index) == [1, 2, 4, 50] and (sampling.loc[50] > 5 * sampling.loc[1]).all()
+    assert len(both[both.part == "training"]) == len(before)
+    experiment("speed", *options)
+    again = pd.read_csv(tmp_path / "speed.csv")
+    assert (
+        again[again.part == "sampling"]
+        .reset_index(drop=True)
+        .equals(both[both.part == "sampling"].reset_index(drop=True))
+    )
+    assert len(store.read_manifest(tmp_path / "speed.csv")["measured"]) == 2
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured on Linux")
+def test_speed_of_all_neighbours_and_memory(tmp_path, experiment):
     peers = [
         "torchcfm",
         "flow_matching",
         "rectified-flow-pytorch",
         "rectified-flow-pytorch MeanFlow",
     ]
-    parts = ["--parts", "training", "memory", "sampling"]
-    experiment("speed", *parts, *small, "--peers", *peers)
+    options = [*SPEED, "X0Regression, per_example", "--out", tmp_path, "--peers", *peers]
+    experiment("speed", *options, "--parts", "training", "memory")
     table = pd.read_csv(tmp_path / "speed.csv")
-    training = table[table.part == "training"].set_index("contender")
-    assert (
-        set(training.index) < set(reference[reference.part == "training"].contender)
-        and len(training) == 3 + 8
-    )
-    assert training.ratio["FlowMatching"] == 1 and (training.low <= training.ratio).all()
-    assert (training.ratio <= training.high).all() and (training.seconds > 0).all()
-    sampling = table[table.part == "sampling"].pivot(index="nfe", columns="batch", values="seconds")
-    assert list(sampling.index) == [1, 2, 4, 50] and (sampling.loc[50] > 5 * sampling.loc[1]).all()
+    assert sum(table.part == "training") == 3 + 8
     assert (table[table.part == "memory"].megabytes > 0).all() and sum(table.part == "memory") == 2
-    before = table[table.part != "training"].reset_index(drop=True)
-    experiment("speed", "--parts", "training", *small, "--peers", "torchcfm")
-    table = pd.read_csv(tmp_path / "speed.csv")
-    assert table[table.part != "training"].reset_index(drop=True).equals(before)
-    assert sum(table.part == "training") == 3 + 2
-    assert len(json.loads((tmp_path / "speed.manifest.json").read_text())["measured"]) == 3
 
 
 def test_what_is_said_of_speed():
@@ -277,8 +288,8 @@ def test_calls_per_step_are_the_network_calls():
         ifl.IntegralIdentity(tangent="conditional"),
     ]
     objectives += [
-        ifl.IntegralIdentity(
-            equal_share=0.25, teacher=ifl.FlowMap(Counting(dim=2), ifl.RectifiedFlow())
+        ifl.FlowMapDistillation(
+            teacher=ifl.FlowMap(Counting(dim=2), ifl.RectifiedFlow()), equal_share=0.25
         )
     ]
     for objective in objectives:
@@ -303,7 +314,7 @@ def test_calls_per_step_of_a_perceptual_loss(matching):
             ifl.FlowMap(ifl.UNet(channels, size, width=32, blocks=1), ifl.RectifiedFlow())
             for _ in range(2)
         ]
-        objective = ifl.IntegralIdentity(
+        objective = ifl.FlowMapDistillation(
             teacher=pair[0],
             equal_share=0.25,
             perceptual=1.0,
@@ -429,8 +440,9 @@ def test_recipe(tmp_path, experiment, small, monkeypatch):
     assert straight["exact"] > 0.01 and len(straight) == 3
 
 
-def test_images(tmp_path, experiment, small):
+def test_images(tmp_path, experiment, small, monkeypatch):
     """A model that is missing is trained first, one that is there is measured; and only once."""
+    monkeypatch.setattr(experiment("images"), "REAL", 2000)
     options = ["--steps", 2, "--samples", 200, "--nfes", 2, "--checkpoints", tmp_path / "models"]
     options += ["--out", tmp_path, "--runs", tmp_path / "runs", "--systems"]
     experiment("images", *options, "rectified_integral")
@@ -531,6 +543,7 @@ def test_plane_tuning(tmp_path, experiment, small):
     assert (tmp_path / "plane_tuning.csv").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_emoji(tmp_path, experiment, small):
     """The distances of colour images; a model of emoji is measured beside the rows of Fashion-MNIST."""
     train, test = (ifl.data.load("emoji", split=split).x for split in ("train", "test"))
@@ -666,3 +679,42 @@ def test_each_claim_of_the_exactness_table_holds():
     ends = table[table.objective == "X0Regression"].groupby("quantity").relative_rms
     assert ends.max()["jump_is_data_mean"] < 0.15 and ends.min()["jump_is_flow_map"] > 0.9
     assert (table.groupby(["path", "objective", "dim"]).seed.nunique() >= 3).all()
+
+
+# ---------------------------------------------------------------- a training for sweeps
+
+
+def test_the_training_that_sweeps_run(monkeypatch):
+    """Rows of each anchor that there is, and of each path under both of its names."""
+    train = importlib.import_module("experiments.plane_sweep").train
+    short = {"steps": 2, "batch_size": 8, "hidden": 8, "layers": 1, "draws": 1, "nfes": [1]}
+    monkeypatch.setattr(zoo.metrics, "w2", lambda x, y: 1.0)  # it is slow
+    rows = train(**short, objective="X0Regression", anchor="shared", path="PoissonFlow", seed=3)
+    assert {(r["path"], r["anchor"], r["seed"], r["step"]) for r in rows} == {
+        ("pfgmpp", "shared", 3, 2)
+    }
+    assert {row["metric"] for row in rows} == {"w2", "spread", "copy"}
+    (row,) = train(**short)
+    assert set(row) <= set(COLUMNS) and row["objective"] == "IntegralIdentity"
+    assert row["params"] < 1000 and row["path"] == "rectified"
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"objective": "FlowMatching", "anchor": "self"}, "FlowMatching has no anchor 'self'"),
+        ({"objective": "IntegralIdentity", "nfes": [16]}, "is not sampled with nfes = [16]"),
+        ({"nfes": []}, "is not sampled with nfes = []"),
+        ({"nfes": [0]}, "nfes must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"path": "vp"}, "unknown path 'vp'"),
+        ({"dataset": "digits"}, "unknown data 'digits'"),
+        ({"objective": "Distillation"}, "Distillation has no anchor 'none'"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_a_training_that_makes_no_sense(settings, words):
+    train = importlib.import_module("experiments.plane_sweep").train
+    with pytest.raises(ValueError) as error:
+        train(**settings)
+    assert words in str(error.value) and "\n" not in str(error.value)

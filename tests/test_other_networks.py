@@ -143,8 +143,8 @@ def test_train(kind, name):
     assert 0.6 < ratio < 1.4
     draw = functools.partial(ifl.sample, n=500, nfe=1, method="map", seed=1)
     x, z = (draw(r.model).x[..., 0] for r in (run, plain))
-    assert float((x.mean(0) - 1).abs().max()) < 0.3  # untrained: 0
-    assert float(x.std(0).mean()) == pytest.approx(float(z.std(0).mean()), rel=0.3)
+    assert float((x.mean(0) - 1).abs().max()) < 0.45  # untrained: 1
+    assert float(x.std(0).mean()) == pytest.approx(float(z.std(0).mean()), rel=0.45)
     if kind == "attention":
         assert ratio == pytest.approx(1, abs=0.01)  # the same function, the same derivative
     assert len(said) == (name == "jvp" and kind == "attention") and all(
@@ -313,6 +313,20 @@ def test_only_the_prediction_moves_running_statistics(name):
     other(*calls[-1])
     for key, value in other.named_buffers():
         assert torch.equal(after[key], value) and not torch.equal(after[key], before[key]), key
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "difference"])
+def test_statistics_stand_still_in_a_derivative(derivative):
+    """As they do in sampling. Those of the batch would move with its rows, and one jump come out too narrow."""
+    net, objective = model("BatchNorm").double(), ifl.IntegralIdentity(derivative=derivative)
+    x = torch.randn(20, LENGTH, 1, dtype=torch.float64)
+    t, s = torch.full((20,), 0.7).double(), torch.full((20,), 0.2).double()
+    with torch.no_grad():
+        net(x, t, s)
+        ours = objective.total_derivative(net.train(), x, t, s, x)
+        assert net.training and net.net.body[0][2].training
+        assert torch.equal(ours, objective.total_derivative(net.eval(), x, t, s, x))
+        assert not net.net.body[0][2].training
 
 
 def test_matching_moves_no_running_statistics():

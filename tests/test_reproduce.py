@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -299,13 +300,16 @@ def test_interruption(project, tmp_path):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(profile="quik"), ["unknown profile 'quik'", "quick, other"]),
-        (dict(notebooks=["03"]), ["unknown notebook '03'", "01_first, 02_second"]),
-        (dict(notebooks=[""]), ["unknown notebook ''"]),
-        (dict(parameters={"stpes": 1}), ["unknown parameter 'stpes'", "extra, flag, label"]),
+        (dict(profile="quik"), ["unknown profile: 'quik'", "quick, other"]),
+        (dict(notebooks=["03"]), ["unknown notebook: '03'", "01_first, 02_second"]),
+        (dict(notebooks=[""]), ["unknown notebook: ''"]),
+        (
+            dict(parameters={"stpes": 1}),
+            ["unknown parameter of 01_first, 02_second: 'stpes'", "extra, flag"],
+        ),
         (
             dict(parameters={"steps": 1}, notebooks=["02"]),
-            ["unknown parameter 'steps'", "02_second declares extra, label"],
+            ["unknown parameter of 02_second: 'steps'", "there are extra, label"],
         ),
         (dict(parameters={"device": "cpu"}), ["'device' is set by --device"]),
         (dict(parameters={"out_dir": "x"}), ["'out_dir' is set by --out"]),
@@ -365,7 +369,7 @@ def test_wrong_files(project, tmp_path):
     assert "holds other files and no earlier run" in complaint(out=project)
     profiles = (project / "profiles.toml").read_text()
     (project / "profiles.toml").write_text(profiles + '"02_second" = {steps = 3}\n')
-    assert "profile other sets 'steps', which 02_second does not declare" in complaint()
+    assert "profile other: parameter of 02_second: 'steps'; there are label" in complaint()
     (project / "profiles.toml").write_text("[quick")
     assert "not valid TOML" in complaint()
     (project / "profiles.toml").write_text("[quick]\nsteps = 3\n")
@@ -374,7 +378,7 @@ def test_wrong_files(project, tmp_path):
     write_notebook(project / "02_second.ipynb", parameters="steps: int = 1 + n")
     assert "may only hold lines like" in complaint()
     write_notebook(project / "02_second.ipynb", parameters="steps: tuple = (1, 2)")
-    assert "must be int, float, bool, str or list, not tuple" in complaint()
+    assert "steps is declared as tuple, and its default is (1, 2)" in complaint()
     (project / "02_second.ipynb").write_text("{}")
     assert "02_second.ipynb is damaged or not a notebook" in complaint()
     (project / "profiles.toml").unlink()
@@ -440,6 +444,68 @@ def test_recorder_without_folder(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="letters, digits"):
         record.figure(None, "../name")
+
+
+def test_checkpoint_folder(tmp_path):
+    record = Recorder("nb", str(tmp_path))
+    assert record.checkpoint_dir("ve-seed.0_1") == str(tmp_path / ".training" / "ve-seed.0_1")
+    assert Recorder("nb").checkpoint_dir("ve") == ""
+    assert not list(tmp_path.iterdir())
+    for name in ("", "..", ".hidden", "a/b", "a b"):
+        with pytest.raises(ValueError, match="letters, digits, -, _ and dots") as error:
+            record.checkpoint_dir(name)
+        assert repr(name) in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "code, wanted, enough",
+    [
+        ("reference('plane.csv')", "'plane.csv'", "plane.csv"),
+        ("recorder.reference('bench/a.csv')", "'bench/a.csv'", "bench"),
+        ("reference(f'checkpoints/{label}')", "'checkpoints'", "checkpoints"),
+        ("reference('checkpoints/') / 'a'", "'checkpoints'", "checkpoints"),
+        ("reference(label)", "a name from elsewhere", "."),
+        ("reference()", "a name from elsewhere", "."),
+        ("%time reference('plane.csv')\nreference('plane.csv')", "'plane.csv'", "."),
+    ],
+)
+def test_what_a_notebook_asks_for_must_be_declared(project, code, wanted, enough):
+    """Else a change of it would not make the notebook run again."""
+    committed = project.parent / "results" / "reference"
+    for name in ("bench", "checkpoints"):
+        (committed / name).mkdir(parents=True)
+    (committed / "plane.csv").write_text("")
+    for reads in ([], ["bench/a"], [enough]):
+        write_notebook(project / "01_first.ipynb", code, iflow={"reads": reads})
+        if reads == [enough]:
+            plan = make_plan(["01"], folder=project, make=False)
+            assert plan.tasks[0].needs[f"results/reference/{enough}"]
+        else:
+            with pytest.raises(ValueError) as error:
+                make_plan(["01"], folder=project, make=False)
+            assert f"01_first asks reference() for {wanted}, which its meta" in one_line(error)
+
+
+def test_a_missing_model_can_be_trained(project, monkeypatch):
+    committed = results_module.reference()
+    for name in ("checkpoints/ve_integral", "checkpoints/eight_gaussians_rectified_velocity/model"):
+        monkeypatch.setattr(results_module, "checkout", lambda: project.parent)
+        (project.parent / "results" / "reference").mkdir(parents=True, exist_ok=True)
+        for table in ("plane", "images"):
+            file = f"{table}.manifest.json"
+            (project.parent / "results" / "reference" / file).write_text(
+                (committed / file).read_text()
+            )
+        with pytest.raises(FileNotFoundError) as error:
+            results_module.reference(name)
+        command = f"python -m experiments.models {name.split('/')[1]}"
+        assert re.search(
+            rf"restore it with git, or train it with `{command}`, which took \d+ .* on cpu",
+            one_line(error),
+        )
+    with pytest.raises(FileNotFoundError) as error:
+        results_module.reference("checkpoints/nothing")
+    assert one_line(error).endswith("restore it with git")
 
 
 def test_reference(project, monkeypatch):

@@ -141,7 +141,9 @@ def test_killed_with_two_at_work_both_go_on(project, started):
     for name in names:
         trains(project / f"{name}.ipynb", 200_000)
     out, process = out_of(project), started(project)
-    saved = {n: out / execute.WORK / n / "out" / ".training" / "model" / "checkpoints" for n in names}
+    saved = {
+        n: out / execute.WORK / n / "out" / ".training" / "model" / "checkpoints" for n in names
+    }
 
     def steps(name: str) -> list[int]:
         return [int(file.parent.name[5:]) for file in saved[name].glob("step-*/state.json")]
@@ -388,10 +390,13 @@ def test_status_says_what_would_run_and_why(project, monkeypatch):
 def test_the_code_that_a_notebook_depends_on(project, tmp_path, monkeypatch):
     """The library and the recorder, wherever they lie; nothing else of the runner."""
     library, runner = tmp_path / "iflow_lib", tmp_path / "iflow_runner"
-    shutil.copytree(plan.LIBRARY, library, ignore=lambda _, names: {"assets", "__pycache__"} & {*names})
+    shutil.copytree(
+        plan.LIBRARY, library, ignore=lambda _, names: {"assets", "__pycache__"} & {*names}
+    )
     shutil.copytree(plan.RUNNER, runner)
     monkeypatch.setattr(plan, "LIBRARY", library)
     monkeypatch.setattr(plan, "RUNNER", runner)
+    (project / "02_second.ipynb").unlink()
     run(project)
     depends = {
         library / "paths.py": "the code of iflow_lib has changed",
@@ -408,11 +413,17 @@ def test_the_code_that_a_notebook_depends_on(project, tmp_path, monkeypatch):
         if not before:
             file.unlink()
     assert {state for state, _ in states(project).values()} == {"unchanged"}
-    others = [f for f in runner.rglob("*.*") if f.is_file() and f not in (*depends, runner / "files.py")]
+    others = [
+        f for f in runner.rglob("*.*") if f.is_file() and f not in (*depends, runner / "files.py")
+    ]
     assert len(others) > 10
     for file in others:
         file.write_bytes(file.read_bytes() + b"# more")
     assert {state for state, _ in states(project).values()} == {"unchanged"}
+    write_notebook(project / "01_first.ipynb", "from iflow_runner.verify import verify")
+    run(project)
+    (runner / "verify.py").write_text("")  # this one uses it
+    assert {*states(project).values()} == {("would run", "the recorder has changed")}
 
 
 def test_nothing_is_written_where_nothing_has_changed(project):
@@ -447,11 +458,11 @@ def test_one_that_needs_a_failed_one_is_not_run(project):
     [
         (
             '[quick."01_frist"]\nsteps = 1\n',
-            ["profile quick has a table for '01_frist'", "did you mean '01_first'?"],
+            ["in profile quick of profiles.toml: '01_frist'", "did you mean '01_first'?"],
         ),
         (
             '[quick]\n[full."01_first"]\nstep = 1\n',
-            ["profile full sets 'step'", "did you mean 'steps'?"],
+            ["profile full: parameter of 01_first: 'step'", "did you mean 'steps'?"],
         ),
         (
             '[quick]\n[full."01_first"]\nsteps = 1.5\n',
@@ -461,7 +472,7 @@ def test_one_that_needs_a_failed_one_is_not_run(project):
             '[quick]\n[full."01_first"]\nidle = 2\n',
             ["parameter 'idle' of 01_first would change nothing", "no cell uses it"],
         ),
-        ('[quick]\n[full."01_first"]\nout_dir = "x"\n', ["sets 'out_dir'"]),
+        ('[quick]\n[full."01_first"]\nout_dir = "x"\n', ["parameter of 01_first: 'out_dir'"]),
     ],
 )
 def test_profiles_are_checked_as_strictly(project, profiles, words):
@@ -484,7 +495,7 @@ def test_profiles_are_checked_as_strictly(project, profiles, words):
         (
             dict(parameters="steps: int = 0.5"),
             {},
-            ["steps is declared as int, but its default is 0.5"],
+            ["steps is declared as int, and its default is 0.5"],
         ),
         (dict(language="R"), {}, ["written in R"]),
         (
@@ -492,7 +503,11 @@ def test_profiles_are_checked_as_strictly(project, profiles, words):
             dict(iflow={"reads": "plane.csv"}),
             ["its metadata must declare what it reads", "plane.csv"],
         ),
-        ({}, dict(iflow={"reads": ["02_second"]}), ["'02_second', which is no earlier notebook"]),
+        (
+            {},
+            dict(iflow={"reads": ["02_second"]}),
+            ["earlier notebook that 01_first declares to read: '02_second'"],
+        ),
         (
             {},
             dict(iflow={"reads": ["plane.csv"]}),
@@ -526,9 +541,7 @@ def test_a_whole_number_is_fine_where_a_number_is_declared(project):
         "%matplotlib inline\n!true\n[rate",
         parameters="rate: float = 1",
     )
-    task = make_plan(
-        ["02"], folder=project, parameters={"rate": "2"}, make=False
-    ).tasks[0]
+    task = make_plan(["02"], folder=project, parameters={"rate": "2"}, make=False).tasks[0]
     assert task.parameters == {"rate": 2.0} and type(task.parameters["rate"]) is float
 
 

@@ -1,6 +1,7 @@
 """The sweep: its grid, what it refuses, and that neither dead workers nor a dead sweep change the table."""
 
-import importlib.util
+import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -14,17 +15,33 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+import torch
 from conftest import write_notebook
 
-from iflow_runner import cli, grid, sweep
+from experiments import plane_sweep
+from iflow_runner import cli, plan, provenance, sweep
 from iflow_runner.recorder import COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
-SHORT = "[train]\nsteps = 30\nhidden = 16\nlayers = 2\nbatch_size = 64\ndraws = 1\nnfes = [1]\n"
-EIGHT = (
-    SHORT
-    + "[grid]\nobjective = ['IntegralIdentity', 'X0Regression']\npath = ['PoissonFlow']\nseed = [0, 1, 2, 3]\n"
-)
+#: what the sweeps here run: it is quick, and does without torch
+SCIENCE = '''
+import random, time
+from typing import Literal
+
+def train(dataset: Literal["eight_gaussians", "spiral"] = "eight_gaussians", path: str = "ve", seed: int = 0,
+          steps: int = 30, lr: float = 1, nfes=(1, 2), device: str = "cpu"):
+    """One row for each nfe."""
+    if path == "line" and 2 in nfes:
+        raise ValueError("a line is\\nsampled in one step")
+    time.sleep(steps / 100)
+    draw = random.Random(f"{dataset} {path} {seed} {lr}")
+    for nfe in nfes:
+        yield {"dataset": dataset, "seed": seed, "nfe": nfe, "method": "map", "metric": "w2", "value": draw.random()}
+
+def other(steps: int = 3, wrong=None): pass
+'''
+SHORT = "run = 'science:train'\n"
+EIGHT = SHORT + "[grid]\ndataset = ['eight_gaussians', 'spiral']\nseed = [0, 1, 2, 3]\n"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="kills processes as Linux has them")
 
 
@@ -33,6 +50,18 @@ def iflow(capfd, *arguments):
     with pytest.raises(SystemExit) as end:
         cli.main(["sweep", *map(str, arguments)])
     return end.value.code, *capfd.readouterr()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def science(tmp_path_factory):
+    """A working folder with a module of functions to run."""
+    folder = tmp_path_factory.mktemp("science")
+    (folder / "science.py").write_text(SCIENCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        yield folder
+        sys.modules.pop("science", None)
 
 
 @pytest.fixture
@@ -65,81 +94,58 @@ def states(folder: Path) -> list[str]:
 
 
 def labels(file, **options):
-    return [run.label for run in grid.prepare(file, file.parent / "out", **options).runs]
+    return [run.label for run in sweep.read_sweep(file, file.parent / "out", **options).runs]
 
 
 def test_every_point_once_in_order(toml):
     file, *_ = toml(
-        "[train]\nseed = 5\nsteps = 7\n[[grid]]\npath = ['RectifiedFlow', 've']\nseed = [1, 0]\n"
-        "[[grid]]\npath = ['rectified', 'PoissonFlow']\nseed = [0]\n"
+        SHORT + "[parameters]\nseed = 5\nsteps = 7\n"
+        "[[grid]]\npath = ['line', 've']\nseed = [1, 0]\n[[grid]]\npath = ['line']\nseed = [0, 9]\n"
     )
     assert labels(file) == [
-        "path=rectified/seed=1",
-        "path=rectified/seed=0",
+        "path=line/seed=1",
+        "path=line/seed=0",
         "path=ve/seed=1",
         "path=ve/seed=0",
-        "path=pfgmpp/seed=0",
+        "path=line/seed=9",
     ]
-    runs = grid.prepare(file, file.parent / "out").runs
-    assert len({run.key for run in runs}) == 5 and all(
-        run.settings["train"]["steps"] == 7 for run in runs
-    )
-    assert grid.prepare(file, file.parent / "out", device="cuda").runs[0].key != runs[0].key
-
-
-def test_what_makes_no_sense_is_left_out_and_counted(toml):
-    file, *_ = toml(
-        "[train]\n[grid]\nobjective = ['FlowMatching', 'IntegralIdentity', 'X0Regression']\n"
-        "anchor = ['none', 'self', 'per_example']\nnfes = [[1], [16]]\n"
-    )
-    found = grid.prepare(file, file.parent / "out")
-    assert len(found.runs) == 2 + 2 + 6  # no jumps of an integral at 16 calls
-    assert found.notes == [
-        "skipped 2 of 18: FlowMatching has no anchor 'self'",
-        "skipped 2 of 18: FlowMatching has no anchor 'per_example'",
-        "skipped 2 of 18: IntegralIdentity is not sampled with nfes = [16]",
-        "skipped 2 of 18: IntegralIdentity has no anchor 'per_example'",
-    ]
+    runs = sweep.read_sweep(file, file.parent / "out").runs
+    assert len({run.key for run in runs}) == 5
+    for run in runs:
+        assert run.settings["parameters"] == {
+            "dataset": "eight_gaussians",
+            **dict(path=run.label[5:].split("/")[0], seed=int(run.label[-1])),
+            **dict(steps=7, lr=1.0, nfes=[1, 2]),
+        }
+    assert sweep.read_sweep(file, file.parent / "out", device="cuda").runs[0].key != runs[0].key
 
 
 def test_a_large_grid_needs_yes(toml):
-    file, *_ = toml(f"[train]\n[grid]\nseed = {list(range(101))}\nsteps = {list(range(1, 101))}\n")
+    file, *_ = toml(SHORT + f"[grid]\nseed = {list(range(101))}\nsteps = {list(range(1, 101))}\n")
     with pytest.raises(ValueError, match="expands to 10,100 runs, more than 10,000: say --yes"):
-        grid.prepare(file)
-    assert len(grid.prepare(file, file.parent / "out", yes=True).runs) == 10_100
+        sweep.read_sweep(file)
+    assert len(sweep.read_sweep(file, file.parent / "out", yes=True).runs) == 10_100
 
 
-def test_every_kind_of_training_can_be_named():
-    from iflow_lib import zoo as studies
-
-    assert {*grid.kinds().values()} == {*studies.KINDS}
-    assert {*grid._PATHS.values()} == {*studies.PATH_NAMES}
-
-
-def test_notebook_parameters_are_those_of_the_profile(toml):
+def test_notebook_parameters_are_those_of_the_profile(toml, project, monkeypatch):
+    monkeypatch.setattr(plan, "checkout", lambda: project.parent)
+    monkeypatch.setattr(sweep, "checkout", lambda: project.parent)
     file, *_ = toml(
-        "notebook = '05'\nprofile = 'smoke'\n[parameters]\nn = 50\n[grid]\nseed = [3]\n"
+        "notebook = '01'\nprofile = 'quick'\n[parameters]\nrate = 3\n[grid]\nsteps = [5, 6]\n"
     )
-    (run,) = grid.prepare(file, file.parent / "out").runs
-    profile = {
-        "seed": 3,
-        "seeds": 2,
-        "steps": 20,
-        "hidden": 64,
-        "batch_size": 256,
-        "trials": 2,
-        "trial_steps": 10,
-        "n": 50,
-    }
+    run, _ = sweep.read_sweep(file, file.parent / "out").runs
     assert run.settings == {
-        "notebook": "05_training",
-        "profile": "smoke",
-        "parameters": profile,
+        "notebook": "01_first",
+        "profile": "quick",
+        "parameters": {"steps": 5, "rate": 3.0, "label": "x", "nfes": [1, 2], "flag": True},
         "device": "cpu",
     }
 
 
 # ---- what is refused
+
+F = SHORT
+N = "notebook = '05'\n"
 
 
 @pytest.mark.parametrize(
@@ -147,51 +153,54 @@ def test_notebook_parameters_are_those_of_the_profile(toml):
     [
         ("[train", ["grid.toml is not valid TOML"]),
         ("[grid]\nseed = [0]", ["must have notebook = ", "it has grid"]),
-        ("notebook = '05'\n[train]\n[grid]\nseed = [0]", ["must have notebook"]),
-        ("trian = 1\n[train]\n[grid]\nseed = [0]", ["must have notebook", "trian"]),
-        ("train = 3\n[grid]\nseed = [0]", ["must be tables"]),
-        ("notebook = '42'\n[grid]\nseed = [0]", ["unknown notebook '42'", "05_training"]),
+        (N + F + "[grid]\nseed = [0]", ["must have notebook"]),
+        (F + "profile = 'quick'\n[grid]\nseed = [0]", ["must have notebook"]),
+        (F + "trian = 1\n[grid]\nseed = [0]", ["must have notebook", "trian"]),
+        (F + "parameters = 3\n[grid]\nseed = [0]", ["must be tables"]),
         (
-            "notebook = '05'\nprofile = 'quik'\n[grid]\nseed = [0]",
-            ["unknown profile 'quik'", "smoke, quick"],
+            "run = 'science'\n[grid]\nseed = [0]",
+            ["'science' must name a function", "module:function"],
+        ),
+        (
+            "run = 'none.such:train'\n[grid]\nseed = [0]",
+            ["must name a function", "No module named"],
+        ),
+        ("run = 'science:none'\n[grid]\nseed = [0]", ["must name a function", "'none'"]),
+        ("run = 'science:other'\n[grid]\nsteps = [0]", ["parameter wrong must have a default"]),
+        ("notebook = '42'\n[grid]\nseed = [0]", ["unknown notebook: '42'", "05_training"]),
+        (
+            N + "profile = 'quik'\n[grid]\nseed = [0]",
+            ["unknown profile: 'quik'", "smoke, quick"],
         ),
         ("notebook = 5\n[grid]\nseed = [0]", ["must be text"]),
         (
-            "notebook = '05'\n[grid]\nsede = [0]",
-            ["unknown parameter 'sede' (did you mean 'seed'?)", "05_training has seed"],
+            N + "[grid]\nsede = [0]",
+            ["unknown parameter of 05_training in grid.toml: 'sede' (did you mean 'seed'?)"],
         ),
-        ("notebook = '05'\n[grid]\ndevice = ['cpu']", ["it is set by --device"]),
+        (N + "[grid]\ndevice = ['cpu']", ["'device' is set by --device"]),
+        (F + "[grid]\ndevice = ['cpu']", ["'device' is set by --device"]),
         (
-            "notebook = '05'\n[parameters]\nsteps = '20'\n[grid]\nseed = [0]",
+            N + "[parameters]\nsteps = '20'\n[grid]\nseed = [0]",
             ["steps must be a whole number, got '20'"],
         ),
-        ("notebook = '05'\n[grid]\nseed = [0, 1.5]", ["seed must be a whole number, got 1.5"]),
-        ("[train]\nsteps = true\n[grid]\nseed = [0]", ["steps must be a whole number, got True"]),
-        ("[train]\n[grid]\nsteps = [10, 0]", ["steps must be at least 1, got 0"]),
-        ("[train]\n[grid]\nseed = [-1]", ["seed must be at least 0, got -1"]),
-        ("[train]\n[grid]\nlr = [0]", ["lr must be more than 0"]),
-        ("[train]\n[grid]\nnfes = [1, 2]", ["nfes must be a list like [1, 2], got 1"]),
-        ("[train]\nnfes = []\n[grid]\nseed = [0]", ["nfes must be at least 1, got []"]),
+        (N + "[grid]\nseed = [0, 1.5]", ["seed must be a whole number, got 1.5"]),
         (
-            "[train]\n[grid]\nobjective = ['FlowMatchin']",
-            ["no 'FlowMatchin' (did you mean 'FlowMatching'?)", "X0Regression"],
+            F + "[parameters]\nsteps = true\n[grid]\nseed = [0]",
+            ["steps must be a whole number, got True"],
         ),
-        ("[train]\n[grid]\npath = ['line']", ["path has no 'line'", "RectifiedFlow"]),
-        ("[train]\n[grid]\ndataset = ['emoji']", ["dataset has no 'emoji'", "checkerboard"]),
+        (F + "[grid]\nlr = ['1']", ["lr must be a number, got '1'"]),
+        (F + "[grid]\nnfes = [1, 2]", ["nfes must be a list like [1, 2], got 1"]),
+        (F + "[grid]\nsede = [1]", ["unknown parameter of science:train", "'seed'?"]),
         (
-            "[train]\n[grid]\nanchor = ['selv']",
-            ["anchor has no 'selv' (did you mean 'self'?)", "per_example"],
+            F + "[grid]\ndataset = ['spirla']",
+            ["'spirla' (did you mean 'spiral'?)", "eight_gaussians"],
         ),
-        ("[train]\n[grid]\nseed = 3", ["seed in the grid must be a list of values, got 3"]),
-        ("[train]\n[grid]\nseed = []", ["expands to nothing"]),
-        ("[train]\n[grid]", ["expands to nothing"]),
-        ("[train]", ["expands to nothing"]),
+        (F + "[grid]\nseed = 3", ["seed in the grid must be a list of values, got 3"]),
+        (F + "[grid]\nseed = []", ["expands to nothing"]),
+        (F + "[grid]", ["expands to nothing"]),
+        (F, ["expands to nothing"]),
         (
-            "[train]\n[grid]\nanchor = ['self']\nobjective = ['FlowMatching']",
-            ["to nothing: skipped 1 of 1: FlowMatching"],
-        ),
-        (
-            f"[train]\n[grid]\nseed = {list(range(101))}\nsteps = {list(range(1, 101))}",
+            F + f"[grid]\nseed = {list(range(101))}\nsteps = {list(range(1, 101))}",
             ["10,100 runs", "--yes"],
         ),
     ],
@@ -210,7 +219,7 @@ def test_wrong_file(toml, capfd, text, words):
             ["no scheduler answers at 'tcp://127.0.0.1:1'", "10 s"],
         ),
         (["--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], ["--workers"]),
-        (["--workers", "-1"], ["at least 0"]),
+        (["--workers", "-1"], ["--workers", "-1 is not in the range x>=0"]),
         (["--device", "tpu"], ["unknown device 'tpu'"]),
         (["--device", "cuda:99"], ["cuda:99", "not available"]),
     ],
@@ -238,9 +247,7 @@ def test_a_missing_file_and_a_folder_of_something_else(toml, capfd, tmp_path):
         (tmp_path / "other").mkdir(exist_ok=True)
         (tmp_path / "other" / name).write_text(content)
         code, _, err = iflow(capfd, file, "--out", tmp_path / "other")
-        assert (
-            code == 2 and "holds other files and no earlier sweep" in err and err.count("\n") == 1
-        )
+        assert code == 2 and "holds other files and no earlier run" in err and err.count("\n") == 1
     code, _, err = iflow(capfd, file, "--out", file / "in")
     assert code == 2 and "cannot write to" in err and err.count("\n") == 1
 
@@ -254,7 +261,7 @@ def counted(monkeypatch):
     done, bad = [], {}
 
     def run_point(settings, code):
-        seed = settings["train"]["seed"]
+        seed = settings["parameters"]["seed"]
         done.append(seed)
         if seed in bad:
             raise bad[seed]
@@ -270,7 +277,7 @@ def counted(monkeypatch):
 
 def test_a_failed_run_is_said_and_the_others_go_on(toml, capfd, counted):
     done, bad = counted
-    arguments = [*toml("[train]\n[grid]\nseed = [0, 1, 2]\n"), "--workers", 0]
+    arguments = [*toml(SHORT + "[grid]\nseed = [0, 1, 2]\n"), "--workers", 0]
     bad[1] = FloatingPointError("the loss is\nnot finite")
     code, out, err = iflow(capfd, *arguments)
     assert code == 1 and done == [0, 1, 2] and states(arguments[2]) == ["ok", "failed", "ok"]
@@ -291,9 +298,9 @@ def test_a_failed_run_is_said_and_the_others_go_on(toml, capfd, counted):
 
 def test_what_is_unchanged_is_not_done_again(toml, capfd, counted, monkeypatch):
     done, _ = counted
-    arguments = [*toml("[train]\n[grid]\nseed = [0, 1]\n"), "--workers", 0]
+    arguments = [*toml(SHORT + "[grid]\nseed = [0, 1]\n"), "--workers", 0]
     iflow(capfd, *arguments)
-    toml("[train]\n[grid]\nseed = [2, 1]\n")  # one new, one old; seed 0 is no longer asked for
+    toml(SHORT + "[grid]\nseed = [2, 1]\n")  # one new, one old; seed 0 is no longer asked for
     iflow(capfd, *arguments)
     assert done == [0, 1, 2] and list(table(arguments[2]).seed) == ["2", "1"]
     iflow(capfd, *arguments, "--fresh")
@@ -302,8 +309,8 @@ def test_what_is_unchanged_is_not_done_again(toml, capfd, counted, monkeypatch):
     (arguments[2] / "runs" / f"{key}.json").write_text("{")  # damaged
     iflow(capfd, *arguments)
     assert done[5:] == [2]
-    other = sweep.identity() | {"iflow_lib": "other code"}
-    monkeypatch.setattr(grid, "identity", lambda notebook: other)
+    other = sweep.identity("science:train") | {"iflow_lib": "other code"}
+    monkeypatch.setattr(sweep, "identity", lambda target: other)
     iflow(capfd, *arguments)
     assert done[6:] == [2, 1] and manifest(arguments[2])["code"] == other
 
@@ -311,7 +318,7 @@ def test_what_is_unchanged_is_not_done_again(toml, capfd, counted, monkeypatch):
 def test_an_interrupted_sweep_keeps_what_has_ended(toml, capfd, counted):
     done, bad = counted
     arguments, bad[2] = (
-        [*toml("[train]\n[grid]\nseed = [0, 1, 2, 3]\n"), "--workers", 0],
+        [*toml(SHORT + "[grid]\nseed = [0, 1, 2, 3]\n"), "--workers", 0],
         KeyboardInterrupt(),
     )
     code, out, err = iflow(capfd, *arguments)
@@ -329,24 +336,58 @@ def test_an_interrupted_sweep_keeps_what_has_ended(toml, capfd, counted):
 def test_one_process_in_a_folder(toml, capfd, counted):
     from filelock import FileLock
 
-    arguments = [*toml("[train]\n[grid]\nseed = [0]\n"), "--workers", 0]
+    arguments = [*toml(SHORT + "[grid]\nseed = [0]\n"), "--workers", 0]
     arguments[2].mkdir()
     with FileLock(arguments[2] / ".lock"):
         code, _, err = iflow(capfd, *arguments)
-    assert (
-        code == 2 and "another process writes to" in err and err.count("\n") == 1 and not counted[0]
-    )
+    assert code == 2 and "already writing to" in err and err.count("\n") == 1 and not counted[0]
 
 
-def test_a_worker_with_other_code_does_nothing():
-    code = sweep.identity()
+def test_a_worker_with_other_code_does_nothing(science):
+    code = sweep.identity("science:train")
+    assert code["science:train"] == provenance.sha256(science / "science.py")
+    wrong = code | {"iflow_lib": "0" * 64, "torch": "1.0"}
     with pytest.raises(
         sweep.RunError,
         match=r"has another iflow_lib, another torch \(.+, here it is 1.0\): install",
     ):
-        sweep.run_point(
-            {"train": {}, "device": "cpu"}, code | {"iflow_lib": "0" * 64, "torch": "1.0"}
+        sweep.run_point({"run": "science:train", "parameters": {}, "device": "cpu"}, wrong)
+
+
+def test_settings_that_make_no_sense_are_skipped(toml, capfd):
+    grid = "[grid]\npath = ['line', 've']\nnfes = [[1, 2], [1]]\n"
+    arguments = [*toml(SHORT + "[parameters]\nsteps = 1\n" + grid), "--workers", 0]
+    code, out, err = iflow(capfd, *arguments)
+    assert (code, err) == (0, "") and states(arguments[2]) == ["skipped", "ok", "ok", "ok"]
+    assert "skipped path=line/nfes=[1, 2]: a line is sampled in one step" in out
+    assert "3 of 4 runs are done, 0 failed, 1 skipped" in out
+    grid = "[grid]\npath = ['line']\nnfes = [[2]]\n"
+    assert iflow(capfd, *toml(SHORT + grid), "--workers", 0)[0] == 1  # nothing was done
+
+
+def test_rows_are_checked_and_one_thread_does_the_work(science, monkeypatch):
+    seen = []
+
+    def function(value: int = 1, device: str = "auto"):
+        seen.append((torch.get_num_threads(), device))
+        return (
+            [{"metric": "w2", "value": value, "wrong": 1}]
+            if value > 1
+            else [{"metric": "w2", "value": value}]
         )
+
+    monkeypatch.setattr(sweep, "load_function", lambda name: function)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    settings = {"run": "science:train", "parameters": {}, "device": "cpu"}
+    try:
+        done = sweep.run_point(settings, {})
+        with pytest.raises(ValueError, match="unknown column 'wrong'"):
+            sweep.run_point(settings | {"parameters": {"value": 2}}, {})
+        assert torch.get_num_threads() == 2 and seen == [(1, "cpu")] * 2
+    finally:
+        torch.set_num_threads(before)
+    assert tuple(done["rows"][0]) == COLUMNS and done["rows"][0]["value"] == 1
 
 
 def test_a_run_that_kills_its_workers_is_said_in_a_line():
@@ -373,9 +414,7 @@ def truth(tmp_path_factory):
         )
     assert end.value.code == 0
     found = table(folder / "out")
-    assert (
-        len(found) == 4 + 4 * 2 and found.value.nunique() == 12
-    )  # the recipe has its spread beside W2
+    assert len(found) == 8 * 2 and found.value.nunique() == 16
     return found
 
 
@@ -410,7 +449,7 @@ def test_a_worker_that_is_killed_is_replaced(toml, capfd, truth):
     assert (code, err) == (0, ""), err
     assert 2 <= killer.done_then < 8 and states(arguments[2]) == ["ok"] * 8
     assert table(arguments[2]).equals(truth)
-    assert manifest(arguments[2])["cluster"]["kind"] == "LocalCluster" and not workers_of(me)
+    assert manifest(arguments[2])["cluster"] == {"workers": 2, "threads": 2} and not workers_of(me)
 
 
 @linux
@@ -418,7 +457,6 @@ def test_a_sweep_that_is_killed_goes_on(toml, capfd, truth, tmp_path):
     arguments = toml(EIGHT)
     process = subprocess.Popen(
         [sys.executable, "-m", "iflow_runner.cli", "sweep", *map(str, arguments), "--workers", "1"],
-        cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -442,7 +480,7 @@ def test_a_sweep_that_is_killed_goes_on(toml, capfd, truth, tmp_path):
 
 
 @pytest.fixture
-def scheduler(tmp_path):
+def scheduler(tmp_path, science):
     """Address of a ``dask scheduler`` on loopback, and its two ``dask worker`` processes, the first with two threads."""
     started, file = [], tmp_path / "scheduler.json"
 
@@ -451,7 +489,7 @@ def scheduler(tmp_path):
             started.append(
                 psutil.Popen(
                     [sys.executable, "-m", "dask", *arguments, "--no-dashboard"],
-                    cwd=tmp_path,
+                    cwd=science,
                     stdout=log,
                     stderr=log,
                     env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -484,6 +522,7 @@ def scheduler(tmp_path):
         psutil.wait_procs(started, timeout=20)
 
 
+@pytest.mark.long
 @linux
 def test_a_scheduler_started_by_hand(toml, capfd, truth, scheduler, monkeypatch):
     address, processes = scheduler
@@ -493,9 +532,9 @@ def test_a_scheduler_started_by_hand(toml, capfd, truth, scheduler, monkeypatch)
     assert (code, err) == (0, ""), err
     assert 2 <= killer.done_then < 8 and states(arguments[2]) == ["ok"] * 8
     assert table(arguments[2]).equals(truth)
-    assert manifest(arguments[2])["cluster"]["kind"] == "scheduler"
-    other = sweep.identity() | {"iflow_lib": "0" * 64}
-    monkeypatch.setattr(grid, "identity", lambda notebook: other)
+    assert manifest(arguments[2])["cluster"] == {"workers": 2, "threads": 3}
+    other = sweep.identity("science:train") | {"iflow_lib": "0" * 64}
+    monkeypatch.setattr(sweep, "read_sweep", with_code(sweep.read_sweep, other))
     code, out, err = iflow(
         capfd, arguments[0], "--scheduler", address, "--out", arguments[2].parent / "new"
     )
@@ -505,6 +544,10 @@ def test_a_scheduler_started_by_hand(toml, capfd, truth, scheduler, monkeypatch)
         and err.count("\n") == 1
     )
     assert not (arguments[2].parent / "new").exists()
+
+
+def with_code(read, code):
+    return lambda *given, **named: dataclasses.replace(read(*given, **named), code=code)
 
 
 RECORDS = """
@@ -518,20 +561,47 @@ with open(f"{out_dir}/figures/01_first-line.png", "wb") as file:
 """.replace("HEAD", ",".join(COLUMNS))
 
 
+def notebook_project(folder: Path) -> None:
+    """A checkout whose notebook records a row and a figure, and fails with seed 1."""
+    (folder / "notebooks").mkdir()
+    (folder / "results" / "reference").mkdir(parents=True)
+    (folder / "notebooks" / "profiles.toml").write_text("[quick.'01_first']\n")
+    parameters = 'seed: int = 0\ndevice: str = "auto"\nout_dir: str = ""'
+    write_notebook(folder / "notebooks" / "01_first.ipynb", RECORDS, parameters=parameters)
+
+
+def check_notebook_sweep(out: Path, seeds: list[int]) -> None:
+    rows = pd.read_csv(out / "results.csv")
+    assert list(rows.run_id) == [f"01_first/seed={seed}" for seed in seeds]
+    assert list(rows.value) == [seed / 3 for seed in seeds]
+    keys = [key for key, run in manifest(out)["runs"].items() if run["status"] == "ok"]
+    assert sorted(p.stem for p in (out / "notebooks").iterdir()) == sorted(keys)
+    assert all(
+        (out / "figures" / key / "01_first-line.png").read_bytes() == b"a picture" for key in keys
+    )
+
+
+def test_notebooks(toml, capfd, tmp_path, monkeypatch):
+    notebook_project(tmp_path)
+    for module in (plan, sweep):
+        monkeypatch.setattr(module, "checkout", lambda: tmp_path)
+    sweep.identity.cache_clear()
+    arguments = [*toml("notebook = '01'\n[grid]\nseed = [1, 2]\n"), "--workers", 0]
+    code, out, err = iflow(capfd, *arguments)
+    assert code == 1 and states(arguments[2]) == ["failed", "ok"]
+    assert err.count("\n") == 1 and "AssertionError: one is unlucky" in err
+    assert "running" not in out
+    check_notebook_sweep(arguments[2], [2])
+
+
+@pytest.mark.long
 @linux
 def test_notebooks_on_workers(tmp_path):
     """In a checkout of its own, since workers are processes that no monkeypatch reaches."""
-    (tmp_path / "iflow_lib").mkdir()
-    for file in (ROOT / "iflow_lib").glob("*.py"):
-        shutil.copy(file, tmp_path / "iflow_lib")
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "results" / "reference").mkdir(parents=True)
-    (tmp_path / "notebooks" / "profiles.toml").write_text("[quick.'01_first']\n")
-    write_notebook(
-        tmp_path / "notebooks" / "01_first.ipynb",
-        RECORDS,
-        parameters='seed: int = 0\ndevice: str = "auto"\nout_dir: str = ""',
-    )
+    for package in ("iflow_lib", "iflow_runner"):
+        ignored = shutil.ignore_patterns("assets", "__pycache__")
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=ignored)
+    notebook_project(tmp_path)
     (tmp_path / "seeds.toml").write_text("notebook = '01'\n[grid]\nseed = [0, 1, 2]\n")
     done = subprocess.run(
         [sys.executable, "-m", "iflow_runner.cli", "sweep", "seeds.toml", "--workers", "2"],
@@ -544,46 +614,11 @@ def test_notebooks_on_workers(tmp_path):
     out = tmp_path / "results" / "runs" / "sweep-seeds"
     assert done.returncode == 1 and states(out) == ["ok", "failed", "ok"], done.stderr
     assert done.stderr.count("\n") == 1 and "AssertionError: one is unlucky" in done.stderr
-    rows = pd.read_csv(out / "results.csv")
-    assert list(rows.run_id) == ["01_first/seed=0", "01_first/seed=2"] and list(rows.value) == [
-        0,
-        2 / 3,
-    ]
-    keys = [key for key, run in manifest(out)["runs"].items() if run["status"] == "ok"]
-    assert sorted(p.stem for p in (out / "notebooks").iterdir()) == sorted(keys)
-    assert all(
-        (out / "figures" / key / "01_first-line.png").read_bytes() == b"a picture" for key in keys
-    )
+    check_notebook_sweep(out, [0, 2])
 
 
-def test_the_example_and_its_benchmark(tmp_path, monkeypatch):
-    assert len(grid.prepare(ROOT / "benchmarks" / "sweep.toml", tmp_path / "new").runs) == 16
-    (tmp_path / "tiny.toml").write_text(SHORT + "[grid]\nseed = [0]\n")
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    spec = importlib.util.spec_from_file_location(
-        "benchmark_of_sweep", ROOT / "benchmarks" / "sweep.py"
-    )
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        [
-            "sweep.py",
-            "--repetitions",
-            "1",
-            "--workers",
-            "0",
-            "--out",
-            str(tmp_path),
-            "--file",
-            str(tmp_path / "tiny.toml"),
-        ],
-    )
-    benchmark.main()
-    found = pd.read_csv(tmp_path / "sweep.csv")
-    assert list(found.ratio) == [1] and list(found.runs) == [1] and found.seconds[0] > 0
-    assert json.loads((tmp_path / "sweep.manifest.json").read_text())["sweep"]["grid"] == {
-        "seed": [0]
-    }
+def test_the_example(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert len(sweep.read_sweep(ROOT / "experiments" / "sweep.toml", tmp_path / "new").runs) == 16
+    defaults, _ = sweep.function_parameters("experiments.plane_sweep:train")
+    assert set(defaults) == set(inspect.signature(plane_sweep.train).parameters)

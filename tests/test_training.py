@@ -591,7 +591,6 @@ class Foreign:
         ({"resume": True}, 'resume must be "auto"'),
         ({"resume": "step-00000008"}, "resume needs a folder"),
     ],
-    ids=str,
 )
 def test_wrong_arguments_are_one_line(change, words):
     right = {"model": tiny(), "objective": FlowMatching(), "data": DATA, "config": config()}

@@ -38,6 +38,10 @@ def tool(monkeypatch, tmp_path):
     return module
 
 
+def planned(*_, **__):
+    """The plan of the page that the fixture writes names no notebook of this checkout."""
+
+
 def ran(seconds=12.0, status="ok", error=None):
     return lambda *_, **__: {
         "status": status,
@@ -71,7 +75,8 @@ def test_notebooks_run_without_a_network(tool, project):
 
 
 def test_ready(tool, monkeypatch, capsys):
-    monkeypatch.setattr(tool.reproduce, "run", ran())
+    monkeypatch.setattr(tool, "make_plan", planned)
+    monkeypatch.setattr(tool.execute, "reproduce", ran())
     assert tool.main([]) == 0
     out = capsys.readouterr().out
     assert "01_first took 12 s, the plan has 1 min 0 s" in out and out.endswith(
@@ -95,18 +100,19 @@ def refused(*_, **__):
         ("DISK_GB", 10**6, "GB free on the disk"),
         ("MEMORY_GB", 10**6, "GB of memory free"),
         ("check_reference", damaged, "plane.csv was altered"),
-        ("reproduce.run", ran(61), "01_first took 1 min 1 s, the plan has 1 min 0 s"),
+        ("execute.reproduce", ran(61), "01_first took 1 min 1 s, the plan has 1 min 0 s"),
         (
-            "reproduce.run",
+            "execute.reproduce",
             ran(3, "failed", "cell 2: ValueError: no"),
             "01_first: failed. cell 2: ValueError: no",
         ),
-        ("reproduce.run", refused, "unknown profile"),
+        ("execute.reproduce", refused, "unknown profile"),
         ("importlib.util.find_spec", lambda name: None, "jupyterlab, ipykernel"),
     ],
 )
 def test_not_ready(tool, monkeypatch, capsys, name, value, words):
-    monkeypatch.setattr(tool.reproduce, "run", ran())
+    monkeypatch.setattr(tool, "make_plan", planned)
+    monkeypatch.setattr(tool.execute, "reproduce", ran())
     *place, name = name.split(".")
     target = tool
     for part in place:
@@ -119,5 +125,6 @@ def test_not_ready(tool, monkeypatch, capsys, name, value, words):
 
 
 def test_interrupted(tool, monkeypatch):
-    monkeypatch.setattr(tool.reproduce, "run", ran(status="interrupted"))
+    monkeypatch.setattr(tool, "make_plan", planned)
+    monkeypatch.setattr(tool.execute, "reproduce", ran(status="interrupted"))
     assert tool.main([]) == 130

@@ -86,20 +86,20 @@ class DerivativeObjective(TwoTimeObjective):
         Returns:
             The derivative, shape of x.
         """
-        if not self.uses_jvp(model, x.device):
-            return self._difference(model, x, t, s, velocity, anchor, labels)
-        if torch.compiler.is_compiling():
-            return _forward_mode(model, x, t, s, velocity, anchor, labels)
-        load_jvp_rules()
-        try:
-            with repeatable(model):
-                return _forward_mode(model, x, t, s, velocity, anchor, labels)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            obstacle = _obstacle(error, model.net)
-        # if the network itself is at fault, it raises its own error here
-        rate = self._difference(model, x, t, s, velocity, anchor, labels)
+        given = (model, x, t, s, velocity, anchor, labels)
+        with repeatable(model, hold_statistics=True):
+            if not self.uses_jvp(model, x.device):
+                return self._difference(*given)
+            if torch.compiler.is_compiling():
+                return _forward_mode(*given)
+            load_jvp_rules()
+            try:
+                return _forward_mode(*given)
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                obstacle = _obstacle(error, model.net)
+            rate = self._difference(*given)  # a network that is at fault itself raises here
         _WITHOUT_JVP.add(model.net)
         warnings.warn(
             f"forward mode cannot go through {obstacle}: using derivative='difference'",
@@ -122,7 +122,7 @@ class DerivativeObjective(TwoTimeObjective):
         ahead = t + self.step
         behind = torch.maximum(t - self.step, s)
         # the difference of two bfloat16 numbers would be noise
-        with torch.autocast(x.device.type, enabled=False), repeatable(model):
+        with torch.autocast(x.device.type, enabled=False):
             plus = model(x + expand(ahead - t, x) * velocity, ahead, s, anchor, labels)
             minus = model(x + expand(behind - t, x) * velocity, behind, s, anchor, labels)
         return (plus - minus) / expand((ahead - behind).clamp(min=1e-6), x)
@@ -139,9 +139,11 @@ def _forward_mode(
 ) -> Tensor:
     one = torch.ones_like(t)
     if torch.compiler.is_compiling() or is_pure(model):
-        return torch.func.jvp(lambda x, t: model(x, t, s, anchor, labels), (x, t), (velocity, one))[
-            1
-        ]
+
+        def u(x: Tensor, t: Tensor) -> Tensor:
+            return model(x, t, s, anchor, labels)
+
+        return torch.func.jvp(u, (x, t), (velocity, one))[1]
     # dual numbers draw the dropout masks of a plain call; torch.func draws others where memory has another order
     with forward_ad.dual_level():
         moving = forward_ad.make_dual(x, velocity), forward_ad.make_dual(t, one)

@@ -73,22 +73,28 @@ def is_pure(model: FlowMap) -> bool:
     return _PURE[model.net]
 
 
-def repeatable(model: FlowMap) -> AbstractContextManager[Any]:
+def repeatable(model: FlowMap, *, hold_statistics: bool = False) -> AbstractContextManager[Any]:
     """Make calls of the network repeatable within a ``with`` block.
 
     Each call leaves torch's global generators and the network's buffers as it found them. The prediction, which follows
     the block, therefore sees the same dropout masks as the calls inside it.
+
+    Args:
+        model: The model that is called.
+        hold_statistics: Let batch normalisation use its running statistics, for a derivative. The statistics of a batch
+            move when all its rows do, but those of the network that is sampled stand still.
     """
     # A compiled loss has a pure network: see Objective.compiles.
     if torch.compiler.is_compiling() or is_pure(model):
         return nullcontext()
-    return _repeatable(model)
+    return _repeatable(model, hold_statistics)
 
 
 @contextmanager
-def _repeatable(model: FlowMap) -> Iterator[None]:
+def _repeatable(model: FlowMap, hold_statistics: bool) -> Iterator[None]:
     buffers, device = _buffers(model), model_device(model)
     start = random_state(device)
+    norms = [m for m in model.modules() if isinstance(m, _BATCH_NORMS) and m.training]
 
     def before(*_: Any) -> None:  # the call works on copies of the buffers
         for module, name, buffer in buffers:
@@ -104,8 +110,12 @@ def _repeatable(model: FlowMap) -> Iterator[None]:
         model.net.register_forward_hook(after, always_call=True),
     ]
     try:
+        for module in norms:
+            module.train(not hold_statistics)
         yield
     finally:
+        for module in norms:
+            module.train()
         for hook in hooks:
             hook.remove()
 

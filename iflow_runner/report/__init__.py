@@ -233,7 +233,7 @@ def _agreement(out: Path) -> dict[str, Any]:
         return {"error": str(error).replace(str(out), "this run")}
     names = {"mean_reference": "reference", "mean_run": "this run"}
     cells = [
-        {column: "" if str(value) in ("nan", "-1") else str(value) for column, value in row.items()}
+        {str(key): "" if str(value) in ("nan", "-1") else str(value) for key, value in row.items()}
         for row in table.rename(columns=names).to_dict("records")
     ]
     columns = [
