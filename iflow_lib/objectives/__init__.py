@@ -8,6 +8,7 @@ from .distillation import FlowMapDistillation, energy
 from .flow_matching import FlowMatching
 from .integral_additivity import IntegralAdditivity
 from .integral_identity import IntegralIdentity
+from .network_state import compared_rows, repeatable
 from .reflow_distillation import Distillation
 from .two_time import TwoTimeObjective
 from .x0_regression import ANCHORS, X0Regression
@@ -26,6 +27,8 @@ __all__ = [
     "Objective",
     "TwoTimeObjective",
     "X0Regression",
+    "compared_rows",
     "energy",
     "on_line",
+    "repeatable",
 ]

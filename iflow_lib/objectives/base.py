@@ -66,7 +66,8 @@ class Objective:
     """A training loss. Subclass it for your own.
 
     Write ``draw`` and ``loss``. Or override ``__call__`` alone: then the loss is neither compiled nor spread over several
-    GPUs. A dataclass gets ``config`` for free; other classes return their settings from it.
+    GPUs. A dataclass gets ``config`` for free; other classes return their settings from it. A loss that compares several
+    calls of the network makes them within ``repeatable(model)``: see ``network_state``.
 
     Attributes:
         learns: What a model learns from it, which decides how ``sample`` uses the model: "velocity" (many steps of a

@@ -9,7 +9,8 @@ trained on.
 So a loss makes the calls it compares within ``repeatable(model)`` and the prediction after it. They all start from the
 same state of torch's global generators and of the network's buffers, and only the prediction moves that state on. The same
 masks belong to the same rows only if the calls have equally many rows; and statistics of a batch are comparable only if
-it has the same rows. So such a network is always called with all rows: ``compared_rows``.
+it has the same rows. So such a network is always called with all rows: ``compared_rows``. In a derivative those statistics
+are held.
 
 A network without any of this, a pure one, is called as if this module did not exist.
 """
@@ -46,9 +47,8 @@ def examine(model: FlowMap, device: torch.device | None = None) -> None:
     try:
         with trial(model, device) as (twin, inputs), torch.no_grad():
             _PURE[model.net] = not _changes_state(twin, inputs)
-    except (
-        Exception
-    ):  # whatever a user's network raises on a small batch: the careful way is always right
+    except Exception:
+        # The network takes no small batch, or is at fault. To treat it as not pure is right for any network.
         _PURE[model.net] = False
 
 
