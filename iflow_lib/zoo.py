@@ -59,9 +59,6 @@ KINDS: dict[str, Callable[..., Objective]] = {
 }
 #: Image sets and the shape of their examples: channels, height and width.
 IMAGE_SETS = {"fashion_mnist": (1, 28), "emoji": (3, 32)}
-#: The models that ship: six of Fashion-MNIST (teachers first) and one of each kind on eight Gaussians.
-IMAGE_MODELS = tuple(f"{path}_{kind}" for kind in ("velocity", "integral") for path in PATH_NAMES)
-PLANE_MODELS = tuple(f"eight_gaussians_rectified_{kind}" for kind in KINDS)
 
 #: Numbers of network calls at which systems are compared.
 NFES = (1, 2, 4, 8, 16, 32, 100)
@@ -205,7 +202,7 @@ class System:
             network: Changed arguments of the network, such as ``hidden=64`` of the MLP or ``width=16`` of the
                 U-Net.
         """
-        anchor = needs_anchor(KINDS[self.kind]())
+        anchor = getattr(KINDS[self.kind](), "anchor", None) not in (None, "none")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.of_images:
@@ -238,11 +235,6 @@ class System:
             return [("anchor", nfe) for nfe in nfes]
         heun = [("heun", nfe) for nfe in nfes if nfe % 2 == 0 and nfe < 100]
         return [("euler", nfe) for nfe in nfes] + heun
-
-
-def needs_anchor(objective: Objective) -> bool:
-    """Say whether the network of an objective must be built with ``anchor=True``."""
-    return getattr(objective, "anchor", None) not in (None, "none")
 
 
 # ---- training
@@ -345,7 +337,8 @@ def pretrained(
     """Load a model that ships, or one that ``experiments.models`` has trained.
 
     Args:
-        system: Its system. ``IMAGE_MODELS`` and ``PLANE_MODELS`` ship.
+        system: Its system. What ships: velocity and integral of each path on Fashion-MNIST, and each
+            kind on eight Gaussians and the rectified path.
         folder: The folder that holds one folder for each model, in a checkout results/reference/checkpoints.
         device: Where to load it.
 

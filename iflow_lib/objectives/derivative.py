@@ -98,11 +98,12 @@ class DerivativeObjective(TwoTimeObjective):
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                obstacle = _obstacle(error, model.net)
+                said = str(error).strip().split("\n")[0][:120]
             rate = self._difference(*given)  # a network that is at fault itself raises here
         _WITHOUT_JVP.add(model.net)
         warnings.warn(
-            f"forward mode cannot go through {obstacle}: using derivative='difference'",
+            f"forward mode cannot go through {type(model.net).__name__} ({said}): "
+            "using derivative='difference'",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -149,17 +150,3 @@ def _forward_mode(
         moving = forward_ad.make_dual(x, velocity), forward_ad.make_dual(t, one)
         rate = forward_ad.unpack_dual(model(*moving, s, anchor, labels)).tangent
         return torch.zeros_like(x) if rate is None else rate
-
-
-def _obstacle(error: RuntimeError, net: nn.Module) -> str:
-    """Name the innermost module that raised the error, and what torch said of it, on one line."""
-    frame, inner = error.__traceback__, net
-    while frame is not None:
-        module = frame.tb_frame.f_locals.get("self")
-        inner = module if isinstance(module, nn.Module) else inner
-        frame = frame.tb_next
-    place = type(net).__name__
-    if inner is not net:
-        place = f"{type(inner).__name__} in {place}"
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{place} ({said[:120]})"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import TensorData
 from ..io import weights_digest
@@ -64,7 +63,7 @@ class FlowMapDistillation(DerivativeObjective):
             raise ValueError("the teacher's network takes an anchor: use one without")
         for name in ("perceptual", "matching"):
             check_number(name, getattr(self, name))
-            if getattr(self, name) and not _has_features(self.teacher.net):
+            if getattr(self, name) and not callable(getattr(self.teacher.net, "features_at", None)):
                 raise ValueError(
                     f"{name} needs a teacher whose network has hidden features, a method "
                     f"features_at(x, t, s, anchor, labels) as UNet has; {type(self.teacher.net).__name__} "
@@ -208,15 +207,3 @@ def energy(x: Tensor, y: Tensor) -> Tensor:
     between = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
     xx, yy, xy = (torch.cdist(a.flatten(1), b.flatten(1)) for a, b in ((x, x), (y, y), (x, y)))
     return ((2 * xy - xx - yy) * between).sum() / between.sum()
-
-
-def _has_features(net: nn.Module) -> bool:
-    """Whether the network has the method ``features_at`` with the documented call: an attribute is not enough."""
-    method = getattr(net, "features_at", None)
-    if not inspect.ismethod(method):
-        return False
-    try:
-        inspect.signature(method).bind(None, None, None, labels=None)
-    except TypeError:
-        return False
-    return True

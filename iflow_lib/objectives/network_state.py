@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FlowMap
+from ..utils import random_state, set_random_state
 
 #: network -> whether it is pure, as ``examine`` found it
 _PURE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -56,11 +57,8 @@ def _changes_state(model: FlowMap, inputs: tuple[Any, ...]) -> bool:
     device = model_device(model)
     state, buffers = random_state(device), copy.deepcopy(dict(model.named_buffers()))
     model(*inputs)
-    now = dict(model.named_buffers())
-    return not (
-        all(map(torch.equal, state, random_state(device)))
-        and all(torch.equal(now[name], buffer) for name, buffer in buffers.items())
-    )
+    now = random_state(device) | dict(model.named_buffers())
+    return not all(torch.equal(now[name], value) for name, value in (state | buffers).items())
 
 
 def is_pure(model: FlowMap) -> bool:
@@ -131,25 +129,6 @@ def _buffers(model: FlowMap) -> list[tuple[nn.Module, str, Tensor]]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """Return the states of torch's global generators that a network on ``device`` may draw from."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    elif device.type == "mps":
-        states.append(torch.mps.get_rng_state())
-    return states
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Take back what ``random_state`` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states[1])
 
 
 def model_device(model: FlowMap) -> torch.device:

@@ -116,10 +116,6 @@ class Processes:
             return list(flags)
         return [bool(v) for v in self.sum(torch.tensor(flags, device=self.device).float()).tolist()]
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.any(False)
-
     def on_first(self, action: Callable[[], Result]) -> Result:
         """Call ``action`` in the first process alone, and tell every process how that went.
 

@@ -25,18 +25,18 @@ from ..data import TensorData, as_dataset, scale_warning
 from ..io import write_together
 from ..model import FlowMap
 from ..objectives.base import Batch, Objective
-from ..utils import GRAPHS, Compiled, __version__, is_out_of_memory
-from .batches import Batches
-from .checkpoints import RunFolder, Signals, difference
-from .checks import check_arguments, check_data, check_processes, has_own_call
-from .compile import (
-    Threads,
-    autocast,
-    hardware,
-    own_random_numbers,
+from ..utils import (
+    GRAPHS,
+    Compiled,
+    __version__,
+    is_out_of_memory,
     random_state,
     set_random_state,
 )
+from .batches import Batches
+from .checkpoints import RunFolder, Signals, difference
+from .checks import check_arguments, check_data, check_processes, has_own_call
+from .compile import autocast, hardware, limited_threads, own_random_numbers
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
 from .distributed import Processes
 from .history import History
@@ -122,7 +122,7 @@ def fit(
     folder = RunFolder(config.out_dir, config.keep, processes) if config.out_dir else None
     with (
         folder or nullcontext(),
-        Threads(config.threads, model.parameter_count * config.batch_size),
+        limited_threads(config.threads, model.parameter_count * config.batch_size),
         own_random_numbers(config.seed + processes.rank, device),
     ):
         if folder and resume is None and processes.on_first(folder.checkpoints):
