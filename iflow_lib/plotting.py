@@ -1,7 +1,7 @@
 """The shared style of figures, and short errors in notebooks.
 
-The same method has the same colour and marker in every figure. Only ``short_errors`` is about errors:
-``use_style`` switches it on, because every notebook calls that first.
+The same method has the same colour and marker in every figure. Only ``short_errors`` is about
+errors: ``use_style`` switches it on, because every notebook calls that first.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def use_style() -> None:
 def short_errors() -> None:
     """Show errors that our packages or a cell raise in two lines, in a notebook.
 
-    A ValueError or OSError then says what is wrong, and which line of the cell asked for it; ``%tb`` shows
-    the calls in between. Errors from elsewhere stay as they are. Outside a notebook nothing changes.
+    A ValueError or OSError then says what is wrong, and which line of the cell asked for it;
+    ``%tb`` shows the calls in between. Errors from elsewhere stay as they are. Outside a notebook
+    nothing changes.
     """
     ipython = sys.modules.get("IPython")  # loaded, where there is a notebook
     if shell := ipython and ipython.get_ipython():
@@ -168,13 +169,13 @@ def quality_against_nfe(
 ) -> Axes:
     """Plot a metric against the network calls for each sample, both axes logarithmic.
 
-    Each method is a line through the means of its rows, shaded from the least to the greatest value.
-    Rows with the method "floor" make a grey line at
-    their mean, and a grey band where nine in ten of them lie.
+    Each method is a line through the means of its rows, shaded from the least to the greatest
+    value. Rows with the method "floor" make a grey line at their mean, and a grey band where nine
+    in ten of them lie.
 
     Args:
-        df: Rows of results of one data set, one for each seed, with columns dataset, path, method, nfe,
-            metric and value.
+        df: Rows of results of one data set, one for each seed, with columns dataset, path, method,
+            nfe, metric and value.
         ax: The axes to draw on; None takes the current ones.
         metric: Which metric, if there are several.
         ylabel: Label of the vertical axis; the metric's name if empty.
@@ -248,7 +249,7 @@ def _marker(name: str) -> str:
 
 
 def _label_ends(ax: Axes, ends: Mapping[str, float]) -> None:
-    """Write names right of the axes, each where its line ends, moved so that none touches another."""
+    """Write names right of the axes, each where its line ends, so that none touches another."""
     size = 9.5
     ax.figure.canvas.draw()  # the heights need the final limits and layout
     gap = 1.5 * size * ax.figure.dpi / 72 / ax.get_window_extent().height

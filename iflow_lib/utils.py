@@ -23,10 +23,11 @@ COMPILER_PACKAGES = ("torch._dynamo", "torch._inductor", "torch._functorch", "tr
 
 
 class Compiled:
-    """A function under ``torch.compile``, which falls back to the function itself if that cannot be compiled.
+    """A function under ``torch.compile``, or as it is if it cannot be compiled.
 
     It is compiled at its first call. If the compiler fails, a warning of one line says so, and the
-    function runs as it is from then on. Errors of the function itself are raised, and so is a lack of
+    function runs as it is from then on. Errors of the function itself are raised, and so is a lack
+    of
     memory: the next call may have enough, and then it is to run compiled.
 
     Args:
@@ -126,7 +127,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     """Return a device of this machine.
 
     Args:
-        device: "cpu", "cuda", "cuda:1", "mps", a ``torch.device``, or "auto" for cuda, else mps, else cpu.
+        device: "cpu", "cuda", "cuda:1", "mps", a ``torch.device``, or "auto" for cuda, else mps,
+            else cpu.
 
     Returns:
         The device, with the index that was asked for.

@@ -1,8 +1,8 @@
-"""One notebook, executed by papermill in a kernel of this very Python, which ends with its children.
+"""One notebook, executed by papermill in a kernel of this Python, which ends with its children.
 
-A kernel is found by its connection file, which its command line names and which lies in the folder of
-the notebook's work. It leads a session of its own (POSIX), whose number is kept in the same folder: by
-it the processes that the kernel has started are found when the kernel itself has gone.
+A kernel is found by its connection file, which its command line names and which lies in the folder
+of the notebook's work. It leads a session of its own (POSIX), whose number is kept in the same
+folder: by it the processes that the kernel has started are found when the kernel itself has gone.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _check_table(file: Path) -> None:
 
 
 def traceback_of(notebook: dict[str, Any]) -> str:
-    """Return the traceback of the cell that failed in a notebook, without colours; "" if none did."""
+    """Return the traceback of the cell that failed, without colours; "" if none did."""
     lines = [
         line
         for cell in notebook["cells"]

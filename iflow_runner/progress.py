@@ -1,4 +1,4 @@
-"""What ``iflow reproduce`` shows while it works: a live table on a terminal, plain lines elsewhere."""
+"""What ``iflow reproduce`` shows while it works: a live table on a terminal, else plain lines."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 A point of the grid is a *run*. The folder of a sweep holds ``runs/<key>.json``, one for each run,
 written the moment it ends. When the sweep ends, also by Ctrl-C, it holds ``results.csv``, the tidy
 table of all runs in the order of the grid, and ``manifest.json``. A sweep of notebooks keeps
-``notebooks/`` and ``figures/`` too. Only the process that was started writes there: workers send back
-what they found. A run whose settings, code and versions are unchanged is not done again.
+``notebooks/`` and ``figures/`` too. Only the process that was started writes there: workers send
+back what they found. A run whose settings, code and versions are unchanged is not done again.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """``iflow verify``: does a run agree with the committed results?
 
-Both are the one tidy table (``recorder.COLUMNS``). A *cell* is all rows with the same data set, path,
-objective, anchor, network, gradient steps, network calls, method, metric and number of samples; its rows
-differ in their seeds. A cell that both tables have agrees if the means differ by no more than the
-metric's tolerance, or than two standard errors of that difference. The spread over seeds is the
-reference's on both sides: a run that diverges must not be excused by its own.
+Both are the one tidy table (``recorder.COLUMNS``). A *cell* is all rows with the same data set,
+path, objective, anchor, network, gradient steps, network calls, method, metric and number of
+samples; its rows differ in their seeds. A cell that both tables have agrees if the means differ by
+no more than the metric's tolerance, or than two standard errors of that difference. The spread over
+seeds is the reference's on both sides: a run that diverges must not be excused by its own.
 """
 
 from __future__ import annotations

@@ -25,12 +25,13 @@ _WITHOUT_JVP: WeakSet[nn.Module] = WeakSet()
 
 @dataclass(frozen=True)
 class DerivativeObjective(TwoTimeObjective):
-    """Learn from ``d/dt u(x_t, t, s)`` along the trajectory: settings and computation of that derivative.
+    """Learn from ``d/dt u(x_t, t, s)`` along the trajectory: how that derivative is computed.
 
     Args:
-        derivative: "jvp", exact, in forward mode; "difference", central, in float32 at least: two plain network calls,
-            cheaper where forward mode is slow; "auto": the first on CUDA, the second elsewhere. A network that forward
-            mode cannot go through (fused attention, batch normalisation) takes the difference, with one line of warning.
+        derivative: "jvp", exact, in forward mode; "difference", central, in float32 at least: two
+            plain network calls, cheaper where forward mode is slow; "auto": the first on CUDA, the
+            second elsewhere. A network that forward mode cannot go through (fused attention, batch
+            normalisation) takes the difference, with one line of warning.
         step: Half width of the difference.
     """
 
@@ -44,7 +45,7 @@ class DerivativeObjective(TwoTimeObjective):
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
     ) -> None:
-        """Start a run: find out whether forward mode can go through the network, before anything is compiled."""
+        """Start a run: find out whether forward mode can go through the network."""
         super().prepare(model, data, seed=seed, device=device)
         _WITHOUT_JVP.discard(model.net)
         if not self.uses_jvp(model, device or model_device(model)):

@@ -1,4 +1,4 @@
-"""What surrounds the steps of a run: precision, CPU threads, random numbers, and a line on the hardware."""
+"""What surrounds the steps of a run: precision, threads, random numbers, a line on the hardware."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
     Args:
         device: Device of the model.
-        precision: "bfloat16" for matrix products and convolutions in bfloat16, else float32 throughout.
+        precision: "bfloat16" for matrix products and convolutions in bfloat16, else float32
+            throughout.
     """
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
@@ -48,10 +49,11 @@ def limited_threads(number: int, work: int) -> Iterator[None]:
 
 @contextmanager
 def own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators within a ``with`` block, and give the caller's state back after it.
+    """Seed torch's global generators within a ``with`` block; after it the caller's state is back.
 
-    Dropout, and any other layer that draws, takes its numbers from these generators. That of the CPU
-    is seeded, and that of ``device`` if it is a CUDA device, which also becomes the current one.
+    Dropout, and any other layer that draws, takes its numbers from these generators. That of the
+    CPU is seeded, and that of ``device`` if it is a CUDA device, which also becomes the current
+    one.
 
     Args:
         seed: Seed of the generators.
