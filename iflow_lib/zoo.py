@@ -407,15 +407,14 @@ def evaluate(
     pairs = None if system.of_images else metrics.real_pairs(system.data, n)
     real = [pairs(i)[1] for i in range(first, first + draws)] if pairs else []
     for method, nfe in system.methods(nfes):
+        row = result_row(model, system, manifest, method, nfe) | {"n_samples": n}
         if system.of_images:
             result, seconds = timed_sample(model, n, nfe, method, 0)
             found = image_distances(system.data, result.x)
+            row["run_id"] = f"{system.name}/sampling-seed-0"
         else:
             found, seconds = _plane_metrics(model, system, method, nfe, real, 1000 + first)
-        row = result_row(model, system, manifest, method, nfe)
-        row |= {"n_samples": n, "seconds": seconds}
-        if system.of_images:
-            row["run_id"] = f"{system.name}/sampling-seed-0"
+        row["seconds"] = seconds
         rows += [row | {"metric": name, "value": value} for name, value in found.items()]
     return rows
 

@@ -38,7 +38,7 @@ def run_notebook(
     Args:
         task: The notebook and its parameters.
         folder: Where its work lies.
-        row: What shows its progress; its cells and what it writes to stderr go there.
+        row: What shows its progress.
         limit: Seconds after which it is stopped.
         stop: When this is set, it is stopped too.
 
@@ -68,7 +68,7 @@ def run_notebook(
         note_sessions(folder)
 
     def on_cell_start(cell_index: int, **_: Any) -> None:
-        row.begin_cell(cell_index + 1)
+        row.cell = cell_index + 1
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -80,7 +80,6 @@ def run_notebook(
             language="python",
             kernel_manager_class=_kernel_manager(source.parent, folder),
             progress_bar=False,
-            stderr_file=row,
             start_timeout=180,
             iopub_timeout=60,
             shutdown_kernel="immediate",
