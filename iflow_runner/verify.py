@@ -106,6 +106,8 @@ def _read(folder: Path) -> pd.DataFrame:
 
 def _cells(table: pd.DataFrame) -> Any:
     """For each cell n, mean (NaN if any value is) and standard deviation (0 for a single row)."""
+    import pandas as pd
+
     # NaN is not equal to itself, and so no part of a key
     table = table.fillna({name: "" if name in TEXT else -1 for name in CELL})
     table = table.astype({name: "str" if name in TEXT else "int64" for name in CELL})

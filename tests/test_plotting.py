@@ -39,11 +39,8 @@ def close():
     plt.close("all")
 
 
-@pytest.mark.parametrize("band", ["range", "interval"])
-def test_quality(band):
-    axes = plotting.quality_against_nfe(
-        pd.DataFrame(ROWS + FLOOR), plt.figure().add_subplot(), band=band
-    )
+def test_quality():
+    axes = plotting.quality_against_nfe(pd.DataFrame(ROWS + FLOOR), plt.figure().add_subplot())
     lines = {
         line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")
     }

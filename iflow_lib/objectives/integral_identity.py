@@ -103,7 +103,7 @@ class IntegralIdentity(DerivativeObjective):
     def estimate(
         self, model: FlowMap, x: Tensor, t: Tensor, labels: Tensor | None, known: Tensor
     ) -> Tensor:
-        """Return anchors (B, ...): the model's own estimate of x_0 where ``known`` (B,), else zeros."""
+        """Return anchors (B, ...): the model's own estimate of x_0 where ``known``, else zeros."""
         nothing = torch.zeros_like(x)
         with torch.no_grad(), repeatable(model):
             end = x - expand(t, x) * model(x, t, torch.zeros_like(t), nothing, labels)

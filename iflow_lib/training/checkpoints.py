@@ -202,7 +202,7 @@ class RunFolder:
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors, each with memory of its own: safetensors refuses weights that are tied."""
+    """Contiguous tensors, each with memory of its own: safetensors refuses tied weights."""
     out: dict[str, Tensor] = {}
     owned = set()
     for name, tensor in tensors.items():
