@@ -15,6 +15,11 @@ REFERENCE = ROOT / "results" / "reference"
 BENCH = REFERENCE / "bench"
 CHECKPOINTS = REFERENCE / "checkpoints"
 RUNS = ROOT / "results" / "runs" / "experiments"
+#: The models that ship: six of Fashion-MNIST (teachers first) and one of each kind on eight Gaussians.
+IMAGE_MODELS = tuple(
+    f"{path}_{kind}" for kind in ("velocity", "integral") for path in zoo.PATH_NAMES
+)
+PLANE_MODELS = tuple(f"eight_gaussians_rectified_{kind}" for kind in zoo.KINDS)
 #: name -> how it is made, examples a step, steps a repetition of experiments/speed.py
 NETWORKS = {
     "MLP": (lambda **options: ifl.MLP(dim=2, hidden=220, layers=4, **options), 512, 8),

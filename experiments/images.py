@@ -20,7 +20,7 @@ import torch
 
 import iflow_lib as ifl
 from experiments import models
-from experiments.common import CHECKPOINTS, REFERENCE, ROOT, command_line, system
+from experiments.common import CHECKPOINTS, IMAGE_MODELS, REFERENCE, ROOT, command_line, system
 from experiments.store import Store, read_manifest, write_table
 from iflow_lib import data as data_sets
 from iflow_lib import metrics, zoo
@@ -93,7 +93,7 @@ def planned(given) -> dict:
 
 def main(arguments=None) -> None:
     options = command_line(__doc__, REFERENCE, samples=10_000, seeds=1)
-    shipped = [system(name) for name in zoo.IMAGE_MODELS]
+    shipped = [system(name) for name in IMAGE_MODELS]
     options.add_argument(
         "--systems", nargs="+", type=system, default=shipped, help="default: all that ship"
     )

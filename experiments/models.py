@@ -1,6 +1,6 @@
 """The models that ship: ``python -m experiments.models [SYSTEM ...]`` trains those that are missing.
 
-Without a name all that ship are meant, ``zoo.IMAGE_MODELS`` and ``zoo.PLANE_MODELS``; others can be named, such as
+Without a name all that ship are meant, ``IMAGE_MODELS`` and ``PLANE_MODELS``; others can be named, such as
 emoji_rectified_integral. Each is written with a card that says what it is and how good, into a folder of its name below
 --folder (results/reference/checkpoints). An integral of images has the velocity model beside it as its teacher, or if there
 is none the one that ships, and two stages (docs/findings.md). On two CPU cores an image model takes one to six hours, one
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.common import CHECKPOINTS, finished, markdown, system
+from experiments.common import CHECKPOINTS, IMAGE_MODELS, PLANE_MODELS, finished, markdown, system
 from iflow_lib import data as data_sets
 from iflow_lib import zoo
 from iflow_lib.model import FlowMap
@@ -148,7 +148,7 @@ def main(arguments=None) -> None:
     options.add_argument("--steps", type=int, help="gradient steps, in place of the usual number")
     options.add_argument("--device", default="auto")
     given = options.parse_args(arguments)
-    for one in given.systems or map(system, (*zoo.IMAGE_MODELS, *zoo.PLANE_MODELS)):
+    for one in given.systems or map(system, (*IMAGE_MODELS, *PLANE_MODELS)):
         if not complete(one, given.folder):
             train(one, given.folder, steps=given.steps, device=given.device)
         print(f"{one.name} is there", flush=True)

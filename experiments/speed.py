@@ -38,7 +38,7 @@ from scipy.stats import binom
 import iflow_lib as ifl
 from experiments.common import NETWORKS, ROOT, choices, command_line
 from experiments.store import read_manifest, write_table
-from iflow_lib.training.compile import Threads, hardware
+from iflow_lib.training.compile import hardware, limited_threads
 from iflow_lib.training.loop import Trainer
 
 PARTS = ("training", "memory", "sampling", "threads")
@@ -70,7 +70,7 @@ def make_data(shape, n: int = 10_000) -> torch.Tensor:
 def ours(network: str, objective: str, device: str, *, compile=False, clip: float | None = 1.0):
     """``fit``'s own step."""
     objective = OBJECTIVES[objective]()
-    model = make_model(network, ifl.zoo.needs_anchor(objective))
+    model = make_model(network, getattr(objective, "anchor", None) not in (None, "none"))
     return steps_of(model, objective, NETWORKS[network][1], device, compile=compile, clip=clip)
 
 
@@ -190,7 +190,7 @@ def training(network: str, arguments) -> list[dict]:
         if device == "cuda":
             steps[f"{name}, graphs"] = ours(network, name, device, compile="graphs")
     params = sum(p.numel() for p in make_model(network).parameters())
-    with Threads(0, params * batch):
+    with limited_threads(0, params * batch):
         for name, step in steps.items():
             first[name] = seconds(step, 1, device)
             seconds(step, 5, device)
@@ -267,7 +267,7 @@ def sampling(network: str, arguments) -> list[dict]:
             for kind, model in (("eager", plain), ("compiled", fast))
             if kind == "eager" or arguments.compile
         }
-        with Threads(0, plain.parameter_count * batch):
+        with limited_threads(0, plain.parameter_count * batch):
             for (_, kind), call in calls.items():
                 first = seconds(call, 1, device)
                 if kind == "compiled":

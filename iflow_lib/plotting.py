@@ -1,7 +1,7 @@
 """The shared style of figures, and short errors in notebooks.
 
-The same method has the same colour and marker in every figure. Only ``short_errors`` is about errors:
-``use_style`` switches it on, because every notebook calls that first.
+The same method has the same colour and marker in every figure. Only ``short_errors`` is about
+errors: ``use_style`` switches it on, because every notebook calls that first.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def use_style() -> None:
 def short_errors() -> None:
     """Show errors that our packages or a cell raise in two lines, in a notebook.
 
-    A ValueError or OSError then says what is wrong, and which line of the cell asked for it; ``%tb`` shows
-    the calls in between. Errors from elsewhere stay as they are. Outside a notebook nothing changes.
+    A ValueError or OSError then says what is wrong, and which line of the cell asked for it;
+    ``%tb`` shows the calls in between. Errors from elsewhere stay as they are. Outside a notebook
+    nothing changes.
     """
     ipython = sys.modules.get("IPython")  # loaded, where there is a notebook
     if shell := ipython and ipython.get_ipython():
@@ -164,30 +165,28 @@ def quality_against_nfe(
     metric: str | None = None,
     ylabel: str = "",
     title: str = "",
-    band: str = "range",
     label: bool = True,
 ) -> Axes:
     """Plot a metric against the network calls for each sample, both axes logarithmic.
 
-    Each method is a line through the means of its rows. Rows with the method "floor" make a grey line at
-    their mean, and a grey band where nine in ten of them lie.
+    Each method is a line through the means of its rows, shaded from the least to the greatest
+    value. Rows with the method "floor" make a grey line at their mean, and a grey band where nine
+    in ten of them lie.
 
     Args:
-        df: Rows of results of one data set, one for each seed, with columns dataset, path, method, nfe,
-            metric and value.
+        df: Rows of results of one data set, one for each seed, with columns dataset, path, method,
+            nfe, metric and value.
         ax: The axes to draw on; None takes the current ones.
         metric: Which metric, if there are several.
         ylabel: Label of the vertical axis; the metric's name if empty.
         title: Title of the axes.
-        band: "range" shades from the least to the greatest value, "interval" the 95 % interval of the
-            mean by Student's t.
         label: Whether to name the lines at the right.
 
     Returns:
         The axes.
 
     Raises:
-        ValueError: For no rows, rows of several metrics or data sets, or an unknown band.
+        ValueError: For no rows, or rows of several metrics or data sets.
     """
     import matplotlib.pyplot as plt
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -198,15 +197,13 @@ def quality_against_nfe(
         raise ValueError(
             f"need rows of one metric and one data set, got metrics {metrics} and data sets {sets}"
         )
-    if band not in ("range", "interval"):
-        raise ValueError(f"unknown band {band!r}: expected range or interval")
     ax = plt.gca() if ax is None else ax
     names = [method_name(p, m) for p, m in zip(df["path"], df["method"])]
     order = {name: i for i, name in enumerate(METHOD_COLORS)}
     ends = {}
     for name in sorted(set(names) - {"floor"}, key=lambda n: (order.get(n, len(order)), n)):
         values = df[[n == name for n in names]].groupby("nfe")["value"]
-        mean, (low, high) = values.mean(), _band(values, band)
+        mean, low, high = values.mean(), values.min(), values.max()
         color, marker = METHOD_COLORS.get(name, _OTHER_COLOR), _marker(name)
         ax.fill_between(mean.index.astype(float), low, high, color=color, alpha=0.18, linewidth=0)
         ax.plot(
@@ -247,22 +244,12 @@ def quality_against_nfe(
     return ax
 
 
-def _band(values: Any, kind: str) -> tuple[Any, Any]:
-    if kind == "range":
-        return values.min(), values.max()
-    from scipy.stats import t
-
-    count = values.count()
-    half = values.std().fillna(0) / count**0.5 * t.ppf(0.975, count.clip(lower=2) - 1)
-    return values.mean() - half, values.mean() + half
-
-
 def _marker(name: str) -> str:
     return next((m for part, m in _MARKERS.items() if part in name), "D")
 
 
 def _label_ends(ax: Axes, ends: Mapping[str, float]) -> None:
-    """Write names right of the axes, each where its line ends, moved so that none touches another."""
+    """Write names right of the axes, each where its line ends, so that none touches another."""
     size = 9.5
     ax.figure.canvas.draw()  # the heights need the final limits and layout
     gap = 1.5 * size * ax.figure.dpi / 72 / ax.get_window_extent().height

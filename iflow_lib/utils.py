@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 __version__ = "0.1.0"
 
@@ -22,10 +23,11 @@ COMPILER_PACKAGES = ("torch._dynamo", "torch._inductor", "torch._functorch", "tr
 
 
 class Compiled:
-    """A function under ``torch.compile``, which falls back to the function itself if that cannot be compiled.
+    """A function under ``torch.compile``, or as it is if it cannot be compiled.
 
     It is compiled at its first call. If the compiler fails, a warning of one line says so, and the
-    function runs as it is from then on. Errors of the function itself are raised, and so is a lack of
+    function runs as it is from then on. Errors of the function itself are raised, and so is a lack
+    of
     memory: the next call may have enough, and then it is to run compiled.
 
     Args:
@@ -95,11 +97,38 @@ def load_jvp_rules() -> None:
             pass  # another version keeps them elsewhere: then it warns
 
 
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of torch's global generators that a network on ``device`` may draw from.
+
+    Args:
+        device: Where the network is.
+
+    Returns:
+        The states, uint8 (n,), by the kind of device: that of the CPU, and that of ``device``.
+    """
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
+    """Take back what ``random_state`` returned. A state that is not given stays as it is."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    if "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """Return a device of this machine.
 
     Args:
-        device: "cpu", "cuda", "cuda:1", "mps", a ``torch.device``, or "auto" for cuda, else mps, else cpu.
+        device: "cpu", "cuda", "cuda:1", "mps", a ``torch.device``, or "auto" for cuda, else mps,
+            else cpu.
 
     Returns:
         The device, with the index that was asked for.
@@ -111,17 +140,16 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    kind, _, index = name.partition(":")
-    if (
-        kind not in ("cpu", "cuda", "mps")
-        or (index and not index.isdecimal())
-        or name.endswith(":")
-    ):
-        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda, cuda:1 or mps")
-    found = {"cpu": 1, "cuda": torch.cuda.device_count() if cuda else 0, "mps": int(mps)}[kind]
-    if int(index or 0) >= found:
+    try:
+        asked = torch.device(name)
+        found = {"cpu": 1, "cuda": cuda and torch.cuda.device_count(), "mps": mps}[asked.type]
+    except (RuntimeError, KeyError):
+        raise ValueError(
+            f"unknown device {name!r}: expected auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    if (asked.index or 0) >= found:
         raise ValueError(f"device {name!r} is not available on this machine: use auto or cpu")
-    return torch.device(name)
+    return asked
 
 
 def check_int(name: str, value: Any, minimum: int = 1) -> int:

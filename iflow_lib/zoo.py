@@ -1,9 +1,10 @@
 """The shipped models: what each is, how it was trained, how it is measured.
 
-A ``System`` is a path, a way of training (``KINDS``) and a data set. ``ve_integral`` is an Integration Flow
-on the variance-exploding path, on Fashion-MNIST; ``eight_gaussians_pfgmpp_x0_shared`` is the published
-recipe on PFGM++ with one of its anchors, on eight Gaussians. The notebooks, the shipped checkpoints and
-``experiments`` take their settings from here.
+A ``System`` is a path, a way of training (``KINDS``) and a data set. ``ve_integral`` is an
+Integration Flow on the variance-exploding path, on Fashion-MNIST;
+``eight_gaussians_pfgmpp_x0_shared`` is the published recipe on PFGM++ with one of its anchors, on
+eight Gaussians. The notebooks, the shipped checkpoints and ``experiments`` take their settings from
+here.
 
 >>> from iflow_lib import zoo
 >>> run = zoo.train("eight_gaussians_rectified_integral", steps=1000)
@@ -59,9 +60,6 @@ KINDS: dict[str, Callable[..., Objective]] = {
 }
 #: Image sets and the shape of their examples: channels, height and width.
 IMAGE_SETS = {"fashion_mnist": (1, 28), "emoji": (3, 32)}
-#: The models that ship: six of Fashion-MNIST (teachers first) and one of each kind on eight Gaussians.
-IMAGE_MODELS = tuple(f"{path}_{kind}" for kind in ("velocity", "integral") for path in PATH_NAMES)
-PLANE_MODELS = tuple(f"eight_gaussians_rectified_{kind}" for kind in KINDS)
 
 #: Numbers of network calls at which systems are compared.
 NFES = (1, 2, 4, 8, 16, 32, 100)
@@ -94,8 +92,9 @@ JUMP_POWER = 1.737
 class System:
     """A path, a way of training and a data set: one setup for all that are compared.
 
-    In the plane the network is an MLP of 128 units in 4 layers with three octaves of features, trained on
-    batches of 512 by Adam at 2e-3. On images it is a U-Net of width 32, trained on batches of 64 at 1e-3.
+    In the plane the network is an MLP of 128 units in 4 layers with three octaves of features,
+    trained on batches of 512 by Adam at 2e-3. On images it is a U-Net of width 32, trained on
+    batches of 64 at 1e-3.
 
     Args:
         path: "rectified", "ve" or "pfgmpp" (aug_dim 8 in the plane, 128 on images).
@@ -125,8 +124,8 @@ class System:
         """Read the name of a system.
 
         Args:
-            name: ``"PATH_KIND"`` on Fashion-MNIST, ``"DATA_PATH_KIND"`` on another set. A system is returned as
-                it is.
+            name: ``"PATH_KIND"`` on Fashion-MNIST, ``"DATA_PATH_KIND"`` on another set. A system is
+                returned as it is.
 
         Raises:
             ValueError: There is no such system.
@@ -176,12 +175,13 @@ class System:
     def objective(self, teacher: FlowMap | None = None, matching: float = 0.0) -> Objective:
         """Make the objective.
 
-        On images, objectives that learn jumps between two times have an adaptive weight and narrower times
-        (docs/findings.md).
+        On images, objectives that learn jumps between two times have an adaptive weight and
+        narrower times (docs/findings.md).
 
         Args:
             teacher: A velocity model on the same path, whose flow map an integral is to learn.
-            matching: Weight, with a teacher, of how far the ends of jumps are from the data as a distribution.
+            matching: Weight, with a teacher, of how far the ends of jumps are from the data as a
+                distribution.
 
         Raises:
             ValueError: Another kind than "integral" is to have a teacher.
@@ -201,11 +201,12 @@ class System:
         """Make a fresh model.
 
         Args:
-            seed: Seed of the network's first weights. The global generator of torch is left as it was.
-            network: Changed arguments of the network, such as ``hidden=64`` of the MLP or ``width=16`` of the
-                U-Net.
+            seed: Seed of the network's first weights. The global generator of torch is left as it
+                was.
+            network: Changed arguments of the network, such as ``hidden=64`` of the MLP or
+                ``width=16`` of the U-Net.
         """
-        anchor = needs_anchor(KINDS[self.kind]())
+        anchor = getattr(KINDS[self.kind](), "anchor", None) not in (None, "none")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if self.of_images:
@@ -227,8 +228,9 @@ class System:
     def methods(self, nfes: Sequence[int] = NFES) -> list[tuple[str, int]]:
         """List the ways in which a model of this kind is sampled, as pairs (method, nfe).
 
-        A velocity is sampled by Euler and Heun steps. What learned jumps to any time is sampled by up to 8
-        jumps, and what learned jumps to the data alone by one. The published anchors are refined.
+        A velocity is sampled by Euler and Heun steps. What learned jumps to any time is sampled by
+        up to 8 jumps, and what learned jumps to the data alone by one. The published anchors are
+        refined.
         """
         if self.kind in ("integral", "additivity", "integral_self"):
             return [("map", nfe) for nfe in nfes if nfe <= 8]
@@ -238,11 +240,6 @@ class System:
             return [("anchor", nfe) for nfe in nfes]
         heun = [("heun", nfe) for nfe in nfes if nfe % 2 == 0 and nfe < 100]
         return [("euler", nfe) for nfe in nfes] + heun
-
-
-def needs_anchor(objective: Objective) -> bool:
-    """Say whether the network of an objective must be built with ``anchor=True``."""
-    return getattr(objective, "anchor", None) not in (None, "none")
 
 
 # ---- training
@@ -265,11 +262,12 @@ def train(
         system: What to train.
         seed: Seed of the first weights and of the training.
         steps: Gradient steps, ``System.steps`` if not given.
-        teacher: A velocity model on the same path. An integral then starts from its weights and learns its
-            flow map.
+        teacher: A velocity model on the same path. An integral then starts from its weights and
+            learns its flow map.
         device: As in ``TrainConfig``.
         progress: Show a bar.
-        out_dir: Folder of checkpoints, from which a training that was stopped continues; "" for none.
+        out_dir: Folder of checkpoints, from which a training that was stopped continues; "" for
+            none.
         settings: Changed settings of ``TrainConfig``.
 
     Returns:
@@ -345,8 +343,10 @@ def pretrained(
     """Load a model that ships, or one that ``experiments.models`` has trained.
 
     Args:
-        system: Its system. ``IMAGE_MODELS`` and ``PLANE_MODELS`` ship.
-        folder: The folder that holds one folder for each model, in a checkout results/reference/checkpoints.
+        system: Its system. What ships: velocity and integral of each path on Fashion-MNIST, and
+            each kind on eight Gaussians and the rectified path.
+        folder: The folder that holds one folder for each model, in a checkout
+            results/reference/checkpoints.
         device: Where to load it.
 
     Raises:
@@ -382,13 +382,14 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Measure a trained model by every method of its kind at every number of network calls.
 
-    In the plane the metric is the exact W2 distance to fresh draws of the data, the mean of ``draws``
-    comparisons. The published recipe also gets "spread", the standard deviation of its samples over that of
-    the data (0 if it collapses to the mean), and "copy" (see ``copied``). On images the metrics are those of
-    ``image_distances`` to the test images, from one draw.
+    In the plane the metric is the exact W2 distance to fresh draws of the data, the mean of
+    ``draws`` comparisons. The published recipe also gets "spread", the standard deviation of its
+    samples over that of the data (0 if it collapses to the mean), and "copy" (see ``copied``). On
+    images the metrics are those of ``image_distances`` to the test images, from one draw.
 
-    The real draws in the plane are the second members of the floor's pairs, others for each training seed:
-    how many points happen to fall into each mode moves W2 by a fifth, and moves the floor likewise.
+    The real draws in the plane are the second members of the floor's pairs, others for each
+    training seed: how many points happen to fall into each mode moves W2 by a fifth, and moves the
+    floor likewise.
 
     Args:
         model: The trained model.
@@ -406,15 +407,14 @@ def evaluate(
     pairs = None if system.of_images else metrics.real_pairs(system.data, n)
     real = [pairs(i)[1] for i in range(first, first + draws)] if pairs else []
     for method, nfe in system.methods(nfes):
+        row = result_row(model, system, manifest, method, nfe) | {"n_samples": n}
         if system.of_images:
             result, seconds = timed_sample(model, n, nfe, method, 0)
             found = image_distances(system.data, result.x)
+            row["run_id"] = f"{system.name}/sampling-seed-0"
         else:
             found, seconds = _plane_metrics(model, system, method, nfe, real, 1000 + first)
-        row = result_row(model, system, manifest, method, nfe)
-        row |= {"n_samples": n, "seconds": seconds}
-        if system.of_images:
-            row["run_id"] = f"{system.name}/sampling-seed-0"
+        row["seconds"] = seconds
         rows += [row | {"metric": name, "value": value} for name, value in found.items()]
     return rows
 
@@ -519,8 +519,9 @@ def copied(result: SampleResult) -> float:
         result: What ``sample(..., method="anchor", trajectory=True)`` returned.
 
     Returns:
-        The share of the samples' variance that the Gaussian anchors explain linearly, a mean over coordinates:
-        1 if the model copies its anchor, 0 if the anchor does not matter, NaN if a sample is not finite.
+        The share of the samples' variance that the Gaussian anchors explain linearly, a mean over
+        coordinates: 1 if the model copies its anchor, 0 if the anchor does not matter, NaN if a
+        sample is not finite.
 
     Raises:
         ValueError: The samples have no trajectory.
@@ -536,9 +537,10 @@ def copied(result: SampleResult) -> float:
 def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict[str, float]:
     """Measure how far images are from the test images.
 
-    Fashion-MNIST: "frechet" and "kernel" distance on the features of the package's classifier. Emoji, which
-    have no classifier: "frechet_pca", the Frechet distance in the first 64 principal components of the
-    training images over the variance in them (1 if every sample is their mean), and "sliced_w2" of all pixels.
+    Fashion-MNIST: "frechet" and "kernel" distance on the features of the package's classifier.
+    Emoji, which have no classifier: "frechet_pca", the Frechet distance in the first 64 principal
+    components of the training images over the variance in them (1 if every sample is their mean),
+    and "sliced_w2" of all pixels.
 
     Args:
         dataset: "fashion_mnist" or "emoji".
@@ -564,6 +566,6 @@ def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict
 
 @lru_cache(maxsize=1)
 def _principal_axes(dataset: str, components: int = 64) -> torch.Tensor:
-    """Directions (pixels, components) in which training images vary most, scaled to variances of sum 1."""
+    """Directions (pixels, components) in which training images vary most; variances of sum 1."""
     values, vectors = torch.linalg.eigh(torch.cov(data_sets.load(dataset).x.double().flatten(1).T))
     return vectors[:, -components:] / values[-components:].sum().sqrt()

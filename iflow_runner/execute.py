@@ -5,9 +5,9 @@
 ``index.html``. Every file is written whole or not at all. A notebook is not run again while nothing
 has changed that it depends on (``Task.inputs``).
 
-``.unfinished/<notebook>/`` is what a notebook at work has so far: ``out/`` (its ``out_dir``, with the
-checkpoints of its trainings) and ``inputs.json``; once it has ended, ``entry.json``. Killed at any
-moment, the next call finds it and goes on.
+``.unfinished/<notebook>/`` is what a notebook at work has so far: ``out/`` (its ``out_dir``, with
+the checkpoints of its trainings) and ``inputs.json``; once it has ended, ``entry.json``. Killed at
+any moment, the next call finds it and goes on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def reproduce(
 
     Args:
         plan: What to run.
-        jobs: Notebooks at work at once; as many as cores and memory allow if None, and one on a GPU.
+        jobs: Notebooks at work at once; as many as cores and memory allow if None, and one on a
+            GPU.
         fresh: Run also what is unchanged, and from the beginning.
         time_limit: Seconds that each notebook may take; it is stopped then and counts as failed.
         show: Whether to show progress.
@@ -84,7 +85,8 @@ def status(plan: Plan) -> list[tuple[str, str, str]]:
     """Say what a run of the plan would do, and why; reads only.
 
     Returns:
-        For each notebook its name, "unchanged", "would run" or "would go on", and why or when it ran.
+        For each notebook its name, "unchanged", "would run" or "would go on", and why or when it
+        ran.
     """
     entries, said, runs = _earlier_entries(plan), [], set()
     for task in plan.tasks:

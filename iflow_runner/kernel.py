@@ -1,8 +1,8 @@
-"""One notebook, executed by papermill in a kernel of this very Python, which ends with its children.
+"""One notebook, executed by papermill in a kernel of this Python, which ends with its children.
 
-A kernel is found by its connection file, which its command line names and which lies in the folder of
-the notebook's work. It leads a session of its own (POSIX), whose number is kept in the same folder: by
-it the processes that the kernel has started are found when the kernel itself has gone.
+A kernel is found by its connection file, which its command line names and which lies in the folder
+of the notebook's work. It leads a session of its own (POSIX), whose number is kept in the same
+folder: by it the processes that the kernel has started are found when the kernel itself has gone.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run_notebook(
     Args:
         task: The notebook and its parameters.
         folder: Where its work lies.
-        row: What shows its progress; its cells and what it writes to stderr go there.
+        row: What shows its progress.
         limit: Seconds after which it is stopped.
         stop: When this is set, it is stopped too.
 
@@ -68,7 +68,7 @@ def run_notebook(
         note_sessions(folder)
 
     def on_cell_start(cell_index: int, **_: Any) -> None:
-        row.begin_cell(cell_index + 1)
+        row.cell = cell_index + 1
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -80,7 +80,6 @@ def run_notebook(
             language="python",
             kernel_manager_class=_kernel_manager(source.parent, folder),
             progress_bar=False,
-            stderr_file=row,
             start_timeout=180,
             iopub_timeout=60,
             shutdown_kernel="immediate",
@@ -217,7 +216,7 @@ def _check_table(file: Path) -> None:
 
 
 def traceback_of(notebook: dict[str, Any]) -> str:
-    """Return the traceback of the cell that failed in a notebook, without colours; "" if none did."""
+    """Return the traceback of the cell that failed, without colours; "" if none did."""
     lines = [
         line
         for cell in notebook["cells"]

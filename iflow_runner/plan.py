@@ -72,7 +72,7 @@ class Task:
     needs: dict[str, Any]
 
     def inputs(self, out: Path) -> dict[str, Any]:
-        """Return everything that the results depend on, with the tables read in the run's folder."""
+        """Return everything that the results depend on, the tables that are read included."""
         tables = (f"tables/{name}.csv" for name in self.after)
         return self.needs | {table: sha256(out / table) for table in tables}
 
@@ -281,8 +281,8 @@ def read_notebook(file: Path) -> Notebook:
     """Read and check a notebook.
 
     Raises:
-        ValueError: With one line, if the file is damaged or no Python notebook, or if its parameters
-            cell or what it declares to read is not as it must be.
+        ValueError: With one line, if the file is damaged or no Python notebook, or if its
+            parameters cell or what it declares to read is not as it must be.
     """
     name = file.stem
     try:
@@ -354,8 +354,8 @@ def _declared(name: str, source: str) -> dict[str, Any]:
 def _names_and_references(code: Iterable[str]) -> tuple[set[str], set[str]]:
     """The names that cells read, and what they ask ``reference`` for.
 
-    Lines for IPython (%, !, ?) are left out. Of a cell that is no Python even so, all words count as
-    names. Of a file name that is only partly a literal, the literal beginning counts.
+    Lines for IPython (%, !, ?) are left out. Of a cell that is no Python even so, all words count
+    as names. Of a file name that is only partly a literal, the literal beginning counts.
     """
     names, asked = set(), set()
     for source in code:

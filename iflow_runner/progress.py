@@ -1,4 +1,4 @@
-"""What ``iflow reproduce`` shows while it works: a live table on a terminal, plain lines elsewhere."""
+"""What ``iflow reproduce`` shows while it works: a live table on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MARKS = {
 
 
 class Row:
-    """One notebook of the table. It is also the file for what the notebook writes to stderr.
+    """One notebook of the table.
 
     Attributes:
         state: A key of ``_MARKS``.
@@ -39,34 +39,22 @@ class Row:
         self.state, self.cell = "waiting", 0
         self.seconds: float | None = None
         self.began = self.said = 0.0
-        self._training, self._stderr = Path(), ""
+        self._training = Path()
 
     def begin(self, out: Path) -> None:
         """Begin to run; ``out`` is the notebook's ``out_dir``."""
         self.state, self.began, self._training = "running", time.monotonic(), out / TRAINING
         self.said = self.began
 
-    def begin_cell(self, number: int) -> None:
-        """Begin a cell, counted from 1."""
-        self.cell, self._stderr = number, ""
-
-    def write(self, text: str) -> None:
-        """Keep the last line of what the notebook writes to stderr: bars of other libraries."""
-        lines = [line for line in text.replace("\r", "\n").split("\n") if line.strip()]
-        self._stderr = lines[-1].strip() if lines else self._stderr
-
-    def flush(self) -> None:
-        """Do nothing: files have this method."""
-
     def bar(self) -> str:
-        """Return the bar of the training at work, which ``fit`` keeps in a file, or of stderr."""
+        """Return the bar of the training at work, which ``fit`` keeps in a file; "" if none is."""
         bars = []
         for file in self._training.glob("*/progress.txt"):
             try:
                 bars.append((file.stat().st_mtime, file.read_text(encoding="utf-8").strip()))
             except (OSError, UnicodeDecodeError):
                 pass  # just being written or removed
-        return max(bars, default=(0, ""))[1] or self._stderr
+        return max(bars, default=(0, ""))[1]
 
 
 class ProgressTable:

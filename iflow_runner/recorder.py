@@ -1,4 +1,4 @@
-"""What a notebook keeps: one tidy table, figures and checkpoints; and where committed results lie."""
+"""What a notebook keeps: a table, figures and checkpoints; and where committed results lie."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _WHOLE = ("params", "seed", "step", "nfe", "n_samples")  # pandas makes floats o
 class Recorder:
     """Collect a notebook's rows and figures and write them into ``out_dir``.
 
-    The files are ``tables/<notebook>.csv``, ``figures/<notebook>-<name>.png`` and, for the captions,
-    ``figures/<notebook>.json``.
+    The files are ``tables/<notebook>.csv``, ``figures/<notebook>-<name>.png`` and, for the
+    captions, ``figures/<notebook>.json``.
 
     Args:
         notebook: Name of the notebook, such as ``06_nfe_vs_quality``.

@@ -1,10 +1,10 @@
 """``iflow sweep``: a notebook, or a function, over a grid of settings, on dask.distributed.
 
 A point of the grid is a *run*. The folder of a sweep holds ``runs/<key>.json``, one for each run,
-written the moment it ends; ``results.csv``, the tidy table of all of them in the order of the grid;
-``manifest.json``; of notebooks also ``notebooks/`` and ``figures/``. Only the process that was started
-writes there: workers send back what they found. A run whose settings, code and versions are unchanged
-is not done again.
+written the moment it ends. When the sweep ends, also by Ctrl-C, it holds ``results.csv``, the tidy
+table of all runs in the order of the grid, and ``manifest.json``. A sweep of notebooks keeps
+``notebooks/`` and ``figures/`` too. Only the process that was started writes there: workers send
+back what they found. A run whose settings, code and versions are unchanged is not done again.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def read_sweep(
     Args:
         file: A TOML file with ``notebook = "NAME"``, perhaps with ``profile = "NAME"``, or with
             ``run = "module:function"``; a table ``[parameters]`` of values that stay; and a table
-            ``[grid]``, or several, with a list of values for each parameter that varies.
+            ``[grid]`` with a list of values for each parameter that varies.
         out: Folder for the results instead of ``results/runs/sweep-<name of the file>``.
         device: auto, cpu, cuda or mps, of each worker.
         yes: More than ``LIMIT`` runs are meant.
@@ -109,10 +109,9 @@ def read_sweep(
             f'{file.name} must have notebook = "NAME", perhaps with profile = "NAME", or else run = '
             f'"module:function"; [parameters]; and [grid]; it has {", ".join(content) or "nothing"}'
         )
-    fixed, grids = content.get("parameters", {}), content.get("grid", {})
-    grids = grids if isinstance(grids, list) else [grids]
+    fixed, grid = content.get("parameters", {}), content.get("grid", {})
     target, profile = content[kind], content.get("profile", "quick")
-    if not all(isinstance(table, dict) for table in (fixed, *grids)):
+    if not isinstance(fixed, dict) or not isinstance(grid, dict):
         raise ValueError(f"{file.name}: parameters and grid must be tables such as [grid]")
     if not isinstance(target, str) or not isinstance(profile, str):
         raise ValueError(
@@ -145,8 +144,8 @@ def read_sweep(
 
     fixed = defaults | {name: check(name, value) for name, value in fixed.items()}
     fixed.pop("device", None)
-    grids = [{n: check_list(n, values) for n, values in grid.items()} for grid in grids if grid]
-    total = sum(math.prod(map(len, grid.values())) for grid in grids)
+    grid = {name: check_list(name, values) for name, values in grid.items()}
+    total = math.prod(map(len, grid.values())) if grid else 0
     if total > LIMIT and not yes:
         raise ValueError(
             f"{file.name}: the grid expands to {total:,} runs, more than {LIMIT:,}: say --yes if you "
@@ -156,15 +155,14 @@ def read_sweep(
         raise ValueError(
             f"{file.name}: the grid expands to nothing: [grid] needs a list of values for each name"
         )
-    varied, runs = list(dict.fromkeys(name for grid in grids for name in grid)), {}
-    for grid in grids:
-        for values in itertools.product(*grid.values()):
-            point = fixed | dict(zip(grid, values))
-            settings = base | {"parameters": point, "device": device}
-            label = "/".join(f"{name}={point[name]}" for name in varied)
-            mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-            key = "-".join([re.sub(r"[^\w.=-]+", "-", label)[:100], mark])
-            runs[key] = Run(key, label, settings)
+    runs = {}
+    for values in itertools.product(*grid.values()):
+        varied = dict(zip(grid, values))
+        settings = base | {"parameters": fixed | varied, "device": device}
+        label = "/".join(f"{name}={value}" for name, value in varied.items())
+        mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        key = "-".join([re.sub(r"[^\w.=-]+", "-", label)[:100], mark])
+        runs[key] = Run(key, label, settings)
     if out is None:
         try:
             root = checkout()
@@ -431,9 +429,9 @@ def run_sweep(sweep: Sweep, client: Any = None, fresh: bool = False) -> dict[str
     Raises:
         OSError: With one line, if the disk is full or the scheduler is lost.
     """
-    done, begun, due = {} if fresh else finished(sweep), time.monotonic(), 0.0
+    done, begun = {} if fresh else finished(sweep), time.monotonic()
     states = {key: {"status": "ok", "seconds": run["seconds"]} for key, run in done.items()}
-    todo, before = [run for run in sweep.runs if run.key not in done], len(done)
+    todo = [run for run in sweep.runs if run.key not in done]
     threads = client.nthreads() if client else {}
     about = {
         "sweep": sweep.content,
@@ -446,38 +444,30 @@ def run_sweep(sweep: Sweep, client: Any = None, fresh: bool = False) -> dict[str
     }
 
     def publish(status: str) -> dict[str, Any]:
-        nonlocal due
-        start = time.monotonic()
+        seconds = round(time.monotonic() - begun, 1)
         runs = {run.key: states.get(run.key, {"status": "not run"}) for run in sweep.runs}
         rows = [row for run in sweep.runs if run.key in done for row in done[run.key]["rows"]]
-        manifest = about | {"status": status, "seconds": round(start - begun, 1), "runs": runs}
+        manifest = about | {"status": status, "seconds": seconds, "runs": runs}
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         write_together(
             {sweep.out / "results.csv": csv_text(rows), sweep.out / "manifest.json": text}
         )
-        due = time.monotonic() + 20 * (time.monotonic() - start)  # both files grow with the sweep
         return manifest
 
     status = "failed"
     try:
         publish("running")
-        for number, (run, outcome) in enumerate(_outcomes(client, todo, sweep.code), 1):
+        first = len(done) + 1
+        for number, (run, outcome) in enumerate(_outcomes(client, todo, sweep.code), first):
             if isinstance(outcome, Exception):
                 word = "skipped" if isinstance(outcome, SkipRun) else "failed"
-                states[run.key] = {"status": word, "error": _line(outcome)}
-                said = states[run.key]["error"]
+                said = _line(outcome)
+                states[run.key] = {"status": word, "error": said}
             else:
                 done[run.key] = _keep(sweep, run, outcome)
                 word, said = "ok", duration(outcome["seconds"])
                 states[run.key] = {"status": "ok", "seconds": outcome["seconds"]}
-            took = time.monotonic() - begun
-            if number < len(todo):
-                left = duration(took / number * (len(todo) - number))
-                said += f"; {duration(took)} so far, about {left} left"
-            place = f"{before + number:>5} of {len(sweep.runs)}"
-            print(f"{place}  {word:<7} {run.label}: {said}", flush=True)
-            if time.monotonic() > due:
-                publish("running")
+            print(f"{number:>5} of {len(sweep.runs)}  {word:<7} {run.label}: {said}", flush=True)
         failed = any(state["status"] == "failed" for state in states.values())
         status = "failed" if failed or not done else "ok"
     except KeyboardInterrupt:

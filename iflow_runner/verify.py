@@ -1,10 +1,10 @@
 """``iflow verify``: does a run agree with the committed results?
 
-Both are the one tidy table (``recorder.COLUMNS``). A *cell* is all rows with the same data set, path,
-objective, anchor, network, gradient steps, network calls, method, metric and number of samples; its rows
-differ in their seeds. A cell that both tables have agrees if the means differ by no more than the
-metric's tolerance, or than two standard errors of that difference. The spread over seeds is the
-reference's on both sides: a run that diverges must not be excused by its own.
+Both are the one tidy table (``recorder.COLUMNS``). A *cell* is all rows with the same data set,
+path, objective, anchor, network, gradient steps, network calls, method, metric and number of
+samples; its rows differ in their seeds. A cell that both tables have agrees if the means differ by
+no more than the metric's tolerance, or than two standard errors of that difference. The spread over
+seeds is the reference's on both sides: a run that diverges must not be excused by its own.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ def _read(folder: Path) -> pd.DataFrame:
 
 def _cells(table: pd.DataFrame) -> Any:
     """For each cell n, mean (NaN if any value is) and standard deviation (0 for a single row)."""
+    import pandas as pd
+
     # NaN is not equal to itself, and so no part of a key
     table = table.fillna({name: "" if name in TEXT else -1 for name in CELL})
     table = table.astype({name: "str" if name in TEXT else "int64" for name in CELL})

@@ -474,10 +474,10 @@ def test_images(tmp_path, experiment, small, monkeypatch):
 
 def test_no_model_of_emoji_is_asked_for_by_default(experiment, capsys):
     """None ships, so that nothing has to be trained; and a system that does not exist is named in one line."""
-    for name in zoo.IMAGE_MODELS + zoo.PLANE_MODELS:
+    for name in common.IMAGE_MODELS + common.PLANE_MODELS:
         assert (common.CHECKPOINTS / name / "config.json").is_file()
-    assert not any(name.startswith("emoji") for name in zoo.IMAGE_MODELS)
-    assert len(list(common.CHECKPOINTS.iterdir())) == len(zoo.IMAGE_MODELS + zoo.PLANE_MODELS)
+    assert not any(name.startswith("emoji") for name in common.IMAGE_MODELS)
+    assert len(list(common.CHECKPOINTS.iterdir())) == len(common.IMAGE_MODELS + common.PLANE_MODELS)
     for command in ("images", "models"):
         options = ["--systems"] if command == "images" else []
         with pytest.raises(SystemExit) as end:

@@ -663,28 +663,11 @@ def test_bad_options(options, words):
     assert words in one_line(error)
 
 
-class LayersOnly(GaussianNet):
-    """Has layers where the method should be: a module can be called too, but not like this."""
-
-    def __init__(self):
-        super().__init__()
-        self.features_at = nn.ModuleList([nn.Linear(2, 2)])
-
-
-class OtherFeatures(GaussianNet):
-    """Has a method with the name, but without the documented call."""
-
-    def features_at(self, x):
-        return x
-
-
 @pytest.mark.parametrize(
     "net, options, words",
     [
         (MLP(dim=2), {"perceptual": 1.0}, "perceptual needs a teacher whose network has hidden"),
         (MLP(dim=2), {"matching": 1.0}, "matching needs a teacher whose network has hidden"),
-        (LayersOnly(), {"matching": 1.0}, "LayersOnly has none"),
-        (OtherFeatures(), {"perceptual": 1.0}, "OtherFeatures has none"),
         (UNet(size=8, width=8), {"perceptual": -1.0}, "perceptual must be at least 0, got -1"),
         (UNet(size=8, width=8), {"perceptual": math.inf}, "perceptual"),
         (UNet(size=8, width=8), {"matching": math.nan}, "matching must be at least 0, got nan"),

@@ -434,10 +434,10 @@ def fallback(net, x, t, s, objective=None):
         (
             "attention",
             True,
-            "Attention in Series (Trying to use forward AD with _scaled_dot_product",
+            "Series (Trying to use forward AD with _scaled_dot_product",
         ),
-        ("attention", False, "Attention in Series"),
-        ("TransformerEncoder", False, "TransformerEncoderLayer in Series"),  # its fast path
+        ("attention", False, "Series"),
+        ("TransformerEncoder", False, "Series"),  # its fast path
     ],
 )
 def test_forward_mode_falls_back_with_one_line(kind, training, words):
@@ -471,7 +471,7 @@ def test_forward_mode_is_used_where_it_can(kind, training):
 def test_the_fallback_is_found_before_the_first_step():
     """So that what is compiled is the difference; on a copy, whose warning is the only one."""
     net, objective = model("attention"), ifl.IntegralIdentity(derivative="jvp")
-    with pytest.warns(RuntimeWarning, match="forward mode cannot go through Attention") as caught:
+    with pytest.warns(RuntimeWarning, match="forward mode cannot go through Series") as caught:
         objective.prepare(net, ifl.data.TensorData(data()))
         assert not objective.uses_jvp(net, torch.device("cpu"))
         objective(net, data()[:32], torch.Generator().manual_seed(0))

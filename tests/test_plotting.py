@@ -39,11 +39,8 @@ def close():
     plt.close("all")
 
 
-@pytest.mark.parametrize("band", ["range", "interval"])
-def test_quality(band):
-    axes = plotting.quality_against_nfe(
-        pd.DataFrame(ROWS + FLOOR), plt.figure().add_subplot(), band=band
-    )
+def test_quality():
+    axes = plotting.quality_against_nfe(pd.DataFrame(ROWS + FLOOR), plt.figure().add_subplot())
     lines = {
         line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")
     }
@@ -70,9 +67,7 @@ def test_quality(band):
 
 
 def test_one_seed():
-    axes = plotting.quality_against_nfe(
-        pd.DataFrame(ROWS)[lambda d: d["seed"] == 0], band="interval", label=False
-    )
+    axes = plotting.quality_against_nfe(pd.DataFrame(ROWS)[lambda d: d["seed"] == 0], label=False)
     assert len(axes.get_lines()) == 4 and not axes.texts
 
 
@@ -108,7 +103,6 @@ def test_scatter():
         (lambda: plotting.image_grid(torch.zeros(3, 2, 8, 8)), "(3, 2, 8, 8)"),
         (lambda: plotting.scatter_2d(torch.zeros(3, 3)), "(3, 3)"),
         (lambda: plotting.quality_against_nfe(pd.DataFrame(ROWS), metric="w1"), "one metric"),
-        (lambda: plotting.quality_against_nfe(pd.DataFrame(ROWS), band="sd"), "range or interval"),
     ],
 )
 def test_wrong_use(call, words):

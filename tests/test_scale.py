@@ -19,7 +19,7 @@ from torch import nn
 import iflow_lib as ifl
 from iflow_lib.training.batches import Batches
 from iflow_lib.training.checkpoints import RunFolder
-from iflow_lib.training.compile import Threads
+from iflow_lib.training.compile import limited_threads
 from iflow_lib.training.distributed import Processes
 from iflow_lib.utils import Compiled
 
@@ -288,9 +288,9 @@ def test_threads_are_few_for_a_small_network_and_given_back():
     own = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with Threads(0, work=1000):
+        with limited_threads(0, work=1000):
             assert torch.get_num_threads() == 1
-        with Threads(0, work=1 << 40):
+        with limited_threads(0, work=1 << 40):
             assert torch.get_num_threads() == 3
         assert torch.get_num_threads() == 3
     finally:

@@ -99,18 +99,16 @@ def labels(file, **options):
 
 def test_every_point_once_in_order(toml):
     file, *_ = toml(
-        SHORT + "[parameters]\nseed = 5\nsteps = 7\n"
-        "[[grid]]\npath = ['line', 've']\nseed = [1, 0]\n[[grid]]\npath = ['line']\nseed = [0, 9]\n"
+        SHORT + "[parameters]\nseed = 5\nsteps = 7\n[grid]\npath = ['line', 've']\nseed = [1, 0]\n"
     )
     assert labels(file) == [
         "path=line/seed=1",
         "path=line/seed=0",
         "path=ve/seed=1",
         "path=ve/seed=0",
-        "path=line/seed=9",
     ]
     runs = sweep.read_sweep(file, file.parent / "out").runs
-    assert len({run.key for run in runs}) == 5
+    assert len({run.key for run in runs}) == 4
     for run in runs:
         assert run.settings["parameters"] == {
             "dataset": "eight_gaussians",
@@ -157,6 +155,7 @@ N = "notebook = '05'\n"
         (F + "profile = 'quick'\n[grid]\nseed = [0]", ["must have notebook"]),
         (F + "trian = 1\n[grid]\nseed = [0]", ["must have notebook", "trian"]),
         (F + "parameters = 3\n[grid]\nseed = [0]", ["must be tables"]),
+        (F + "[[grid]]\nseed = [0]", ["must be tables"]),
         (
             "run = 'science'\n[grid]\nseed = [0]",
             ["'science' must name a function", "module:function"],

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import iflow_lib as ifl
-from experiments import models
+from experiments import common, models
 from iflow_lib import zoo
 from iflow_lib.objectives import FlowMatching
 
@@ -169,7 +169,7 @@ def test_what_is_copied_needs_the_first_anchors():
 # ---------------------------------------------------------------- shipped models
 
 
-@pytest.mark.parametrize("name", [*zoo.IMAGE_MODELS, *zoo.PLANE_MODELS])
+@pytest.mark.parametrize("name", [*common.IMAGE_MODELS, *common.PLANE_MODELS])
 def test_a_shipped_model_is_what_its_name_says(name):
     system = zoo.System.parse(name)
     model, manifest = zoo.pretrained(name, CHECKPOINTS), zoo.training_manifest(name, CHECKPOINTS)

@@ -1,10 +1,12 @@
 """What every training objective has: the batch that it sees, and the two halves of a loss.
 
-``draw`` takes from the generator all that is random in a step, one row for each example. ``loss`` is a pure function of
-what was drawn, so that ``fit`` can compile it, and give each of several GPUs its own rows.
+``draw`` takes from the generator all that is random in a step, one row for each example. ``loss``
+is a pure function of what was drawn, so that ``fit`` can compile it, and give each of several GPUs
+its own rows.
 
-On the line (see ``paths``) the path is ``x_t = (1 - t) x_0 + t z`` and its conditional velocity is ``z - x_0``. All times
-here are line times. The family of the path enters through ``model.path`` alone: noise law, training times, ``tau_max``.
+On the line (see ``paths``) the path is ``x_t = (1 - t) x_0 + t z`` and its conditional velocity is
+``z - x_0``. All times here are line times. The family of the path enters through ``model.path``
+alone: noise law, training times, ``tau_max``.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ class Batch:
         x_0: Data (B, ...).
         labels: Classes (B,), -1 where the class is withheld, or None.
         index: Rows of the data set (B,), or None.
-        noise: The z that belongs to each x_0 (B, ...), for coupled data (``reflow``). None draws it from the path's law.
+        noise: The z that belongs to each x_0 (B, ...), for coupled data (``reflow``). None draws it
+            from the path's law.
         step: Number of this gradient step, from 0.
         steps: Number of all gradient steps.
         epoch: Number of passes over the data so far.
@@ -54,7 +57,7 @@ class Batch:
         return batch if isinstance(batch, cls) else cls(batch)  # type: ignore[arg-type]
 
     def draw_noise(self, model: FlowMap, generator: torch.Generator | None) -> Tensor:
-        """Return the batch's own noise, or draw it from the law of the model's path. Shape of x_0."""
+        """Return the batch's noise, of the shape of x_0, or draw it from the law of the path."""
         if self.noise is not None:
             return self.noise
         return model.path.noise(
@@ -65,14 +68,16 @@ class Batch:
 class Objective:
     """A training loss. Subclass it for your own.
 
-    Write ``draw`` and ``loss``. Or override ``__call__`` alone: then the loss is neither compiled nor spread over several
-    GPUs. A dataclass gets ``config`` for free; other classes return their settings from it. A loss that compares several
-    calls of the network makes them within ``repeatable(model)``: see ``network_state``.
+    Write ``draw`` and ``loss``. Or override ``__call__`` alone: then the loss is neither compiled
+    nor spread over several GPUs. A dataclass gets ``config`` for free; other classes return their
+    settings from it. A loss that compares several calls of the network makes them within
+    ``repeatable(model)``: see ``network_state``.
 
     Attributes:
-        learns: What a model learns from it, which decides how ``sample`` uses the model: "velocity" (many steps of a
-            solver), "jump" (any jump t -> s), "jump_to_data" (jumps to s = 0 alone), "refinement" (an estimate of x_0
-            that is fed back as an anchor), or None where that is unknown.
+        learns: What a model learns from it, which decides how ``sample`` uses the model: "velocity"
+            (many steps of a solver), "jump" (any jump t -> s), "jump_to_data" (jumps to s = 0
+            alone), "refinement" (an estimate of x_0 that is fed back as an anchor), or None where
+            that is unknown.
     """
 
     learns: str | None = None
@@ -108,20 +113,20 @@ class Objective:
         """Compute the loss from what ``draw`` returned, and from nothing else that is random.
 
         Returns:
-            The mean over the examples, a scalar; and what ``update_state`` is to be given, (B, ...) without gradient, or
-            None.
+            The mean over the examples, a scalar; and what ``update_state`` is to be given, (B, ...)
+            without gradient, or None.
         """
         raise NotImplementedError
 
     def update_state(
         self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
     ) -> None:
-        """Keep what the next step needs. Called after ``loss``, on every process with all rows of the batch."""
+        """Keep what the next step needs, after ``loss``; each process is given all rows."""
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
     ) -> None:
-        """Start a run: check the model and the data, and begin with fresh state. ``fit`` calls it before the first step.
+        """Start a run, before its first step: check model and data, and begin with fresh state.
 
         Args:
             model: The model to be trained.
@@ -175,7 +180,7 @@ def first(k: int, *tensors: Tensor | None) -> tuple[Any, ...]:
 
 
 def uniform(*shape: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """Draw from [0, 1) on the generator's own device, then move to the device and type of ``like``."""
+    """Draw from [0, 1) on the generator's device, then move to that of ``like`` and its type."""
     source = generator.device if generator is not None else "cpu"
     return torch.rand(*shape, generator=generator, device=source).to(like)
 

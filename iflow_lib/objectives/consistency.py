@@ -16,16 +16,21 @@ from .network_state import repeatable
 
 @dataclass(frozen=True)
 class ConsistencyTraining(Objective):
-    """Learn the jump to the data by Easy Consistency Tuning, from scratch (locuslab/ect; arXiv 2303.01469).
+    """Learn the jump to the data by Easy Consistency Tuning, from scratch.
 
-    With ``f(x_t, t) = x_t - t u(x_t, t, 0)``, the jump to the data, and the same noise z at two noise levels t > r,
+    From locuslab/ect; see arXiv 2303.01469.
 
-        loss = w (sqrt(|f(x_t, t) - f(x_r, r)|^2 + c^2) - c),    w = 1 / (t - r),     f(x_r, r) without gradient,
-        t = exp(mean + std n),   r = t (1 - q^-(stage + 1) (1 + k sigmoid(-b t))),  r >= 0,   n ~ N(0, 1).
+    With ``f(x_t, t) = x_t - t u(x_t, t, 0)``, the jump to the data, and the same noise z at two
+    noise levels t > r,
 
-    ``|.|^2`` is the sum over elements; the loss is the mean over examples. Here t and r are noise levels
-    ``sigma / alpha``, on every path. Converges, as the stages close the gap between t and r, to the flow map onto the data,
-    ``f(x_t, t) = x_0`` of the trajectory through x_t. Nothing is learned about s > 0.
+        loss = w (sqrt(|f(x_t, t) - f(x_r, r)|^2 + c^2) - c),     w = 1 / (t - r),
+        t = exp(mean + std n),     n ~ N(0, 1),
+        r = t (1 - q^-(stage + 1) (1 + k sigmoid(-b t))),     r >= 0.
+
+    ``f(x_r, r)`` has no gradient. ``|.|^2`` is the sum over elements; the loss is the mean over
+    examples. Here t and r are noise levels ``sigma / alpha``, on every path. Converges, as the
+    stages close the gap between t and r, to the flow map onto the data, ``f(x_t, t) = x_0`` of the
+    trajectory through x_t. Nothing is learned about s > 0.
 
     Args:
         mean: Mean of ln t.
@@ -34,7 +39,8 @@ class ConsistencyTraining(Objective):
         k: How much wider the gap is at small t.
         b: How fast that widening falls with t.
         stages: Number of equal parts into which the training is cut.
-        c: Constant of the distance, for data of unit scale and one dimension: it is multiplied by sqrt(N).
+        c: Constant of the distance, for data of unit scale and one dimension: it is multiplied by
+            sqrt(N).
         start_share: Share of the examples with t at the start of sampling.
 
     Raises:
@@ -75,7 +81,8 @@ class ConsistencyTraining(Objective):
         """Draw noise levels t > r.
 
         Args:
-            model: Its path gives the highest level, that of ``tau_max`` (1e4 where that is infinite).
+            model: Its path gives the highest level, that of ``tau_max`` (1e4 where that is
+                infinite).
             n: Number of examples.
             stage: Stage of the training, from 0.
             generator: Source of the draws.
@@ -94,7 +101,7 @@ class ConsistencyTraining(Objective):
         return t.to(device), (t * (1 - shrink).clamp(min=0)).to(device)
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw x_0, z (B, ...); the noise levels t, r (B,) of the present stage; labels (B,) or None."""
+        """Draw x_0, z (B, ...); the noise levels t, r (B,) of the stage; labels (B,) or None."""
         stage = min(self.stages - 1, self.stages * batch.step // batch.steps)
         t, r = self.levels(model, len(batch.x_0), stage, generator, batch.x_0.device)
         return {

@@ -25,12 +25,13 @@ _WITHOUT_JVP: WeakSet[nn.Module] = WeakSet()
 
 @dataclass(frozen=True)
 class DerivativeObjective(TwoTimeObjective):
-    """Learn from ``d/dt u(x_t, t, s)`` along the trajectory: settings and computation of that derivative.
+    """Learn from ``d/dt u(x_t, t, s)`` along the trajectory: how that derivative is computed.
 
     Args:
-        derivative: "jvp", exact, in forward mode; "difference", central, in float32 at least: two plain network calls,
-            cheaper where forward mode is slow; "auto": the first on CUDA, the second elsewhere. A network that forward
-            mode cannot go through (fused attention, batch normalisation) takes the difference, with one line of warning.
+        derivative: "jvp", exact, in forward mode; "difference", central, in float32 at least: two
+            plain network calls, cheaper where forward mode is slow; "auto": the first on CUDA, the
+            second elsewhere. A network that forward mode cannot go through (fused attention, batch
+            normalisation) takes the difference, with one line of warning.
         step: Half width of the difference.
     """
 
@@ -44,7 +45,7 @@ class DerivativeObjective(TwoTimeObjective):
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
     ) -> None:
-        """Start a run: find out whether forward mode can go through the network, before anything is compiled."""
+        """Start a run: find out whether forward mode can go through the network."""
         super().prepare(model, data, seed=seed, device=device)
         _WITHOUT_JVP.discard(model.net)
         if not self.uses_jvp(model, device or model_device(model)):
@@ -98,11 +99,12 @@ class DerivativeObjective(TwoTimeObjective):
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                obstacle = _obstacle(error, model.net)
+                said = str(error).strip().split("\n")[0][:120]
             rate = self._difference(*given)  # a network that is at fault itself raises here
         _WITHOUT_JVP.add(model.net)
         warnings.warn(
-            f"forward mode cannot go through {obstacle}: using derivative='difference'",
+            f"forward mode cannot go through {type(model.net).__name__} ({said}): "
+            "using derivative='difference'",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -149,17 +151,3 @@ def _forward_mode(
         moving = forward_ad.make_dual(x, velocity), forward_ad.make_dual(t, one)
         rate = forward_ad.unpack_dual(model(*moving, s, anchor, labels)).tangent
         return torch.zeros_like(x) if rate is None else rate
-
-
-def _obstacle(error: RuntimeError, net: nn.Module) -> str:
-    """Name the innermost module that raised the error, and what torch said of it, on one line."""
-    frame, inner = error.__traceback__, net
-    while frame is not None:
-        module = frame.tb_frame.f_locals.get("self")
-        inner = module if isinstance(module, nn.Module) else inner
-        frame = frame.tb_next
-    place = type(net).__name__
-    if inner is not net:
-        place = f"{type(inner).__name__} in {place}"
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{place} ({said[:120]})"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import TensorData
 from ..io import weights_digest
@@ -23,28 +22,33 @@ from .network_state import compared_rows, model_device, repeatable
 class FlowMapDistillation(DerivativeObjective):
     """Learn a teacher's flow map from the identity, without integrating the teacher's velocity.
 
-    The equation is that of ``IntegralIdentity``. The teacher's velocity ``v = u_teacher(x, t, t)`` stands for v in the target
-    and along the trajectory, so that the targets are without noise:
+    The equation is that of ``IntegralIdentity``. The teacher's velocity ``v = u_teacher(x, t, t)``
+    stands for v in the target and along the trajectory, so that the targets are without noise:
 
-        loss = E |u(x_t, t, s) - v(x_t, t) + (t - s) d/dt u(x_t, t, s)|^2,       d/dt = d_t + v . grad_x.
+        loss = E |u(x_t, t, s) - v(x_t, t) + (t - s) d/dt u(x_t, t, s)|^2,
+        d/dt = d_t + v . grad_x.
 
-    It is the sum over elements and the mean over examples, to which the two terms below may be added. Start from the
-    teacher's weights. The teacher itself is left as it is: a frozen copy is used.
+    It is the sum over elements and the mean over examples, to which the two terms below may be
+    added. Start from the teacher's weights. The teacher itself is left as it is: a frozen copy is
+    used.
 
     Args:
-        teacher: A model with a trained velocity, on the same path and data, whose network takes no anchor.
-        equal_share: See ``TwoTimeObjective``, as for the other shares, ``time_density``, ``power`` and ``detail``.
+        teacher: A model with a trained velocity, on the same path and data, whose network takes no
+            anchor.
+        equal_share: See ``TwoTimeObjective``, as for the other shares, ``time_density``, ``power``
+            and ``detail``.
         derivative: "jvp", "difference" or "auto", and its ``step``: see ``DerivativeObjective``.
-        perceptual: Weight in ``|e|^2`` of what the error does to the teacher's hidden features h at the end of the jump,
-            the self-perceptual loss of arXiv 2401.00110:
+        perceptual: Weight in ``|e|^2`` of what the error does to the teacher's hidden features h at
+            the end of the jump, the self-perceptual loss of arXiv 2401.00110:
 
                 |h(x_t - (t - s) u, s) - h(x_t - (t - s) target, s)|^2 / max(t - s, 0.02)^2
 
-            It does not change the minimiser; a network of limited capacity then errs where the teacher sees it least.
-            Needs a teacher whose network has the method ``features_at(x, t, s, anchor=None, labels=None)``, as ``UNet``.
-        matching: Weight of the distance between the ends of jumps and the data *as distributions*: see
-            ``matching_distance``. Needs such a teacher too. Use it on a model that has learned to jump: before, it does
-            harm.
+            It does not change the minimiser; a network of limited capacity then errs where the
+            teacher sees it least. Needs a teacher whose network has the method ``features_at(x, t,
+            s, anchor=None, labels=None)``, as ``UNet``.
+        matching: Weight of the distance between the ends of jumps and the data *as distributions*:
+            see ``matching_distance``. Needs such a teacher too. Use it on a model that has learned
+            to jump: before, it does harm.
 
     Raises:
         ValueError: For a setting out of its range, or a teacher without what the settings need.
@@ -64,7 +68,7 @@ class FlowMapDistillation(DerivativeObjective):
             raise ValueError("the teacher's network takes an anchor: use one without")
         for name in ("perceptual", "matching"):
             check_number(name, getattr(self, name))
-            if getattr(self, name) and not _has_features(self.teacher.net):
+            if getattr(self, name) and not callable(getattr(self.teacher.net, "features_at", None)):
                 raise ValueError(
                     f"{name} needs a teacher whose network has hidden features, a method "
                     f"features_at(x, t, s, anchor, labels) as UNet has; {type(self.teacher.net).__name__} "
@@ -74,7 +78,7 @@ class FlowMapDistillation(DerivativeObjective):
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
     ) -> None:
-        """Start a run with a frozen copy of the teacher. Raises ValueError for a teacher that does not fit the model."""
+        """Start a run with a frozen copy of the teacher; ValueError if the two do not fit."""
         theirs, ours = ((m.path.name, m.path.config(), m.data_shape) for m in (self.teacher, model))
         if self.teacher is model or theirs != ours:
             raise ValueError(
@@ -112,7 +116,7 @@ class FlowMapDistillation(DerivativeObjective):
         s: Tensor,
         labels: Tensor | None,
     ) -> tuple[Tensor, None]:
-        """Return the mean weighted squared error of the identity, and ``matching`` times the matching distance."""
+        """Return the weighted error of the identity, and ``matching`` times its distance."""
         x_t, k = on_line(x_0, z, t), len(s)
         s = torch.cat([s, t[k:]])
         with torch.no_grad():
@@ -139,14 +143,14 @@ class FlowMapDistillation(DerivativeObjective):
         return loss, None
 
     def features(self, x: Tensor, s: Tensor, labels: Tensor | None) -> Tensor:
-        """Return the teacher's hidden features of x (B, ...) at the times s (B,), in the type that the network gives."""
+        """Return the teacher's hidden features of x (B, ...) at the times s (B,)."""
         teacher = self.frozen_teacher
         return teacher.net.features_at(x, s, s, labels=labels if teacher.classes else None)  # type: ignore[operator]
 
     def perceptual_distance(
         self, x: Tensor, error: Tensor, s: Tensor, labels: Tensor | None
     ) -> Tensor:
-        """Return the squared distance (B,) between the teacher's hidden features of ``x`` and of ``x - error``."""
+        """Return the squared distance (B,) of the features of ``x`` and of ``x - error``."""
         with torch.no_grad():
             right = self.features(x, s, labels)
         return (self.features(x - error, s, labels) - right).square().flatten(1).sum(1)
@@ -154,15 +158,17 @@ class FlowMapDistillation(DerivativeObjective):
     def matching_distance(
         self, model: FlowMap, x_0: Tensor, z: Tensor, labels: Tensor | None
     ) -> Tensor:
-        """Return the energy distance between the ends y of jumps to s = 0 and the data, in the teacher's features.
+        """Return the energy distance of the ends y of jumps to s = 0 and the data.
 
-        It is taken of the hidden features h(., 0), and of their means over places,
+        It is taken of the teacher's hidden features h(., 0), and of their means over places,
 
-            2 E|h(y) - h(x_0)| - E|h(y) - h(y')| - E|h(x_0) - h(x_0')|,        y = x_t - t u(x_t, t, 0),
+            2 E|h(y) - h(x_0)| - E|h(y) - h(y')| - E|h(x_0) - h(x_0')|,
+            y = x_t - t u(x_t, t, 0),
 
-        over the pairs of a batch (of its rows in one process), as moment matching networks do (arXiv 1502.02761). Three
-        fifths of the batch jump from t_max, the others from half of it. The exact map of an exact velocity minimises this
-        and the identity; of two inexact maps, it prefers the one whose samples are distributed as the data.
+        over the pairs of a batch (of its rows in one process), as moment matching networks do
+        (arXiv 1502.02761). Three fifths of the batch jump from t_max, the others from half of it.
+        The exact map of an exact velocity minimises this and the identity; of two inexact maps, it
+        prefers the one whose samples are distributed as the data.
 
         Returns:
             A scalar with gradient.
@@ -195,8 +201,8 @@ class FlowMapDistillation(DerivativeObjective):
 def energy(x: Tensor, y: Tensor) -> Tensor:
     """Return the energy distance of two sets of points, unbiased.
 
-    ``2 E|x - y| - E|x - x'| - E|y - y'|`` (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143). Pairs of the same row
-    are left out, since one may have been made from the other.
+    ``2 E|x - y| - E|x - x'| - E|y - y'|`` (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
+    Pairs of the same row are left out, since one may have been made from the other.
 
     Args:
         x: Points (n, ...), n at least 2.
@@ -208,15 +214,3 @@ def energy(x: Tensor, y: Tensor) -> Tensor:
     between = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
     xx, yy, xy = (torch.cdist(a.flatten(1), b.flatten(1)) for a, b in ((x, x), (y, y), (x, y)))
     return ((2 * xy - xx - yy) * between).sum() / between.sum()
-
-
-def _has_features(net: nn.Module) -> bool:
-    """Whether the network has the method ``features_at`` with the documented call: an attribute is not enough."""
-    method = getattr(net, "features_at", None)
-    if not inspect.ismethod(method):
-        return False
-    try:
-        inspect.signature(method).bind(None, None, None, labels=None)
-    except TypeError:
-        return False
-    return True

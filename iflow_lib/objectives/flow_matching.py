@@ -15,11 +15,12 @@ from .base import Batch, Drawn, Objective, on_line
 class FlowMatching(Objective):
     """Learn the velocity by regression (arXiv 2210.02747, 2209.03003).
 
-        loss = E |u(x_t, t, t) - (z - x_0)|^2 / N        the mean over examples and over the N elements of each
+        loss = E |u(x_t, t, t) - (z - x_0)|^2 / N
 
-    Converges to the velocity ``E[z - x_0 | x_t]``: 1-Rectified Flow on ``RectifiedFlow``, a probability-flow model on
-    ``VarianceExploding``, PFGM++ on ``PoissonFlow``. Sample it with a solver ("euler", "heun"). Its one-step jump is the
-    mean of the data, which is not a sample.
+    It is the mean over examples and over the N elements of each. Converges to the velocity ``E[z -
+    x_0 | x_t]``: 1-Rectified Flow on ``RectifiedFlow``, a probability-flow model on
+    ``VarianceExploding``, PFGM++ on ``PoissonFlow``. Sample it with a solver ("euler", "heun"). Its
+    one-step jump is the mean of the data, which is not a sample.
     """
 
     learns = "velocity"

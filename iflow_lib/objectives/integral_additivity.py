@@ -18,21 +18,24 @@ from .two_time import TwoTimeObjective
 class IntegralAdditivity(TwoTimeObjective):
     """Learn the integral G from the one thing that every integral does: it adds up.
 
-        G(x_t; t -> s) = G(x_t; t -> m) + G(x_m; m -> s),        s <= m <= t,   x_m = x_t - G(x_t; t -> m),
+        G(x_t; t -> s) = G(x_t; t -> m) + G(x_m; m -> s),     s <= m <= t,
+        x_m = x_t - G(x_t; t -> m).
 
-    The two parts, without gradient, make the target of the whole. Where s = t it is velocity regression as in
-    ``FlowMatching``, from which the integrals are made. The loss is the sum over elements and the mean over examples. It
-    takes two plain network calls a step and no derivative, so it compiles anywhere. Cf. shortcut models (arXiv
-    2410.12557) and SplitMeanFlow (arXiv 2507.16884, eq. 9).
+    The two parts, without gradient, make the target of the whole. Where s = t it is velocity
+    regression as in ``FlowMatching``, from which the integrals are made. The loss is the sum over
+    elements and the mean over examples. It takes two plain network calls a step and no derivative,
+    so it compiles anywhere. Cf. shortcut models (arXiv 2410.12557) and SplitMeanFlow (arXiv
+    2507.16884, eq. 9).
 
-    Converges to the exact average velocity, more slowly than the identity: a jump is only as right as its halves.
+    Converges to the exact average velocity, more slowly than the identity: a jump is only as right
+    as its halves.
 
     Args:
         equal_share: See ``TwoTimeObjective``, as for all settings. m is uniform between s and t.
     """
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw as ``TwoTimeObjective``, and ``share`` (k,): where m lies between s (0) and t (1)."""
+        """Draw as ``TwoTimeObjective``, and ``share`` (k,): where m lies from s (0) to t (1)."""
         drawn = super().draw(model, batch, generator)
         k = len(batch.x_0) - round(self.equal_share * len(batch.x_0))
         return {**drawn, "share": uniform(k, generator=generator, like=batch.x_0)}

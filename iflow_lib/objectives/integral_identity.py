@@ -17,26 +17,30 @@ from .network_state import compared_rows, repeatable
 
 @dataclass(frozen=True)
 class IntegralIdentity(DerivativeObjective):
-    """Learn the integral G from the identity that its derivative obeys: MeanFlow's (arXiv 2505.13447, eq. 6).
+    """Learn the integral G from the identity that its derivative obeys.
 
-    ``G(x_t; t -> s) = (t - s) u(x_t, t, s)``. Differentiate along the trajectory, ``d/dt G = v``, and solve for u:
+    It is MeanFlow's (arXiv 2505.13447, eq. 6). ``G(x_t; t -> s) = (t - s) u(x_t, t, s)``.
+    Differentiate along the trajectory, ``d/dt G = v``, and solve for u:
 
         u(x_t, t, s) = v(x_t, t) - (t - s) d/dt u(x_t, t, s),       d/dt = d_t + v . grad_x.
 
-    The loss is ``E |u(x_t, t, s) - target|^2``, the sum over elements and the mean over examples. The target is the right
-    side without gradient, its first v replaced by the conditional velocity ``z - x_0``, whose mean given ``x_t`` is v.
-    Converges to the exact average velocity, so that one jump is a solution of the ODE.
+    The loss is ``E |u(x_t, t, s) - target|^2``, the sum over elements and the mean over examples.
+    The target is the right side without gradient, its first v replaced by the conditional velocity
+    ``z - x_0``, whose mean given ``x_t`` is v. Converges to the exact average velocity, so that one
+    jump is a solution of the ODE.
 
     Args:
-        equal_share: See ``TwoTimeObjective``, as for the other shares, ``time_density``, ``power`` and ``detail``.
+        equal_share: See ``TwoTimeObjective``, as for the other shares, ``time_density``, ``power``
+            and ``detail``.
         derivative: "jvp", "difference" or "auto", and its ``step``: see ``DerivativeObjective``.
-        anchor: None; or "self", for a network built with ``anchor=True``. It then also sees its own estimate of x_0, the
-            end of its unanchored jump, ``a = x_t - t u(x_t, t, 0; no anchor)``. The end of a trajectory does not change
-            along it, so a is held in ``d/dt``. Half of the examples train without an anchor (zeros): otherwise there
-            would be no first estimate.
-        tangent: What ``v . grad_x`` uses. "network": the model's own ``u(x_t, t, t)``, one more call without gradient.
-            "conditional": ``z - x_0``, as MeanFlow does. Both have the right mean, the first less noise (arXiv
-            2512.02012).
+        anchor: None; or "self", for a network built with ``anchor=True``. It then also sees its own
+            estimate of x_0, the end of its unanchored jump, ``a = x_t - t u(x_t, t, 0; no
+            anchor)``. The end of a trajectory does not change along it, so a is held in ``d/dt``.
+            Half of the examples train without an anchor (zeros): otherwise there would be no first
+            estimate.
+        tangent: What ``v . grad_x`` uses. "network": the model's own ``u(x_t, t, t)``, one more
+            call without gradient. "conditional": ``z - x_0``, as MeanFlow does. Both have the right
+            mean, the first less noise (arXiv 2512.02012).
 
     Raises:
         ValueError: For a setting out of its range.
@@ -53,7 +57,7 @@ class IntegralIdentity(DerivativeObjective):
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
     ) -> None:
-        """Start a run. Raises ValueError if the network takes an anchor and the objective has none, or the reverse."""
+        """Start a run; ValueError if network and objective do not agree on an anchor."""
         if (self.anchor is not None) != model.anchored:
             raise ValueError(
                 f"IntegralIdentity(anchor={self.anchor!r}) needs a network built with "
@@ -62,7 +66,7 @@ class IntegralIdentity(DerivativeObjective):
         super().prepare(model, data, seed=seed, device=device)
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw as ``TwoTimeObjective``, and with an anchor ``known`` (B,): which examples see it."""
+        """Draw as ``TwoTimeObjective``, and perhaps ``known`` (B,): what sees its anchor."""
         drawn = super().draw(model, batch, generator)
         if self.anchor is None:
             return drawn
@@ -99,7 +103,7 @@ class IntegralIdentity(DerivativeObjective):
     def estimate(
         self, model: FlowMap, x: Tensor, t: Tensor, labels: Tensor | None, known: Tensor
     ) -> Tensor:
-        """Return anchors (B, ...): the model's own estimate of x_0 where ``known`` (B,), zeros elsewhere."""
+        """Return anchors (B, ...): the model's own estimate of x_0 where ``known``, else zeros."""
         nothing = torch.zeros_like(x)
         with torch.no_grad(), repeatable(model):
             end = x - expand(t, x) * model(x, t, torch.zeros_like(t), nothing, labels)

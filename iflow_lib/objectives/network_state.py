@@ -1,16 +1,17 @@
-"""Networks that draw masks or keep statistics: calls that a loss compares start from the same state.
+"""Networks that draw masks or keep statistics: compared calls start from the same state.
 
-Most objectives compare calls of the network with each other: both sides of a difference, two halves and a whole, the
-network now and at an earlier time. A network with dropout draws other masks at each call, and what such a comparison then
-measures is the masks. With a central difference of half width 1e-3, that error is multiplied by 500. A network with batch
-normalisation moves its running statistics at each call, although only the prediction is made at the points that are
-trained on.
+Most objectives compare calls of the network with each other: both sides of a difference, two halves
+and a whole, the network now and at an earlier time. A network with dropout draws other masks at
+each call, and what such a comparison then measures is the masks. With a central difference of half
+width 1e-3, that error is multiplied by 500. A network with batch normalisation moves its running
+statistics at each call, although only the prediction is made at the points that are trained on.
 
-So a loss makes the calls it compares within ``repeatable(model)`` and the prediction after it. They all start from the
-same state of torch's global generators and of the network's buffers, and only the prediction moves that state on. The same
-masks belong to the same rows only if the calls have equally many rows; and statistics of a batch are comparable only if
-it has the same rows. So such a network is always called with all rows: ``compared_rows``. In a derivative those statistics
-are held.
+So a loss makes the calls it compares within ``repeatable(model)`` and the prediction after it. They
+all start from the same state of torch's global generators and of the network's buffers, and only
+the prediction moves that state on. The same masks belong to the same rows only if the calls have
+equally many rows; and statistics of a batch are comparable only if it has the same rows. So such a
+network is always called with all rows: ``compared_rows``. In a derivative those statistics are
+held.
 
 A network without any of this, a pure one, is called as if this module did not exist.
 """
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import FlowMap
+from ..utils import random_state, set_random_state
 
 #: network -> whether it is pure, as ``examine`` found it
 _PURE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -35,7 +37,7 @@ _ROWS = 4  # of a trial call: batch normalisation needs more than one
 
 
 def examine(model: FlowMap, device: torch.device | None = None) -> None:
-    """Find out whether the network is pure: see ``is_pure``. One small call of a copy in training mode tells.
+    """Find out whether the network is pure: one small call of a copy in training mode tells.
 
     Args:
         model: The model, which is left as it is.
@@ -48,7 +50,7 @@ def examine(model: FlowMap, device: torch.device | None = None) -> None:
         with trial(model, device) as (twin, inputs), torch.no_grad():
             _PURE[model.net] = not _changes_state(twin, inputs)
     except Exception:
-        # The network takes no small batch, or is at fault. To treat it as not pure is right for any network.
+        # The network takes no small batch, or is at fault: not pure is right for any network.
         _PURE[model.net] = False
 
 
@@ -56,17 +58,15 @@ def _changes_state(model: FlowMap, inputs: tuple[Any, ...]) -> bool:
     device = model_device(model)
     state, buffers = random_state(device), copy.deepcopy(dict(model.named_buffers()))
     model(*inputs)
-    now = dict(model.named_buffers())
-    return not (
-        all(map(torch.equal, state, random_state(device)))
-        and all(torch.equal(now[name], buffer) for name, buffer in buffers.items())
-    )
+    now = random_state(device) | dict(model.named_buffers())
+    return not all(torch.equal(now[name], value) for name, value in (state | buffers).items())
 
 
 def is_pure(model: FlowMap) -> bool:
     """Return whether a call in training depends on its own rows alone and changes nothing.
 
-    Dropout draws from a global generator and batch normalisation mixes the rows, so neither is pure.
+    Dropout draws from a global generator and batch normalisation mixes the rows, so neither is
+    pure.
     """
     if model.net not in _PURE:
         examine(model)
@@ -76,13 +76,15 @@ def is_pure(model: FlowMap) -> bool:
 def repeatable(model: FlowMap, *, hold_statistics: bool = False) -> AbstractContextManager[Any]:
     """Make calls of the network repeatable within a ``with`` block.
 
-    Each call leaves torch's global generators and the network's buffers as it found them. The prediction, which follows
-    the block, therefore sees the same dropout masks as the calls inside it.
+    Each call leaves torch's global generators and the network's buffers as it found them. The
+    prediction, which follows the block, therefore sees the same dropout masks as the calls inside
+    it.
 
     Args:
         model: The model that is called.
-        hold_statistics: Let batch normalisation use its running statistics, for a derivative. The statistics of a batch
-            move when all its rows do, but those of the network that is sampled stand still.
+        hold_statistics: Let batch normalisation use its running statistics, for a derivative. The
+            statistics of a batch move when all its rows do, but those of the network that is
+            sampled stand still.
     """
     # A compiled loss has a pure network: see Objective.compiles.
     if torch.compiler.is_compiling() or is_pure(model):
@@ -121,7 +123,7 @@ def _repeatable(model: FlowMap, hold_statistics: bool) -> Iterator[None]:
 
 
 def compared_rows(model: FlowMap, k: int, n: int) -> int:
-    """Return how many of n rows a call has that only needs the first k: all of them unless the network is pure."""
+    """Return how many of n rows a call for the first k needs: k, or all if it is not pure."""
     return k if torch.compiler.is_compiling() or is_pure(model) else n
 
 
@@ -131,25 +133,6 @@ def _buffers(model: FlowMap) -> list[tuple[nn.Module, str, Tensor]]:
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]
-
-
-def random_state(device: torch.device) -> list[Tensor]:
-    """Return the states of torch's global generators that a network on ``device`` may draw from."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    elif device.type == "mps":
-        states.append(torch.mps.get_rng_state())
-    return states
-
-
-def set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Take back what ``random_state`` returned."""
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
-    elif device.type == "mps":
-        torch.mps.set_rng_state(states[1])
 
 
 def model_device(model: FlowMap) -> torch.device:
@@ -163,7 +146,8 @@ def trial(
 ) -> Iterator[tuple[FlowMap, tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]]]:
     """Give a copy of the model in training mode, and the arguments of a small call of it.
 
-    What the copy draws from torch's global generators within the ``with`` block is put back at its end.
+    What the copy draws from torch's global generators within the ``with`` block is put back at its
+    end.
     """
     twin = copy.deepcopy(model).to(device or model_device(model)).train()
     weight = next(twin.parameters(), torch.zeros(()))

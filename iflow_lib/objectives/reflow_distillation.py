@@ -14,12 +14,15 @@ from .base import Batch, Drawn, Objective
 
 @dataclass(frozen=True)
 class Distillation(Objective):
-    """Distil a rectified flow into one step by regression on its pairs (arXiv 2209.03003, section 2.1).
+    """Distil a rectified flow into one step by regression on its pairs.
 
-        loss = E |z - u(z, 1, 0) - x_0|^2 / N        the mean over pairs and over the N elements of each
+    arXiv 2209.03003, section 2.1:
 
-    Needs coupled data, ``reflow(model, n)``. On the pairs of a k-th reflow it gives the distilled k-RF; on independent
-    pairs it would give the mean of the data.
+        loss = E |z - u(z, 1, 0) - x_0|^2 / N.
+
+    It is the mean over pairs and over the N elements of each. Needs coupled data, ``reflow(model,
+    n)``. On the pairs of a k-th reflow it gives the distilled k-RF; on independent pairs it would
+    give the mean of the data.
     """
 
     learns = "jump_to_data"
@@ -33,7 +36,7 @@ class Distillation(Objective):
         super().prepare(model, data, seed=seed, device=device)
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Take the pairs as they are. Raises ValueError for data that are not coupled with noise."""
+        """Take the pairs as they are; ValueError for data that are not coupled with noise."""
         if batch.noise is None:
             raise ValueError("Distillation needs coupled noise: train on reflow(model, n)")
         return {"x_0": batch.x_0, "z": batch.noise, "labels": batch.labels}

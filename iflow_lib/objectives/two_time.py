@@ -13,21 +13,23 @@ from .base import Batch, Drawn, Objective, check_number, uniform
 
 @dataclass(frozen=True)
 class TwoTimeObjective(Objective):
-    """Learn u(x_t, t, s) at pairs of times ``s <= t``: settings, times and error of the objectives that do.
+    """Learn u(x_t, t, s) at pairs of times ``s <= t``: what all objectives that do share.
 
     Args:
-        equal_share: Share of the batch with s = t. It is plain velocity regression, which the rest builds on.
+        equal_share: Share of the batch with s = t. It is plain velocity regression, which the rest
+            builds on.
         start_share: Share of the other pairs with t at the start of sampling.
-        end_share: Share of the other pairs with s = 0, at the data. Both ends together are the corner that one-step
-            generation uses, and which a continuous density never hits.
-        time_density: Mean and standard deviation of ``logit(tau)``, from which both times are drawn, or "uniform". None
-            takes the path's own. The default is wider than a velocity model's, because jumps are learned over the whole
-            triangle s <= t.
-        power: Exponent p of the weight ``1 / (|e|^2 + 1e-3)^p`` of each example, which has no gradient (MeanFlow, arXiv
-            2505.13447, eq. 22). 0 is the plain squared error. A larger power tames outliers and biases the mean that is
-            learned.
-        detail: Weight in ``|e|^2`` of the squared differences between neighbouring pixels of the error e, for images.
-            Does not change the minimiser; favours fine detail when capacity is limited.
+        end_share: Share of the other pairs with s = 0, at the data. Both ends together are the
+            corner that one-step generation uses, and which a continuous density never hits.
+        time_density: Mean and standard deviation of ``logit(tau)``, from which both times are
+            drawn, or "uniform". None takes the path's own. The default is wider than a velocity
+            model's, because jumps are learned over the whole triangle s <= t.
+        power: Exponent p of the weight ``1 / (|e|^2 + 1e-3)^p`` of each example, which has no
+            gradient (MeanFlow, arXiv 2505.13447, eq. 22). 0 is the plain squared error. A larger
+            power tames outliers and biases the mean that is learned.
+        detail: Weight in ``|e|^2`` of the squared differences between neighbouring pixels of the
+            error e, for images. Does not change the minimiser; favours fine detail when capacity is
+            limited.
     """
 
     equal_share: float = 0.5
@@ -70,7 +72,7 @@ class TwoTimeObjective(Objective):
         return t, s
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw x_0, z (B, ...); t (B,); s (k,), of the first k examples, since the others have s = t; labels."""
+        """Draw x_0, z (B, ...); t (B,); s (k,): the others have s = t; labels (B,) or None."""
         n = len(batch.x_0)
         t, s = self.times(model, n, generator, batch.x_0.device)
         return {
@@ -82,7 +84,7 @@ class TwoTimeObjective(Objective):
         }
 
     def weighted(self, error: Tensor, extra: Tensor | None = None) -> Tensor:
-        """Return ``|e|^2``, weighted by ``detail`` and ``power``: the sum over elements and the mean over examples.
+        """Return the mean over examples of ``|e|^2``, weighted by ``detail`` and ``power``.
 
         Args:
             error: The error e (B, ...).

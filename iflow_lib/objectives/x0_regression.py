@@ -1,8 +1,9 @@
-"""The published recipe, regression on x_0 with an estimate of x_0 as a further input, in each of its readings.
+"""The published recipe: regression on x_0 with an estimate of x_0 as a further input.
 
-What the available sources say (a reviewer's account of arXiv 2504.20179, and the released code of its predecessor DDDM):
-``x_0^(0) ~ N(0, I)``; each step draws fresh ``(x_0, z)``, the estimate is updated, ``x_0^(n+1) <- f(x_0^(n), x_t, t)``, and
-the loss compares f with x_0. They leave open whose estimate is meant. ``X0Regression`` has every reading.
+What the available sources say (a reviewer's account of arXiv 2504.20179, and the released code of
+its predecessor DDDM): ``x_0^(0) ~ N(0, I)``; each step draws fresh ``(x_0, z)``, the estimate is
+updated, ``x_0^(n+1) <- f(x_0^(n), x_t, t)``, and the loss compares f with x_0. They leave open
+whose estimate is meant. ``X0Regression`` has every reading.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ DISTANCES = ("mse", "pseudo_huber", "l1")
 class X0Regression(Objective):
     """Regress on the data: ``E d(f(x_t, t; a), x_0)``, ``f = x_t - t u(x_t, t, 0; a)``.
 
-    From arXiv 2504.20179, as the available sources describe it, and its predecessor DDDM (arXiv 2405.13540). f is the
-    jump to the data, but what it learns is not the flow map. For d = "mse" the minimiser is the posterior mean
-    ``E[x_0 | x_t, a]``, for "l1" the median of each element, for "pseudo_huber" something between. At t = t_max, where x_t
-    is pure noise, that is without an anchor the mean of the data whatever the noise. The loss is the mean over elements
-    and examples.
+    From arXiv 2504.20179, as the available sources describe it, and its predecessor DDDM (arXiv
+    2405.13540). f is the jump to the data, but what it learns is not the flow map. For d = "mse"
+    the minimiser is the posterior mean ``E[x_0 | x_t, a]``, for "l1" the median of each element,
+    for "pseudo_huber" something between. At t = t_max, where x_t is pure noise, that is without an
+    anchor the mean of the data whatever the noise. The loss is the mean over elements and examples.
 
     Args:
         anchor: What a is. All but "none" need a network built with ``anchor=True``.
             "none": no a.
-            "shared": one running batch of estimates. Each step's output is the next one's anchor, whatever the examples.
+            "shared": one running batch of estimates. Each step's output is the next one's anchor,
+                whatever the examples.
             "per_example": each example's own last estimate (``AnchorStore``), at first N(0, I).
             "ground_truth": the same, but x_0 itself is stored, as the released code of DDDM does.
             "self": the network's own estimate in the same step, from an anchor N(0, I).
@@ -47,7 +49,8 @@ class X0Regression(Objective):
         start_share: Share of the examples at the start of sampling.
 
     Attributes:
-        store: The estimates of "per_example" and "ground_truth", made afresh by ``prepare``; None with other anchors.
+        store: The estimates of "per_example" and "ground_truth", made afresh by ``prepare``; None
+            with other anchors.
 
     Raises:
         ValueError: For an unknown name, a share out of range, or ``blend`` without an anchor.
@@ -73,7 +76,7 @@ class X0Regression(Objective):
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
     ) -> None:
-        """Start a run with new estimates. Raises ValueError if network and objective do not agree on an anchor."""
+        """Start a run with new estimates; ValueError if the network does not fit the anchor."""
         if (self.anchor != "none") != model.anchored:
             raise ValueError(
                 f"X0Regression(anchor={self.anchor!r}) needs a network built with "
@@ -85,7 +88,7 @@ class X0Regression(Objective):
             self.store = AnchorStore(len(data), model.data_shape, seed)
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw x_0, z, anchor (B, ...); t (B,); labels (B,) or None; with ``blend`` its weight w (B,)."""
+        """Draw x_0, z, anchor (B, ...); t, labels (B,); with ``blend`` its weight w (B,)."""
         x_0, path = batch.x_0, model.path
         t = path.tau(
             path.sample_times(
@@ -116,7 +119,7 @@ class X0Regression(Objective):
         anchor: Tensor | None,
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean distance of the jump's end from the data, and that end, without gradient."""
+        """Return the mean distance of the jump's end from the data, and that end."""
         x_t = on_line(x_0, z, t)
 
         def f(anchor: Tensor | None) -> Tensor:
@@ -143,7 +146,7 @@ class X0Regression(Objective):
     def update_state(
         self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
     ) -> None:
-        """Keep the new estimates, unless the run has failed: they must not take the place of good ones."""
+        """Keep the new estimates, unless the run has failed."""
         if not bool(torch.isfinite(loss)):
             return
         if self.anchor == "shared":

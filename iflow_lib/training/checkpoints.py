@@ -1,4 +1,4 @@
-"""Where ``fit`` keeps a run, so that it can be continued to the bit: safetensors and JSON, no pickle.
+"""Keep a run on disk, so that it can be continued to the bit: safetensors and JSON, no pickle.
 
     <folder>/checkpoints/step-00001200/   state.safetensors, state.json
     <folder>/run.lock                     held by the process that trains here
@@ -151,7 +151,8 @@ class RunFolder:
     def load(self, wanted: Path | None = None) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None if there is none at all.
 
-        A damaged one is passed over with a warning. The first process chooses, and all read the same.
+        A damaged one is passed over with a warning. The first process chooses, and all read the
+        same.
 
         Args:
             wanted: Folder of the checkpoint to read instead.
@@ -201,7 +202,7 @@ class RunFolder:
 
 
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors, each with memory of its own: safetensors refuses weights that are tied."""
+    """Contiguous tensors, each with memory of its own: safetensors refuses tied weights."""
     out: dict[str, Tensor] = {}
     owned = set()
     for name, tensor in tensors.items():
@@ -231,7 +232,8 @@ def difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
     """Say in what a checkpoint's run differs from this one.
 
     Args:
-        theirs: The identity that the checkpoint holds: dictionaries of settings, by part of the run.
+        theirs: The identity that the checkpoint holds: dictionaries of settings, by part of the
+            run.
         mine: The identity of this run, as JSON gives it back.
 
     Returns:

@@ -32,22 +32,23 @@ class TrainConfig:
         warmup: Steps over which the rate rises to ``lr``; then half a cosine falls to zero.
         ema: Decay of the weight average, in [0, 1), which is reached gradually.
         clip: Largest norm of the gradient, or None for any.
-        seed: Seed for data order, times, noise and dropout. The network's first weights are up to the caller.
+        seed: Seed for data order, times, noise and dropout. The network's first weights are up to
+            the caller.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a ``torch.device``.
         channels_last: Memory layout of images for faster convolutions.
-        compile: True: ``torch.compile`` the loss with its derivatives, and the model that is returned.
-            "graphs": the same, as CUDA graphs. False: neither. "auto": the loss, on CUDA, for 2,000
-            steps or more, because compiling takes a while first (docs/scaling.md).
-        precision: "float32", or "bfloat16" for products and convolutions; weights, losses and averages
-            stay float32.
+        compile: True: ``torch.compile`` the loss with its derivatives, and the model that is
+            returned. "graphs": the same, as CUDA graphs. False: neither. "auto": the loss, on CUDA,
+            for 2,000 steps or more, because compiling takes a while first (docs/scaling.md).
+        precision: "float32", or "bfloat16" for products and convolutions; weights, losses and
+            averages stay float32.
         threads: CPU threads, or 0 for as many as the network keeps busy.
         log_every: Steps between two rows of the history.
         progress: Show a progress bar on the terminal or in the notebook.
         label_dropout: Share of examples whose class is withheld, in [0, 1), for guidance.
         out_dir: Folder of the run, or "" for none. It holds the checkpoints, at the end also
             history.csv and manifest.json, and during training progress.txt, the text of the bar.
-        checkpoint_every: Steps between two checkpoints, or 0 for none by steps. There is also one every
-            ``checkpoint_minutes``, one at the end, and one when the run is interrupted.
+        checkpoint_every: Steps between two checkpoints, or 0 for none by steps. There is also one
+            every ``checkpoint_minutes``, one at the end, and one when the run is interrupted.
         checkpoint_minutes: Minutes between two checkpoints.
         keep: Newest checkpoints that stay.
 
@@ -128,7 +129,7 @@ class TrainConfig:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the learning rate of a step: a linear rise over ``warmup`` steps, then half a cosine to zero.
+    """Return the learning rate of a step: a linear rise, then half a cosine to zero.
 
     Args:
         config: Settings of the run. A rise longer than a tenth of the run is shortened to that.

@@ -1,9 +1,9 @@
 """Several processes, one run: ``torchrun`` starts them, ``fit`` spreads each batch over them.
 
 Every process draws the same random numbers from the same generator and works on the rows
-``rank, rank + world_size, ...`` of each batch. A run therefore has the same batches, times and noise
-however many processes share it. A data set may be too large for one process: each keeps the examples
-``rank, rank + world_size, ...``. With one process, all of this does nothing.
+``rank, rank + world_size, ...`` of each batch. A run therefore has the same batches, times and
+noise however many processes share it. A data set may be too large for one process: each keeps the
+examples ``rank, rank + world_size, ...``. With one process, all of this does nothing.
 
 This is the only module of the library that reads environment variables: those that torchrun sets.
 """
@@ -70,7 +70,7 @@ class Processes:
         return value if self.world_size == 1 else value[self.rank :: self.world_size]
 
     def gather(self, value: Tensor) -> Tensor:
-        """Return all rows, given this process's own (as ``shard`` deals them, the same number each)."""
+        """Return all rows, given this process's own, as ``shard`` deals them."""
         if self.world_size == 1:
             return value
         parts = [torch.empty_like(value) for _ in range(self.world_size)]
@@ -115,10 +115,6 @@ class Processes:
         if self.world_size == 1:
             return list(flags)
         return [bool(v) for v in self.sum(torch.tensor(flags, device=self.device).float()).tolist()]
-
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.any(False)
 
     def on_first(self, action: Callable[[], Result]) -> Result:
         """Call ``action`` in the first process alone, and tell every process how that went.

@@ -27,8 +27,8 @@ class History:
     Args:
         name: What errors call the objective.
         config: Settings of the run.
-        every_step: Whether to look at the loss of every step, and not only at those that are logged.
-            Elsewhere than on a CPU, asking for the value makes the device wait.
+        every_step: Whether to look at the loss of every step, and not only at those that are
+            logged. Elsewhere than on a CPU, asking for the value makes the device wait.
         last_checkpoint: Gives one phrase on the last good checkpoint, for errors.
 
     Attributes:
@@ -74,7 +74,8 @@ class History:
         """Raise if the losses up to ``step`` are not finite or have run away (``RUNAWAY``).
 
         Raises:
-            FloatingPointError: In one line that says what to lower, and names the last good checkpoint.
+            FloatingPointError: In one line that says what to lower, and names the last good
+                checkpoint.
         """
         means = [mean for at, mean, _ in self.rows[-RUNAWAY_STEPS:] if at > step - RUNAWAY_STEPS]
         means += [self._mean()] if self._losses else []
@@ -116,7 +117,7 @@ class History:
     def load_state(
         self, tensors: dict[str, Tensor], info: dict[str, Any], device: torch.device
     ) -> None:
-        """Take back what ``state`` returned. Older checkpoints have no first loss, but a first row."""
+        """Take back what ``state`` returned. Older checkpoints have a first row, no first loss."""
         self._losses = list(tensors["losses"].to(device)) if "losses" in tensors else []
         self.rows = [tuple(row) for row in info["rows"]]
         self.first_loss = info.get("first_loss", self.rows[0][1] if self.rows else None)

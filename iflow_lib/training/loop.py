@@ -1,7 +1,7 @@
 """``fit``: one training loop for every objective, from one core to many GPUs.
 
-A batch goes from the data to the gradient in ``Trainer.one_step``: ``Batches.draw`` takes it from the data,
-``Objective.draw`` adds all that is random, ``Objective.loss`` makes one number of it.
+A batch goes from the data to the gradient in ``Trainer.one_step``: ``Batches.draw`` takes it from
+the data, ``Objective.draw`` adds all that is random, ``Objective.loss`` makes one number of it.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ..data import TensorData, as_dataset, scale_warning
 from ..io import write_together
 from ..model import FlowMap
 from ..objectives.base import Batch, Objective
-from ..utils import GRAPHS, Compiled, __version__, is_out_of_memory
-from .batches import Batches
-from .checkpoints import RunFolder, Signals, difference
-from .checks import check_arguments, check_data, check_processes, has_own_call
-from .compile import (
-    Threads,
-    autocast,
-    hardware,
-    own_random_numbers,
+from ..utils import (
+    GRAPHS,
+    Compiled,
+    __version__,
+    is_out_of_memory,
     random_state,
     set_random_state,
 )
+from .batches import Batches
+from .checkpoints import RunFolder, Signals, difference
+from .checks import check_arguments, check_data, check_processes, has_own_call
+from .compile import autocast, hardware, limited_threads, own_random_numbers
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
 from .distributed import Processes
 from .history import History
@@ -73,39 +73,42 @@ def fit(
     The given model is trained in place and left with its last, unaveraged weights. Both models know
     afterwards what was learned (``model.learned``) and the scale of the data (``model.scaling``).
 
-    With ``config.out_dir``, a run that was stopped at any moment and continued ends with the weights,
-    averages and history of one that was not: bit for bit, on the same machine with the same number of
-    threads, in all but the seconds. What an objective of your own carries from step to step must be in
-    its ``state()``, and be taken back by ``load_state()``, because steps that were done before the stop
-    are not repeated. It may draw from its generator and from torch's global one. The global one is
-    seeded with ``config.seed``, and afterwards has the state that it had before.
+    With ``config.out_dir``, a run that was stopped at any moment and continued ends with the
+    weights, averages and history of one that was not: bit for bit, on the same machine with the
+    same number of threads, in all but the seconds. What an objective of your own carries from step
+    to step must be in its ``state()``, and be taken back by ``load_state()``, because steps that
+    were done before the stop are not repeated. It may draw from its generator and from torch's
+    global one. The global one is seeded with ``config.seed``, and afterwards has the state that it
+    had before.
 
     Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was
     learned so far, with ``manifest["interrupted"]``. A second Ctrl-C stops at once.
 
     Started by ``torchrun``, the processes share the run. Each batch is spread over them
-    (DistributedDataParallel), each keeps its share of the data on its device, and the first one writes.
-    The result is that of one process up to rounding. On several machines ``out_dir`` must be a folder
-    that all of them see.
+    (DistributedDataParallel), each keeps its share of the data on its device, and the first one
+    writes. The result is that of one process up to rounding. On several machines ``out_dir`` must
+    be a folder that all of them see.
 
     Args:
         model: Network and path.
         objective: What to learn, such as ``IntegralIdentity()``.
-        data: A float tensor (examples, ...), or anything else that ``iflow_lib.data.as_dataset`` takes.
-            It is kept on the device. A float32 array that is mapped from a file
-            (``np.load("x.npy", mmap_mode="c")``) stays there if the device is a CPU. Labels are used by a
-            network with classes. Noise, if there is any, is the z of each example (``reflow``).
+        data: A float tensor (examples, ...), or anything else that ``iflow_lib.data.as_dataset``
+            takes. It is kept on the device. A float32 array that is mapped from a file
+            (``np.load("x.npy", mmap_mode="c")``) stays there if the device is a CPU. Labels are
+            used by a network with classes. Noise, if there is any, is the z of each example
+            (``reflow``).
         config: Settings of the run.
-        resume: "auto" continues from the newest whole checkpoint in ``config.out_dir``, and starts if
-            there is none, or no folder. The path of a checkpoint continues from there. None starts anew,
-            in a folder without an earlier run.
+        resume: "auto" continues from the newest whole checkpoint in ``config.out_dir``, and starts
+            if there is none, or no folder. The path of a checkpoint continues from there. None
+            starts anew, in a folder without an earlier run.
 
     Returns:
         The run: model, history and manifest.
 
     Raises:
-        ValueError: For an argument of the wrong kind, data of the wrong shape or type or with NaN, an
-            unknown device, a model whose weights take no gradients, or a checkpoint of another run.
+        ValueError: For an argument of the wrong kind, data of the wrong shape or type or with NaN,
+            an unknown device, a model whose weights take no gradients, or a checkpoint of another
+            run.
         OSError: For an ``out_dir`` that is in use or cannot be written.
         FloatingPointError: If the loss runs away, or the loss or the weights stop being finite.
         torch.OutOfMemoryError: If the device has too little memory.
@@ -122,7 +125,7 @@ def fit(
     folder = RunFolder(config.out_dir, config.keep, processes) if config.out_dir else None
     with (
         folder or nullcontext(),
-        Threads(config.threads, model.parameter_count * config.batch_size),
+        limited_threads(config.threads, model.parameter_count * config.batch_size),
         own_random_numbers(config.seed + processes.rank, device),
     ):
         if folder and resume is None and processes.on_first(folder.checkpoints):
@@ -227,7 +230,7 @@ class Trainer:
         self.start = self.saved = time.perf_counter()
 
     def _describe(self, data: TensorData) -> dict[str, Any]:
-        """The part of the manifest that is known beforehand. With a folder it also identifies the data."""
+        """What the manifest says beforehand. With a folder it also identifies the data."""
         model, objective = self.model, self.objective
         marks = {}
         if self.folder is not None:
@@ -329,10 +332,10 @@ class Trainer:
         return loss, mean
 
     def _move_average(self) -> None:
-        """``average <- d average + (1 - d) weights``; buffers, such as BatchNorm's statistics, are copied.
+        """Move the averages, ``average <- d average + (1 - d) weights``, and copy the buffers.
 
-        torch.optim.swa_utils.AveragedModel gives the same bits in four times the time of this line, on
-        CUDA with a copy to the device at each step, and its first update would not average.
+        torch.optim.swa_utils.AveragedModel gives the same bits in four times the time of this line,
+        on CUDA with a copy to the device at each step, and its first update would not average.
         """
         step = self.step + 1
         # a short run must not average over its random start: (1 + step) / (10 + step) rises to the decay
@@ -379,7 +382,8 @@ class Trainer:
         """Take the state of a checkpoint, if there is one.
 
         Args:
-            wanted: Folder of the checkpoint, or None for the newest whole one in the folder of the run.
+            wanted: Folder of the checkpoint, or None for the newest whole one in the folder of the
+                run.
 
         Raises:
             ValueError: If it is damaged, or of another run.
@@ -414,14 +418,14 @@ class Trainer:
         self.start -= info["seconds"]
 
     def _resume_random_numbers(self, states: dict[str, Tensor]) -> None:
-        """Take this process's row; a process without one, or an old checkpoint, has the state of its start."""
+        """Take this process's row. Without one, as in old checkpoints, its state stays."""
         if states and self.processes.rank < len(states["cpu"]):
             own = {name: rows[self.processes.rank].clone() for name, rows in states.items()}
             set_random_state(own, self.device)
 
 
 class _Loss(nn.Module):
-    """The pure half of a step, as a module for DistributedDataParallel, compiled if that is wanted."""
+    """The pure half of a step, as a module for DistributedDataParallel, perhaps compiled."""
 
     def __init__(
         self,
@@ -445,7 +449,7 @@ class _Loss(nn.Module):
 def _compiles(
     objective: Objective, model: FlowMap, config: TrainConfig, device: torch.device
 ) -> bool | str:
-    """Whether the loss is compiled: as the settings say, unless the objective refuses for this network."""
+    """Whether the loss is compiled: as the settings say, unless the objective refuses."""
     wanted = config.compiles(device)
     if not wanted or objective.compiles(model):
         return wanted

@@ -17,8 +17,8 @@ class Progress:
         total: Steps of the whole run.
         done: Steps of an earlier part of the run.
         shown: Whether to show a bar on the terminal or in the notebook.
-        file: Where to keep the text of the bar, or None. The file holds the bar as it is now, and is
-            removed at the end. Training goes on if it cannot be written.
+        file: Where to keep the text of the bar, or None. The file holds the bar as it is now, and
+            is removed at the end. Training goes on if it cannot be written.
     """
 
     def __init__(self, name: str, total: int, done: int, *, shown: bool, file: Path | None) -> None:
