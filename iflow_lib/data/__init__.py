@@ -3,7 +3,7 @@
 - registry: ``load``, ``register_dataset`` and what the library knows about each set.
 - toy, images: the sets that come with the package, one function each.
 - tensor_data: ``TensorData``, and ``as_dataset``, which makes one of any data.
-- unpack, checks: what users bring, and every check of it.
+- unpack: what users bring, and every check of it.
 - mapped: going through data that are large or in a mapped file.
 - unit_scale: ``standardize`` and the warning about data far from unit scale.
 """

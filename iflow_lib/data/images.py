@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .registry import shipped_dataset
+from .registry import register_dataset
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -35,7 +35,7 @@ FASHION_FULL = {
 }
 
 
-@shipped_dataset("digits", seed_id=5, kind="images", largest_pixel=16)
+@register_dataset("digits", seed_id=5, kind="images", largest_pixel=16)
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read scikit-learn's 1,797 digits of 8x8; 360 of them, chosen once and for all, are the test set."""
     from sklearn.datasets import load_digits
@@ -47,13 +47,13 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return everything.images[chosen].astype(np.float32), everything.target[chosen]
 
 
-@shipped_dataset("fashion_mnist", seed_id=6, kind="images", compared_by="fashion_features")
+@register_dataset("fashion_mnist", seed_id=6, kind="images", compared_by="fashion_features")
 def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read the balanced part of Fashion-MNIST that comes with the package: 10,000 + 2,000 images."""
     return _vendored("fashion_mnist", split)
 
 
-@shipped_dataset("fashion_mnist_full", seed_id=7, kind="images", takes_root=True)
+@register_dataset("fashion_mnist_full", seed_id=7, kind="images", takes_root=True)
 def fashion_mnist_full(
     split: str, root: str | os.PathLike[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +65,7 @@ def fashion_mnist_full(
     return images.reshape(-1, 28, 28), labels
 
 
-@shipped_dataset("emoji", seed_id=8, kind="images")
+@register_dataset("emoji", seed_id=8, kind="images")
 def emoji(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read Google's emoji, 32x32 in colour on white, that come with the package: 3,400 + 386 images."""
     return _vendored("emoji", split)

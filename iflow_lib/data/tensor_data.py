@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from ..scaling import Standardization
-from .checks import as_float32, checked_floats, checked_labels
 from .mapped import is_large, row_blocks, spaced_rows
-from .unpack import behind_loader, unpack
+from .unpack import checked_floats, checked_labels, unpack
 
 
 class TensorData(Dataset):
@@ -53,7 +52,7 @@ class TensorData(Dataset):
         if isinstance(x, TensorData):
             raise ValueError(f"{name}: x is a TensorData already; use it as it is")
         values, found = unpack(x, name)
-        self.x = as_float32(checked_floats(values, name), name)
+        self.x = checked_floats(values, name).float()
         self.mapped: np.memmap | None = None
         if isinstance(values, np.memmap) and values.dtype == np.float32:  # else x is a copy in RAM
             self.mapped = values
@@ -61,8 +60,7 @@ class TensorData(Dataset):
         self.labels = None if labels is None else checked_labels(labels, len(self.x), name)
         self.noise = None
         if noise is not None:
-            noise, _ = unpack(noise, f"noise of {name}")
-            self.noise = as_float32(checked_floats(noise, f"noise of {name}"), name)
+            self.noise = checked(noise, f"noise of {name}").float()
             if self.noise.shape != self.x.shape:
                 raise ValueError(
                     f"{name}: noise must have the shape of x, {tuple(self.x.shape)}; got "
@@ -154,9 +152,18 @@ def resolved(data: Any, name: str = "data") -> Any:
         The data set, or ``data`` itself.
 
     Raises:
-        ValueError: If a DataLoader has a sampler whose choice cannot be followed.
+        ValueError: If a DataLoader has a sampler that may leave examples out.
     """
-    data = behind_loader(data, name)
+    if isinstance(data, DataLoader):
+        # torch gives the loader of an iterable data set a sampler of its own; that set is refused later
+        if hasattr(data.dataset, "__len__") and not isinstance(
+            data.sampler, (SequentialSampler, RandomSampler)
+        ):
+            raise ValueError(
+                f"{name} is a DataLoader with a {type(data.sampler).__name__}; give a Dataset of the "
+                "examples to train on, such as torch.utils.data.Subset"
+            )
+        data = data.dataset
     if type(data) is Subset:
         part = resolved(data.dataset, name)
         return part.rows(data.indices) if isinstance(part, TensorData) else data
@@ -164,17 +171,7 @@ def resolved(data: Any, name: str = "data") -> Any:
 
 
 def as_tensor(data: Any) -> Tensor:
-    """Return the examples of data as a float32 tensor (B, ...); see ``as_dataset``.
-
-    Args:
-        data: What ``as_dataset`` takes.
-
-    Returns:
-        The examples.
-
-    Raises:
-        ValueError: As ``as_dataset``.
-    """
+    """Return the examples of data as a float32 tensor (B, ...); see ``as_dataset``."""
     return as_dataset(data).x
 
 
