@@ -10,7 +10,6 @@
 
 from ..scaling import Standardization
 from . import images, toy
-from .mapped import portions, release
 from .registry import DATASETS, SPLITS, DatasetEntry, entry, load, names, register_dataset
 from .tensor_data import TensorData, as_dataset, as_tensor, checked, shape_hint
 from .unit_scale import scale_warning, standardize
@@ -32,9 +31,7 @@ __all__ = [
     "images",
     "load",
     "names",
-    "portions",
     "register_dataset",
-    "release",
     "scale_warning",
     "shape_hint",
     "standardize",

@@ -37,7 +37,7 @@ FASHION_FULL = {
 
 @register_dataset("digits", seed_id=5, kind="images", largest_pixel=16)
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read scikit-learn's 1,797 digits of 8x8; 360 of them, chosen once and for all, are the test set."""
+    """Read scikit-learn's 1,797 digits of 8x8; 360 of them are the test set."""
     from sklearn.datasets import load_digits
 
     everything = load_digits()
@@ -49,7 +49,7 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 @register_dataset("fashion_mnist", seed_id=6, kind="images", compared_by="fashion_features")
 def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the balanced part of Fashion-MNIST that comes with the package: 10,000 + 2,000 images."""
+    """Read the part of Fashion-MNIST that comes with the package: 10,000 + 2,000 images."""
     return _vendored("fashion_mnist", split)
 
 
@@ -57,7 +57,7 @@ def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
 def fashion_mnist_full(
     split: str, root: str | os.PathLike[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read all 60,000 + 10,000 images of Fashion-MNIST from ``root``, Debian's folder or the cache."""
+    """Read all 70,000 images of Fashion-MNIST from ``root``, Debian's folder or the cache."""
     folder = _full_folder(root)
     prefix = "train" if split == "train" else "t10k"
     images = np.frombuffer(_read_idx(folder, f"{prefix}-images-idx3-ubyte"), np.uint8, offset=16)
@@ -67,7 +67,7 @@ def fashion_mnist_full(
 
 @register_dataset("emoji", seed_id=8, kind="images")
 def emoji(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read Google's emoji, 32x32 in colour on white, that come with the package: 3,400 + 386 images."""
+    """Read Google's emoji, 32x32 in colour on white: 3,400 + 386 images."""
     return _vendored("emoji", split)
 
 

@@ -21,7 +21,7 @@ DRAWN_BY_DEFAULT = {"train": 100_000, "test": 10_000}
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """What the library knows about a registered data set. Other modules ask the entry, never the name.
+    """What the library knows about a data set. Other modules ask the entry, never the name.
 
     Args:
         name: The name that ``load`` takes.
@@ -160,24 +160,24 @@ def load(
 ) -> TensorData:
     """Load a data set by name.
 
-    A set in the plane is a law: ``load`` draws ``n`` fresh points, and "test" is an independent draw
-    of the same law. Images are stored: (B, channels, H, W) in [-1, 1] with labels, of which ``load``
-    chooses ``n`` at random without replacement.
+    A set in the plane is a law: ``load`` draws ``n`` fresh points, and "test" is an independent
+    draw of the same law. Images are stored: (B, channels, H, W) in [-1, 1] with labels, of which
+    ``load`` chooses ``n`` at random without replacement.
 
     - digits: scikit-learn's 1,797 images of 8x8, split at random once and for all (1,437 + 360).
     - fashion_mnist: the balanced 10,000 + 2,000 images of 28x28 that come with the package.
     - fashion_mnist_full: all 60,000 + 10,000, from ``root`` (a folder with the four idx or idx.gz
       files), else from the folder of Debian's package dataset-fashion-mnist, else downloaded by
       torchvision into ~/.cache/iflow_lib.
-    - emoji: 3,400 + 386 of Google's images, (B, 3, 32, 32) on white, that come with the package. Labels
-      are ten categories; the skin tones of one emoji are all in the same split.
+    - emoji: 3,400 + 386 of Google's images, (B, 3, 32, 32) on white, that come with the package.
+      Labels are ten categories; the skin tones of one emoji are all in the same split.
 
     All files are checked by their sha256.
 
     Args:
         name: One of ``names()``.
-        n: Number of examples. None draws 100,000 for training and 10,000 for testing from a law, and
-            takes all images in the order of their file.
+        n: Number of examples. None draws 100,000 for training and 10,000 for testing from a law,
+            and takes all images in the order of their file.
         split: "train" or "test".
         seed: Seed of the draw, or of the choice among stored examples.
         root: Folder of the four files of fashion_mnist_full.
@@ -186,7 +186,8 @@ def load(
         The examples, float32, with labels where the set has them.
 
     Raises:
-        ValueError: For an unknown name or split, an ``n`` or ``seed`` out of range, or a damaged file.
+        ValueError: For an unknown name or split, an ``n`` or ``seed`` out of range, or a damaged
+            file.
         FileNotFoundError: If a file is missing.
         OSError: If a download fails.
     """

@@ -31,14 +31,15 @@ class TensorData(Dataset):
         name: What errors and manifests call the data.
         noise: For coupled data (``iflow_lib.reflow``), the noise z (B, ...) that belongs to each
             example, in the shape of ``x``.
-        scaling: The ``Standardization`` that made ``x`` from the original data. ``fit`` hands it to the
-            model, and ``sample`` undoes it.
+        scaling: The ``Standardization`` that made ``x`` from the original data. ``fit`` hands it to
+            the model, and ``sample`` undoes it.
 
     Attributes:
         mapped: The memory-mapped array that ``x`` is a view of, or None.
 
     Raises:
-        ValueError: For data that are not finite floats (B, ...), or labels or noise that do not fit.
+        ValueError: For data that are not finite floats (B, ...), or labels or noise that do not
+            fit.
     """
 
     def __init__(
@@ -116,18 +117,18 @@ def as_dataset(data: Any) -> TensorData:
     """Return data as people have them as a ``TensorData``.
 
     Args:
-        data: A float tensor or array (B, ...), memory-mapped or not; nested lists; a ``TensorData``; a
-            torch Dataset with a length, of x or (x, y), where y are whole numbers, kept as labels; a
-            DataLoader, whose data set is taken; or a pandas DataFrame of numbers without gaps, whose
-            columns become the last axis.
+        data: A float tensor or array (B, ...), memory-mapped or not; nested lists; a
+            ``TensorData``; a torch Dataset with a length, of x or (x, y), where y are whole
+            numbers, kept as labels; a DataLoader, whose data set is taken; or a pandas DataFrame of
+            numbers without gaps, whose columns become the last axis.
 
     Returns:
         The data, float32. A ``TensorData`` is returned as it is.
 
     Raises:
-        ValueError: With one line for anything else, for whole-number or complex examples, rank below 2,
-            no examples, examples of differing shapes, NaN or infinity, or labels that are not whole
-            numbers from 0.
+        ValueError: With one line for anything else, for whole-number or complex examples, rank
+            below 2, no examples, examples of differing shapes, NaN or infinity, or labels that are
+            not whole numbers from 0.
     """
     data = resolved(data)
     if isinstance(data, TensorData):
@@ -142,7 +143,8 @@ def as_dataset(data: Any) -> TensorData:
 def resolved(data: Any, name: str = "data") -> Any:
     """Return the data set behind a DataLoader, or behind a part of a ``TensorData``.
 
-    A part, such as ``torch.utils.data.random_split`` makes, keeps the noise and the scaling of the whole.
+    A part, such as ``torch.utils.data.random_split`` makes, keeps the noise and the scaling of the
+    whole.
 
     Args:
         data: What ``as_dataset`` takes.
@@ -155,7 +157,7 @@ def resolved(data: Any, name: str = "data") -> Any:
         ValueError: If a DataLoader has a sampler that may leave examples out.
     """
     if isinstance(data, DataLoader):
-        # torch gives the loader of an iterable data set a sampler of its own; that set is refused later
+        # the loader of an iterable data set has a sampler of its own; that set is refused later
         if hasattr(data.dataset, "__len__") and not isinstance(
             data.sampler, (SequentialSampler, RandomSampler)
         ):
@@ -218,7 +220,8 @@ def shape_hint(x: Tensor, expected: Sequence[int]) -> str:
         expected: The shape of one example that the network takes.
 
     Returns:
-        A remedy, such as ``"x.permute(0, 3, 1, 2) puts the channels first"``, or "" if there is none.
+        A remedy, such as ``"x.permute(0, 3, 1, 2) puts the channels first"``, or "" if there is
+        none.
     """
     given, expected = tuple(x.shape[1:]), tuple(expected)
     if given == expected:

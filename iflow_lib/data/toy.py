@@ -1,9 +1,9 @@
 """Five laws in the plane.
 
 Every law has mean 0 and standard deviation 1 per coordinate. The constants are worked out in closed
-form, so that a draw of any size follows the same law. Each function takes the number of points and a
-generator, and returns points (n, 2) in float64 with the number of the component (n,) that each came
-from, or None.
+form, so that a draw of any size follows the same law. Each function takes the number of points and
+a generator, and returns points (n, 2) in float64 with the number of the component (n,) that each
+came from, or None.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def two_moons(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]
 
 @register_dataset("spiral", seed_id=3, kind="plane")
 def spiral(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw from two arms r = theta with theta in [0, 3 pi], uniform in area, noise 0.3 before scaling."""
+    """Draw from two arms r = theta < 3 pi, uniform in area, with noise 0.3 before scaling."""
     component = rng.integers(2, size=n)
     end, noise = 3 * math.pi, 0.3
     theta = end * np.sqrt(rng.random(n))

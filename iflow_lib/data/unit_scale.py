@@ -1,8 +1,8 @@
 """Data of unit scale: the warning when they are far from it, and the remedy.
 
 The noise of every path has standard deviation 1 in each coordinate. Where data are much wider, much
-narrower or far off, a network spends its capacity on the scale, and a loss averaged over coordinates
-sees little but the widest.
+narrower or far off, a network spends its capacity on the scale, and a loss averaged over
+coordinates sees little but the widest.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ FLOAT32_SHARE = 1e-6
 def standardize(data: Any) -> TensorData:
     """Shift and scale data to mean 0 and standard deviation 1, and remember by how much.
 
-    ``x -> (x - mean) / std``, with one mean and one deviation for each column of vectors (B, N), each
-    channel of images (B, C, H, W), and each channel of series (B, T, C). The scale travels with the data
-    into a model that is trained on them, and ``sample`` returns the original units. A column without
-    variation is shifted and keeps its scale. Data that have a scaling already are returned as they are.
-    ``standardize(train).scaling.apply(test)`` brings other data to the same scale.
+    ``x -> (x - mean) / std``, with one mean and one deviation for each column of vectors (B, N),
+    each channel of images (B, C, H, W), and each channel of series (B, T, C). The scale travels
+    with the data into a model that is trained on them, and ``sample`` returns the original units. A
+    column without variation is shifted and keeps its scale. Data that have a scaling already are
+    returned as they are. ``standardize(train).scaling.apply(test)`` brings other data to the same
+    scale.
 
     Args:
         data: What ``as_dataset`` takes, in any units.
@@ -62,10 +63,10 @@ def standardize(data: Any) -> TensorData:
 def scale_warning(x: Tensor | TensorData) -> str | None:
     """Say in one line whether data are far from unit scale, and what to do about it.
 
-    A column (a channel of images or series) is far if its mean is beyond 5 or its standard deviation
-    beyond 10, or if it varies continuously with a deviation below 0.1. Columns that are constant, or
-    constant for most examples (a pixel at the edge of a picture), are not. Up to 4,096 evenly spaced
-    examples are looked at.
+    A column (a channel of images or series) is far if its mean is beyond 5 or its standard
+    deviation beyond 10, or if it varies continuously with a deviation below 0.1. Columns that are
+    constant, or constant for most examples (a pixel at the edge of a picture), are not. Up to 4,096
+    evenly spaced examples are looked at.
 
     Args:
         x: Examples (B, ...), as a tensor or a ``TensorData``.
@@ -104,7 +105,7 @@ def _spread_of_the_middle_half(rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _column_axis(x: Tensor) -> int:
-    """The axis of columns or channels: the last of (B, N) and (B, T, C), the second of (B, C, H, W)."""
+    """The axis of columns or channels: last of (B, N) and (B, T, C), second of (B, C, H, W)."""
     return x.ndim - 1 if x.ndim <= 3 else 1
 
 
