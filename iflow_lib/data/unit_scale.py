@@ -79,20 +79,17 @@ def scale_warning(x: Tensor | TensorData) -> str | None:
     count = min(SPACED_ROWS, max(fewest, numbers // max(1, x[0].numel())))
     rows = spaced_rows(x, count, mapped).cpu().double()
     mean, std, varies = (part.flatten() for part in _moments(rows))
-    wide, off = std > WIDEST, mean.abs() > FARTHEST
     narrow = varies & (std < NARROWEST)
     narrow[narrow.clone()] = _spread_of_the_middle_half(rows, narrow) > 0
-    far = wide | off | narrow
+    far = (std > WIDEST) | (mean.abs() > FARTHEST) | narrow
     if not bool(far.any()):
         return None
-    # by which factor each is beyond its bound
-    excess = torch.stack([std / WIDEST, mean.abs() / FARTHEST, NARROWEST / std])
-    worst = int(excess.where(torch.stack([wide, off, narrow]), 0.0).amax(0).argmax())
-    others = int(far.sum()) - 1
-    where = "the data have" if len(mean) == 1 else f"{_part(x)} {worst} of the data has"
+    first, others = int(far.nonzero()[0]), int(far.sum()) - 1
+    part = "column" if x.ndim == 2 else "channel"
+    where = "the data have" if len(mean) == 1 else f"{part} {first} of the data has"
     among = f" (and {others} more are like it)" if others else ""
     return (
-        f"{where} mean {float(mean[worst]):.3g} and standard deviation {float(std[worst]):.3g}{among}, "
+        f"{where} mean {float(mean[first]):.3g} and standard deviation {float(std[first]):.3g}{among}, "
         "far from the noise's 0 and 1: train on ifl.data.standardize(x), whose scale sample undoes"
     )
 
@@ -107,10 +104,6 @@ def _spread_of_the_middle_half(rows: Tensor, chosen: Tensor) -> Tensor:
 def _column_axis(x: Tensor) -> int:
     """The axis of columns or channels: last of (B, N) and (B, T, C), second of (B, C, H, W)."""
     return x.ndim - 1 if x.ndim <= 3 else 1
-
-
-def _part(x: Tensor) -> str:
-    return "column" if x.ndim == 2 else "channel"
 
 
 def _moments(x: Tensor, mapped: Any = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,7 +71,8 @@ def _from_items(items: Any, name: str) -> tuple[Tensor, Any]:
     """Stack the items of what has a length and an index; each is x or (x, y)."""
     if len(items) == 0:
         raise ValueError(f"{name} is empty: the {type(items).__name__} has length 0")
-    examples, labels = [], []
+    examples: list[Tensor] = []
+    labels: list[Any] = []
     try:
         for i in range(len(items)):
             item = items[i]
