@@ -1,4 +1,4 @@
-"""``FlowMap``: a network on the line and a path give velocity, integral, jump and denoiser in the path's own terms."""
+"""``FlowMap``: a network and a path give velocity, integral and jump in the path's own terms."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ class FlowMap(nn.Module):
     Written with ``v`` the velocity of the probability-flow ODE and the trajectory through ``x_t``,
 
         integral G(x_t; t -> s) = int_s^t v(x_t', t') dt' = (t - s) * average_velocity,
-        jump       x_s = x_t - G(x_t; t -> s)          (one network call; s = 0 generates in one step).
+        jump       x_s = x_t - G(x_t; t -> s)      (one network call; s = 0 generates in one step).
 
-    The boundary ``jump(x, t, t) == x`` is exact by construction. All methods take and return tensors in the path's
-    own scale and clock: x (B, ...), t and s (B,), with ``0 <= s <= t <= t_max``.
+    The boundary ``jump(x, t, t) == x`` is exact by construction. All methods take and return
+    tensors in the path's own scale and clock: x (B, ...), t and s (B,), ``0 <= s <= t <= t_max``.
 
     Args:
-        net: A module with the call ``net(x_line, tau_t, tau_s)`` and an attribute ``data_shape``, the shape of one
-            example. With an attribute ``anchor`` that is true it is also given ``anchor=``, with ``classes`` > 0
-            ``labels=``; see ``iflow_lib.networks``.
+        net: A module with the call ``net(x_line, tau_t, tau_s)`` and an attribute ``data_shape``,
+            the shape of one example. With an attribute ``anchor`` that is true it is also given
+            ``anchor=``, with ``classes`` > 0 ``labels=``; see ``iflow_lib.networks``.
         path: A path, such as ``RectifiedFlow()``.
 
     Attributes:
-        learned: What the network was trained for, which decides what ``sample`` does by default: "velocity", "jump"
-            (between any two times), "jump_to_data", "refinement" (of an anchor), or None where nobody said. ``fit`` sets
-            it.
-        scaling: How the data were standardized before training, or None. ``fit`` takes it from the data and ``sample``
-            undoes it.
+        learned: What the network was trained for, which decides what ``sample`` does by default:
+            "velocity", "jump" (between any two times), "jump_to_data", "refinement" (of an anchor),
+            or None where nobody said. ``fit`` sets it.
+        scaling: How the data were standardized before training, or None. ``fit`` takes it from the
+            data and ``sample`` undoes it.
 
     Raises:
         ValueError: If net is not such a module, or path is not a path.
@@ -96,7 +96,8 @@ class FlowMap(nn.Module):
             tau_t: Their line times, (B,).
             tau_s: Target line times, (B,).
             anchor: An estimate of x_0, (B, ...), for an anchored network.
-            labels: Classes (B,), -1 where unknown, for a network with classes; one without ignores them.
+            labels: Classes (B,), -1 where unknown, for a network with classes; one without ignores
+                them.
 
         Returns:
             The average velocity on the line, shape of x_line.
@@ -121,8 +122,9 @@ class FlowMap(nn.Module):
     def compile(self, **options: Any) -> None:
         """Run the network under ``torch.compile`` from now on, in ``sample`` too.
 
-        It is compiled at its first call, and again for another batch size or precision; where that fails, it goes on as
-        it was, with a warning of one line. It pays back after many samples. Copies and saved models are not compiled.
+        It is compiled at its first call, and again for another batch size or precision; where that
+        fails, it goes on as it was, with a warning of one line. It pays back after many samples.
+        Copies and saved models are not compiled.
 
         Args:
             **options: Of ``torch.compile``.
@@ -158,7 +160,7 @@ class FlowMap(nn.Module):
         (x_line, tau_t), tau_s = self.path.to_line(x, t), self.path.tau(s)
         u = self(x_line, tau_t, tau_s, anchor, labels)
         moved = expand(self.path.scale(s) * (tau_t - tau_s), x) * u
-        # x / scale(t) * scale(s), arranged so that s == t returns x bit for bit: the ratio is then exactly 1
+        # x / scale(t) * scale(s), so arranged that the ratio is 1 and x is kept where s == t
         return expand(self.path.scale(s) / self.path.scale(t), x) * x - moved
 
     def integral(
@@ -170,9 +172,10 @@ class FlowMap(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Return ``G(x; t -> s) = x - jump``, the integral of the velocity from s to t along the trajectory through x.
+        """Return ``G(x; t -> s) = x - jump``, the integral of the velocity from s to t.
 
-        Arguments and errors are those of ``jump``; the result has the shape of x.
+        It goes along the trajectory through x. Arguments and errors are those of ``jump``; the
+        result has the shape of x.
         """
         return x - self.jump(x=x, t=t, s=s, anchor=anchor, labels=labels)
 
@@ -200,7 +203,10 @@ class FlowMap(nn.Module):
     def velocity(
         self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        """Return ``v(x, t) = alpha'(t) x_0 + sigma'(t) z`` at the network's own estimates of ``x_0`` and ``z``.
+        """Return the velocity of the probability-flow ODE.
+
+        ``v(x, t) = alpha'(t) x_0 + sigma'(t) z`` at the network's own estimates of ``x_0`` and
+        ``z``.
 
         Args:
             x: Points ``x_t``, (B, ...).
@@ -220,17 +226,19 @@ class FlowMap(nn.Module):
     def denoise(
         self, *, x: Tensor, t: Tensor, anchor: Tensor | None = None, labels: Tensor | None = None
     ) -> Tensor:
-        """Return ``E[x_0 | x_t]`` as the velocity implies it: the end of the tangent, not of the trajectory.
+        """Return ``E[x_0 | x_t]`` as the velocity implies it.
 
-        Arguments and errors are those of ``velocity``; the result has the shape of x.
+        It is the end of the tangent, not of the trajectory. Arguments and errors are those of
+        ``velocity``; the result has the shape of x.
         """
         return self._ends(x, t, anchor, labels)[0]
 
     def _ends(
         self, x: Tensor, t: Tensor, anchor: Tensor | None, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return both ends of the tangent: on the line the velocity is ``E[z - x_0 | x]``, so they follow from it."""
+        """Return both ends of the tangent."""
         self._check(x, t, t)
+        # on the line the velocity is E[z - x_0 | x], so they follow from it
         x_line, tau = self.path.to_line(x, t)
         v = self(x_line, tau, tau, anchor, labels)
         return x_line - expand(tau, x) * v, x_line + expand(1 - tau, x) * v
@@ -255,10 +263,11 @@ class FlowMap(nn.Module):
         dtype: torch.dtype | None = None,
         **info: Any,
     ) -> None:
-        """Write the model into a folder: ``model.safetensors``, ``config.json`` and, if given, ``README.md``.
+        """Write the model into a folder, as ``model.safetensors`` and ``config.json``.
 
-        The classes of the network and of the path must be registered, as ours are: a class of your own is decorated with
-        ``@ifl.register_network`` or ``@ifl.register_path``. Each file is written whole or not at all.
+        The classes of the network and of the path must be registered, as ours are: a class of your
+        own is decorated with ``@ifl.register_network`` or ``@ifl.register_path``. Each file is
+        written whole or not at all.
 
         Args:
             folder: Where the files go; it is made if it is missing.
@@ -267,7 +276,8 @@ class FlowMap(nn.Module):
             **info: JSON values that are kept in ``config.json``.
 
         Raises:
-            ValueError: If a class is not registered, its ``config()`` does not build it again, or info is not JSON.
+            ValueError: If a class is not registered, its ``config()`` does not build it again, or
+                info is not JSON.
             OSError: If the folder cannot be written.
         """
         pretrained.save(
@@ -296,8 +306,8 @@ class FlowMap(nn.Module):
 
         Raises:
             FileNotFoundError: If a file is missing.
-            ValueError: If a file is damaged or was changed (``config.json`` holds checksums of both), names a class that
-                is not registered, or the device is not there.
+            ValueError: If a file is damaged or was changed (``config.json`` holds checksums of
+                both), names a class that is not registered, or the device is not there.
         """
         device = pick_device(device)
         net, path, learned, scaling = pretrained.load(folder)

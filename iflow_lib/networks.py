@@ -1,14 +1,14 @@
-"""Networks: ``net(x, t, s, anchor=None, labels=None)`` returns an average velocity on the canonical line.
+"""Networks: ``net(x, t, s, anchor=None, labels=None)`` returns an average velocity on the line.
 
 Every network here, and any module of your own that works in a ``FlowMap``, is called with
 
     x: points on the line, (B, ...);  t, s: line times (B,), ``0 <= s <= t <= 1``;
     anchor: an estimate of x_0, shape of x, only if the network's attribute ``anchor`` is true;
-    labels: classes (B,) in [0, classes), -1 where none is told, only if its attribute ``classes`` is positive,
+    labels: classes (B,), -1 where none is told, only if its attribute ``classes`` is positive,
 
-and returns a tensor of the shape of x. Its attribute ``data_shape`` is the shape of one example. ``register_network`` lets
-its models be saved. All layers here are smooth and support forward-mode differentiation, which the integral identity
-needs.
+and returns a tensor of the shape of x. Its attribute ``data_shape`` is the shape of one example.
+``register_network`` lets its models be saved. All layers here are smooth and support forward-mode
+differentiation, which the integral identity needs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def register_network(cls: NetworkClass) -> NetworkClass:
     """Register a class of networks, so that models with it are saved and loaded; a class decorator.
 
     Args:
-        cls: A ``torch.nn.Module`` whose method ``config()`` returns its constructor's arguments as a dict of JSON values.
+        cls: A ``torch.nn.Module`` whose method ``config()`` returns its constructor's arguments as
+            a dict of JSON values.
 
     Returns:
         The class itself.
@@ -48,10 +49,11 @@ def register_network(cls: NetworkClass) -> NetworkClass:
 def time_features(
     t: Tensor, s: Tensor, frequencies: int, gap_frequencies: int | None = None
 ) -> Tensor:
-    """Return what a network is told of its two times: t, t - s, their sines and cosines, at pi/2, pi, 2 pi, ...
+    """Return what a network is told of its two times.
 
-    The frequencies are kept low, above all those of t - s: the identity differentiates the network in both times, and a
-    high frequency w multiplies that derivative, and its noise, by w.
+    They are t, t - s, and sines and cosines of both, at frequencies pi/2, pi, 2 pi, ... The
+    frequencies are kept low, above all those of t - s: the identity differentiates the network in
+    both times, and a high frequency w multiplies that derivative, and its noise, by w.
 
     Args:
         t: Line times, (B,).
@@ -87,7 +89,7 @@ def _check_anchor(anchored: bool, x: Tensor, anchor: Tensor | None) -> None:
 
 
 def _class_table(classes: int, width: int) -> nn.Embedding | None:
-    """Return one vector for each class and, last, one for "not told", zero at first; None without classes."""
+    """Return a vector for each class and, last, one for "not told"; None without classes."""
     if not classes:
         return None
     table = nn.Embedding(classes + 1, width)
@@ -96,7 +98,7 @@ def _class_table(classes: int, width: int) -> nn.Embedding | None:
 
 
 def _class_vectors(table: nn.Embedding | None, labels: Tensor | None, x: Tensor) -> Tensor | float:
-    """Return (B, width) to add to an embedding, 0 without classes; ValueError for labels that do not fit."""
+    """Return what is added to an embedding (B, width): 0 without classes."""
     if table is None:
         if labels is not None:
             raise ValueError("this network takes no labels: build it with classes=... to use them")
@@ -121,8 +123,8 @@ class MLP(nn.Module):
         layers: Number of hidden layers.
         anchor: Whether an estimate of x_0 is concatenated to the input.
         classes: Number of classes, 0 for data without labels.
-        features: Number of octaves of sines and cosines of each coordinate beside x (w x, w = 1, 2, 4, ...), which help
-            with fine structure in few dimensions (arXiv 2006.10739).
+        features: Number of octaves of sines and cosines of each coordinate beside x (w x, w = 1, 2,
+            4, ...), which help with fine structure in few dimensions (arXiv 2006.10739).
 
     Raises:
         ValueError: If a number is not a whole number in range.
@@ -140,11 +142,8 @@ class MLP(nn.Module):
         features: int = 0,
     ) -> None:
         super().__init__()
-        dim, hidden, layers = (
-            check_int("dim", dim),
-            check_int("hidden", hidden),
-            check_int("layers", layers),
-        )
+        dim, hidden = check_int("dim", dim), check_int("hidden", hidden)
+        layers = check_int("layers", layers)
         classes, features = check_int("classes", classes, 0), check_int("features", features, 0)
         self.anchor, self.classes, self.features = bool(anchor), classes, features
         self.data_shape = (dim,)
@@ -156,9 +155,8 @@ class MLP(nn.Module):
             classes=classes,
             features=features,
         )
-        sizes = [dim * (1 + 2 * features + self.anchor) + 4 * self.frequencies + 2] + [
-            hidden
-        ] * layers
+        inputs = dim * (1 + 2 * features + self.anchor) + 4 * self.frequencies + 2
+        sizes = [inputs] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.table = _class_table(classes, hidden)
         self.out = nn.Linear(hidden, dim)
@@ -172,13 +170,12 @@ class MLP(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Return the average velocity on the line, shape of x; arguments as in the module's description."""
+        """Return the average velocity on the line, shape of x; see the module for the arguments."""
         _check_anchor(self.anchor, x, anchor)
         inputs = [x, time_features(t, s, self.frequencies)] + ([] if anchor is None else [anchor])
         if self.features:
-            angles = (
-                x[:, :, None] * 2 ** torch.arange(self.features, dtype=x.dtype, device=x.device)
-            ).flatten(1)
+            w = 2 ** torch.arange(self.features, dtype=x.dtype, device=x.device)
+            angles = (x[:, :, None] * w).flatten(1)
             inputs += [angles.sin(), angles.cos()]
         h = F.silu(self.hidden[0](torch.cat(inputs, dim=1)) + _class_vectors(self.table, labels, x))
         for layer in self.hidden[1:]:
@@ -204,7 +201,7 @@ class _GroupNorm(nn.GroupNorm):
 
 
 class _Block(nn.Module):
-    """A residual block: norm, SiLU, conv, norm with scale and shift by the embedding, SiLU, conv."""
+    """A residual block: twice norm, SiLU, conv; the embedding scales and shifts the second norm."""
 
     def __init__(self, inputs: int, outputs: int, embedding: int) -> None:
         super().__init__()
@@ -274,7 +271,7 @@ class _Level(_UShape):
 
 
 def _image_plan(size: int | Sequence[int]) -> tuple[tuple[int, int], int, int]:
-    """Return height and width, the fold, and the number of halvings; ValueError for a size that does not fit."""
+    """Return (height, width), the fold, and the number of halvings."""
     if isinstance(size, Sequence) and not isinstance(size, str):
         sides = tuple(size)
     else:
@@ -305,21 +302,23 @@ def _image_plan(size: int | Sequence[int]) -> tuple[tuple[int, int], int, int]:
 class UNet(_UShape):
     """One compact U-Net for images from 8x8 to 256x256, x: (B, channels, height, width).
 
-    Images of 16x16 and more are first folded 2x2 into channels (a lossless PixelUnshuffle), so that a 28x28 image is
-    worked on at 14x14 and 7x7: about four times cheaper than at full size, which is what makes CPUs enough. Images with
-    a side above 64 are folded 4x4, and those above 128 are worked on at three resolutions instead of two: 256x256 at
-    64x64, 32x32 and 16x16.
+    Images of 16x16 and more are first folded 2x2 into channels (a lossless PixelUnshuffle), so that
+    a 28x28 image is worked on at 14x14 and 7x7: about four times cheaper than at full size, which
+    is what makes CPUs enough. Images with a side above 64 are folded 4x4, and those above 128 are
+    worked on at three resolutions instead of two: 256x256 at 64x64, 32x32 and 16x16.
 
     Args:
         channels: 1 or 3; any number works.
-        size: The side of square images, or a pair (height, width). Sides are from 8 to 256 and multiples of 4, of 8 where
-            one is above 64, of 16 where one is above 128; small images of sides below 16 need multiples of 2.
-        width: Channels at the highest resolution, a multiple of 8; twice as many at each coarser one.
+        size: The side of square images, or a pair (height, width). Sides are from 8 to 256 and
+            multiples of 4, of 8 where one is above 64, of 16 where one is above 128; small images
+            of sides below 16 need multiples of 2.
+        width: Channels at the highest resolution, a multiple of 8; twice as many at each coarser
+            one.
         blocks: Residual blocks at each resolution.
         anchor: Whether an estimate of x_0 is concatenated to the input.
         classes: Number of classes, 0 for data without labels.
-        gap_frequencies: Octaves of sines and cosines of t - s, see ``time_features``: with more than two, several jumps
-            train badly (docs/findings.md).
+        gap_frequencies: Octaves of sines and cosines of t - s, see ``time_features``: with more
+            than two, several jumps train badly (docs/findings.md).
 
     Raises:
         ValueError: If a size does not fit, or a number is not a whole number in range.
@@ -346,9 +345,9 @@ class UNet(_UShape):
             raise ValueError(
                 f"gap_frequencies must be from 0 to {self.frequencies}, got {gap_frequencies}"
             )
-        if check_int("width", width) % 8:
+        width = check_int("width", width)
+        if width % 8:
             raise ValueError(f"width must be a multiple of 8, got {width}")
-        width = int(width)
         self.anchor, self.classes, self.data_shape = bool(anchor), classes, (channels, *sides)
         self._config = dict(
             channels=channels,
@@ -374,9 +373,8 @@ class UNet(_UShape):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the embedding of times and classes, and the features of both resolutions."""
         _check_anchor(self.anchor, x, anchor)
-        e = self.embed(
-            time_features(t, s, self.frequencies, self.gap_frequencies)
-        ) + _class_vectors(self.table, labels, x)
+        times = time_features(t, s, self.frequencies, self.gap_frequencies)
+        e = self.embed(times) + _class_vectors(self.table, labels, x)
         h = self.stem(self.fold(x if anchor is None else torch.cat([x, anchor], dim=1)))
         return e, *self.go_down(h, e)
 
@@ -390,15 +388,7 @@ class UNet(_UShape):
     ) -> Tensor:
         """Return the features of the lower resolution, which the self-perceptual loss compares.
 
-        Args:
-            x: Points on the line, as for a call; t, s, anchor and labels too.
-            t: Line times, (B,).
-            s: Target line times, (B,).
-            anchor: An estimate of x_0, shape of x, or None.
-            labels: Classes, (B,), or None.
-
-        Returns:
-            The features, (B, 2 width, rows, columns).
+        Arguments are those of a call; the result has shape (B, 2 width, rows, columns).
         """
         return self._down(x, t, s, anchor, labels)[2]
 
@@ -410,7 +400,7 @@ class UNet(_UShape):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Return the average velocity on the line, shape of x; arguments as in the module's description."""
+        """Return the average velocity on the line, shape of x; see the module for the arguments."""
         e, skip, h = self._down(x, t, s, anchor, labels)
         return self.unfold(self.out(F.silu(self.norm(self.go_up(skip, h, e)))))
 
@@ -446,7 +436,8 @@ class _TransformerLayer(nn.Module):
 class Transformer(nn.Module):
     """A small transformer for sequences, x: (B, length, channels); every time step is a token.
 
-    Attention is written out, because forward-mode differentiation has no rule for the fused kernels.
+    Attention is written out, because forward-mode differentiation has no rule for the fused
+    kernels.
 
     Args:
         length: Length of the sequence.
@@ -474,11 +465,8 @@ class Transformer(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        length, channels, width = (
-            check_int("length", length),
-            check_int("channels", channels),
-            check_int("width", width),
-        )
+        length, channels = check_int("length", length), check_int("channels", channels)
+        width = check_int("width", width)
         layers, heads = check_int("layers", layers), check_int("heads", heads)
         classes = check_int("classes", classes, 0)
         if width % heads:
@@ -515,11 +503,10 @@ class Transformer(nn.Module):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Return the average velocity on the line, shape of x; arguments as in the module's description."""
+        """Return the average velocity on the line, shape of x; see the module for the arguments."""
         _check_anchor(self.anchor, x, anchor)
-        e = self.embed(time_features(t, s, self.frequencies)) + _class_vectors(
-            self.table, labels, x
-        )
+        times = time_features(t, s, self.frequencies)
+        e = self.embed(times) + _class_vectors(self.table, labels, x)
         h = self.stem(x if anchor is None else torch.cat([x, anchor], dim=2)) + self.place
         for layer in self.layers:
             h = layer(h, e)

@@ -1,13 +1,14 @@
 """Paths from data to noise: one canonical line, many clocks.
 
-A path joins data ``x_0`` to noise ``z``:  ``x_t = alpha(t) x_0 + sigma(t) z``, data at ``t = 0``, noise at ``t_max``.
-Divide by ``alpha + sigma`` and every such path is the same straight line,
+A path joins data ``x_0`` to noise ``z``:  ``x_t = alpha(t) x_0 + sigma(t) z``, data at ``t = 0``,
+noise at ``t_max``. Divide by ``alpha + sigma`` and every such path is the same straight line,
 
-    x_t / (alpha(t) + sigma(t)) = (1 - tau) x_0 + tau z,        tau = sigma / (alpha + sigma) in [0, 1],
+    x_t / (alpha(t) + sigma(t)) = (1 - tau) x_0 + tau z,    tau = sigma / (alpha + sigma),
 
-run with another clock ``t -> tau`` and, for PFGM++, another noise law. Networks, objectives and samplers work on
-the line only, so they know nothing of the families. Because a change of scale and clock maps solutions of the
-probability-flow ODE onto each other, the flow map on the line is the flow map of every family.
+with tau in [0, 1], run with another clock ``t -> tau`` and, for PFGM++, another noise law.
+Networks, objectives and samplers work on the line only, so they know nothing of the families.
+Because a change of scale and clock maps solutions of the probability-flow ODE onto each other, the
+flow map on the line is the flow map of every family.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class PathSample:
         x_0: Data, (B, ...).
         noise: The noise z, (B, ...).
         t: Times in the path's clock, (B,).
-        velocity: The conditional velocity ``alpha'(t) x_0 + sigma'(t) z``, (B, ...). Its mean given ``x_t`` is the
-            velocity of the probability-flow ODE.
+        velocity: The conditional velocity ``alpha'(t) x_0 + sigma'(t) z``, (B, ...). Its mean given
+            ``x_t`` is the velocity of the probability-flow ODE.
     """
 
     x_t: Tensor
@@ -67,12 +68,12 @@ class PathSample:
 class Path:
     """A clock and a noise law.
 
-    A path of your own gives ``alpha``, ``sigma``, their derivatives ``alpha_dot`` and ``sigma_dot``, the inverse clock
-    ``time``, and ``config`` if its constructor takes arguments; ``register_path`` lets its models be saved. Everything
-    else follows from these.
+    A path of your own gives ``alpha``, ``sigma``, their derivatives ``alpha_dot`` and
+    ``sigma_dot``, the inverse clock ``time``, and ``config`` if its constructor takes arguments;
+    ``register_path`` lets its models be saved. Everything else follows from these.
     """
 
-    #: The largest time, at which x_t is noise (or as good as noise, where the line ends at tau < 1).
+    #: The largest time, where x_t is noise (or as good as noise, where the line ends at tau < 1).
     t_max: float = 1.0
     #: The law of training times: see ``sample_times``.
     time_density: tuple[float, float] | str = (0.0, 1.0)
@@ -101,7 +102,7 @@ class Path:
         raise NotImplementedError
 
     def scale(self, t: Tensor) -> Tensor:
-        """Return ``alpha + sigma`` at times t (B,): what ``x_t`` is divided by to reach the line."""
+        """Return ``alpha + sigma`` at times t (B,), by which ``x_t`` is divided on the line."""
         return self.alpha(t) + self.sigma(t)
 
     def tau(self, t: Tensor) -> Tensor:
@@ -173,7 +174,8 @@ class Path:
 
         Args:
             shape: Shape of a batch, (B, ...).
-            generator: Source of randomness. The numbers are drawn where it lives, which is the CPU by default.
+            generator: Source of randomness. The numbers are drawn where it lives, which is the CPU
+                by default.
             device: Where the result goes; None leaves it where it was drawn.
             dtype: Type of the result.
 
@@ -192,7 +194,7 @@ class Path:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Draw the start of sampling at ``t_max``, ``sigma(t_max) z``; arguments as for ``noise``."""
+        """Draw the start of sampling, ``sigma(t_max) z``; arguments as for ``noise``."""
         sigma_max = float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
         return sigma_max * self.noise(shape, generator=generator, device=device, dtype=dtype)
 
@@ -216,7 +218,8 @@ class Path:
             The points with what they were made of, and their conditional velocity.
 
         Raises:
-            ValueError: If the times have another shape or leave the path, or the noise has another shape.
+            ValueError: If the times have another shape or leave the path, or the noise has another
+                shape.
         """
         if t.shape != x_0.shape[:1]:
             raise ValueError(
@@ -248,8 +251,9 @@ class Path:
             n: How many times.
             density: "uniform" in t; or the mean and standard deviation of a normal law of
                 ``ln(sigma / alpha) = logit(tau)``, cut at ``t_max``. On the rectified path, where
-                sigma / alpha = t / (1 - t), that is the logit-normal law (arXiv 2403.03206); on VE and PFGM++, where it
-                is t itself, it is EDM's log-normal law (arXiv 2206.00364). None takes ``time_density``.
+                sigma / alpha = t / (1 - t), that is the logit-normal law (arXiv 2403.03206); on VE
+                and PFGM++, where it is t itself, it is EDM's log-normal law (arXiv 2206.00364).
+                None takes ``time_density``.
             generator: Source of randomness.
             device: Where the result goes; None leaves it where it was drawn.
 
@@ -277,9 +281,9 @@ class Path:
 
         Args:
             steps: How many steps the solver makes.
-            kind: "uniform" in t; or "rho", EDM's grid with rho = 7 (arXiv 2206.00364, eq. 5): ``steps`` noise levels
-                ``sigma / alpha`` between that of ``t_max`` (80 at most) and 0.002, evenly spaced in their seventh root,
-                and then 0. None takes ``grid_kind``.
+            kind: "uniform" in t; or "rho", EDM's grid with rho = 7 (arXiv 2206.00364, eq. 5):
+                ``steps`` noise levels ``sigma / alpha`` between that of ``t_max`` (80 at most) and
+                0.002, evenly spaced in their seventh root, and then 0. None takes ``grid_kind``.
 
         Returns:
             The times, (steps + 1,), float64.
@@ -332,8 +336,8 @@ def register_path(cls: PathClass) -> PathClass:
     """Register a class of paths, so that models on it are saved and loaded; a class decorator.
 
     Args:
-        cls: A class that extends ``Path``. Where its constructor takes arguments, ``config()`` returns them as a dict
-            of JSON values.
+        cls: A class that extends ``Path``. Where its constructor takes arguments, ``config()``
+            returns them as a dict of JSON values.
 
     Returns:
         The class itself.
@@ -346,7 +350,7 @@ def register_path(cls: PathClass) -> PathClass:
 
 @register_path
 class RectifiedFlow(Path):
-    """The line itself: ``x_t = (1 - t) x_0 + t z``, t in [0, 1] (Rectified Flow, arXiv 2209.03003, with data at t = 0)."""
+    """The line itself, ``x_t = (1 - t) x_0 + t z``, t in [0, 1] (arXiv 2209.03003)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """Return ``1 - t``."""
@@ -379,10 +383,11 @@ class RectifiedFlow(Path):
 
 @register_path
 class VariancePreserving(Path):
-    """The path with ``alpha^2 + sigma^2 = 1`` and ``alpha = exp(-t^2 beta_d / 4 - t beta_min / 2)`` (arXiv 2011.13456).
+    """The path with ``alpha^2 + sigma^2 = 1`` (arXiv 2011.13456).
 
-    t is in [0, 1]. At t = 1 a trace of the data is left (alpha = 0.0066): pure noise stands in for it, as it does for VE
-    at 80.
+    ``alpha = exp(-t^2 beta_d / 4 - t beta_min / 2)``.
+    t is in [0, 1]. At t = 1 a trace of the data is left (alpha = 0.0066): pure noise stands in for
+    it, as it does for VE at 80.
 
     Args:
         beta_min: Rate of the noise at t = 0, positive.
@@ -413,11 +418,12 @@ class VariancePreserving(Path):
         return -0.5 * (self.beta_min + self.beta_d * t) * self.alpha(t)
 
     def sigma_dot(self, t: Tensor) -> Tensor:
-        """Return ``(beta_min + beta_d t) alpha^2 / (2 sigma)``: infinite at t = 0, where sigma starts like a root."""
+        """Return ``(beta_min + beta_d t) alpha^2 / (2 sigma)``, which is infinite at t = 0."""
         return 0.5 * (self.beta_min + self.beta_d * t) * self.alpha(t) ** 2 / self.sigma(t)
 
     def time(self, tau: Tensor) -> Tensor:
-        """Solve ``beta_d t^2 + 2 beta_min t = 2 ln(1 + (sigma / alpha)^2)``, since ``alpha^2 = 1 / (1 + (sigma / alpha)^2)``."""
+        """Solve ``beta_d t^2 + 2 beta_min t = 2 ln(1 + (sigma / alpha)^2)``."""
+        # since alpha^2 = 1 / (1 + (sigma / alpha)^2)
         wanted = 2 * torch.log1p((tau / (1 - tau)) ** 2)
         t = wanted / (self.beta_min + (self.beta_min**2 + self.beta_d * wanted).sqrt())
         # rounding must not leave the path
@@ -430,9 +436,10 @@ class VariancePreserving(Path):
 
 @register_path
 class VarianceExploding(Path):
-    """EDM's clock: ``x_t = x_0 + t z``, t = sigma in [0, 80] (arXiv 2206.00364); on the line ``tau = t / (1 + t)``.
+    """EDM's clock: ``x_t = x_0 + t z``, t = sigma in [0, 80] (arXiv 2206.00364).
 
-    As in EDM, training times are log-normal with mean -1.2 and deviation 1.2, and the grid has rho = 7 and ends at 0.002.
+    On the line ``tau = t / (1 + t)``.     As in EDM, training times are log-normal with mean -1.2
+    and deviation 1.2, and the grid has rho = 7 and ends at 0.002.
     """
 
     t_max = 80.0
@@ -466,17 +473,19 @@ class VarianceExploding(Path):
 class PoissonFlow(VarianceExploding):
     """PFGM++ (arXiv 2302.04265): the VE clock with a heavy-tailed noise law.
 
-    The kernel ``p_r(x | y) ~ (|x - y|^2 + r^2)^(-(N + aug_dim) / 2)`` with ``r = sigma sqrt(aug_dim)`` is the law of
-    ``x = y + sigma z``, where ``z = sqrt(aug_dim) R u``, ``R^2 = B / (1 - B)``, ``B ~ Beta(N / 2, aug_dim / 2)`` and
-    ``u`` is uniform on the sphere. A ratio of two chi-squares has the law of ``R^2``, so with ``g ~ N(0, I_N)``
+    The kernel ``p_r(x | y) ~ (|x - y|^2 + r^2)^(-(N + aug_dim) / 2)`` with ``r = sigma
+    sqrt(aug_dim)`` is the law of ``x = y + sigma z``, where ``z = sqrt(aug_dim) R u``, ``R^2 = B /
+    (1 - B)``, ``B ~ Beta(N / 2, aug_dim / 2)`` and ``u`` is uniform on the sphere. A ratio of two
+    chi-squares has the law of ``R^2``, so with ``g ~ N(0, I_N)``
 
         z = g sqrt(aug_dim / chi2),       chi2 ~ chi-square with aug_dim degrees of freedom,
 
-    is a multivariate Student t: the same law, drawn with one scalar more than a Gaussian. ``aug_dim -> infinity`` is VE.
+    is a multivariate Student t: the same law, drawn with one scalar more than a Gaussian. ``aug_dim
+    -> infinity`` is VE.
 
     Args:
-        aug_dim: Augmented dimension, positive: the paper's D, of which it tries 64 to 2048 on CIFAR-10. The variance of
-            z is ``aug_dim / (aug_dim - 2)``, finite for aug_dim > 2.
+        aug_dim: Augmented dimension, positive: the paper's D, of which it tries 64 to 2048 on
+            CIFAR-10. The variance of z is ``aug_dim / (aug_dim - 2)``, finite for aug_dim > 2.
 
     Raises:
         ValueError: If aug_dim is not a positive number.

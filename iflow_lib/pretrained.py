@@ -1,7 +1,8 @@
 """Models on disk: ``model.safetensors``, ``config.json`` and a model card. No pickle.
 
-``config.json`` names the classes of the network and of the path with their constructors' arguments, says what the model
-has learned and in which scale its data were, and holds checksums of the weights and of itself.
+``config.json`` names the classes of the network and of the path with their constructors' arguments,
+says what the model has learned and in which scale its data were, and holds checksums of the weights
+and of itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from .paths import PATHS, Path
 from .registry import first_line
 from .scaling import Standardization
 
-#: The layout of ``config.json``. 1 had the arguments beside the name, and neither "learned" nor "scaling".
+#: The layout of ``config.json``. Layout 1 had the arguments beside the name, and no "learned".
 FORMAT = 2
 
 
@@ -36,22 +37,7 @@ def save(
     dtype: torch.dtype | None = None,
     info: dict[str, Any] | None = None,
 ) -> None:
-    """Write the parts of a ``FlowMap`` into a folder; every file is written whole or not at all.
-
-    Args:
-        folder: Where the files go; it is made if it is missing.
-        net: The network, of a registered class.
-        path: The path, of a registered class.
-        learned: What the model was trained for; see ``FlowMap``.
-        scaling: The scale of its data, if they were standardized.
-        card: Text of a model card, ``README.md``.
-        dtype: Type in which floats are stored, such as ``torch.float16``; None keeps theirs.
-        info: JSON values that are kept in ``config.json``.
-
-    Raises:
-        ValueError: If a class is not registered, its ``config()`` does not build it again, or info is not JSON.
-        OSError: If the folder cannot be written.
-    """
+    """Write the parts of a ``FlowMap``; arguments and errors are those of ``save_pretrained``."""
     from safetensors.torch import save as to_bytes
 
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -89,17 +75,10 @@ def save(
 
 
 def load(folder: str | PathLike[str]) -> tuple[nn.Module, Path, str | None, Standardization | None]:
-    """Read what ``save`` wrote, and check it against its checksums.
-
-    Args:
-        folder: A folder that ``save`` wrote.
+    """Read what ``save`` wrote; errors are those of ``FlowMap.from_pretrained``.
 
     Returns:
         The network with its weights as float32, the path, what was learned, and the scale of the data.
-
-    Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file is damaged or was changed, a name is not registered, or the weights do not fit.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
@@ -118,17 +97,19 @@ def load(folder: str | PathLike[str]) -> tuple[nn.Module, Path, str | None, Stan
 
 
 def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
-    """Return the checked ``config.json`` of a saved model, in today's layout whatever version wrote it.
+    """Return the checked ``config.json`` of a saved model, in today's layout.
 
     Args:
         folder: A folder that ``save_pretrained`` wrote.
 
     Returns:
-        A dict with the keys format, network, path, learned, scaling, sha256, info and config_sha256.
+        A dict with the keys format, network, path, learned, scaling, sha256, info and
+        config_sha256.
 
     Raises:
         FileNotFoundError: If the folder has no such file.
-        ValueError: If the file is damaged, was changed after it was written, or has an unknown layout.
+        ValueError: If the file is damaged, was changed after it was written, or has an unknown
+            layout.
     """
     file = FilePath(folder) / "config.json"
     if not file.is_file():
@@ -149,7 +130,7 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
 
 
 def config_digest(config: dict[str, Any]) -> str:
-    """Return the sha256 of everything in ``config.json`` but this digest, whatever its layout in the file."""
+    """Return the sha256 of everything in ``config.json`` but this digest."""
     rest = {key: value for key, value in config.items() if key != "config_sha256"}
     return sha256(json.dumps(rest, sort_keys=True).encode())
 
@@ -184,7 +165,7 @@ def _modern(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _state(net: nn.Module) -> dict[str, Tensor]:
-    """Return a network's state on the CPU; copies, because safetensors takes no two tensors in one memory."""
+    """Return a copy of a network's state: safetensors takes no two tensors in one memory."""
     state = net.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):

@@ -17,8 +17,8 @@ C = TypeVar("C", bound=type)
 class Registry(dict[str, type]):
     """Classes by name whose instances can be written to JSON and built again.
 
-    A class tells its constructor's arguments through a method ``config()``. What is written of an instance is
-    ``{"name": class, "module": where the class is defined, "arguments": config()}``.
+    A class tells its constructor's arguments through a method ``config()``. What is written of an
+    instance is ``{"name": class, "module": where the class is defined, "arguments": config()}``.
 
     Args:
         kind: What the classes are, for errors: "network" or "path".
@@ -33,8 +33,8 @@ class Registry(dict[str, type]):
     def add(self, cls: C) -> C:
         """Register a class under its name and return it, as a decorator does.
 
-        A notebook's cell can be run again: a class of the same module and qualified name takes the place of the earlier
-        one.
+        A notebook's cell can be run again: a class of the same module and qualified name takes the
+        place of the earlier one.
 
         Args:
             cls: A class that extends ``base`` and has ``config()``.
@@ -43,7 +43,8 @@ class Registry(dict[str, type]):
             The class itself.
 
         Raises:
-            ValueError: If it is not such a class, has no ``config()``, or its name is taken by another class.
+            ValueError: If it is not such a class, has no ``config()``, or its name is taken by
+                another class.
         """
         if not inspect.isclass(cls) or not issubclass(cls, self.base):
             given = cls.__name__ if inspect.isclass(cls) else f"a {type(cls).__name__}"
@@ -94,7 +95,8 @@ class Registry(dict[str, type]):
             An instance whose ``config()`` gives the arguments of the entry.
 
         Raises:
-            ValueError: If the name is unknown, or the class does not take the arguments or gives others back.
+            ValueError: If the name is unknown, or the class does not take the arguments or gives
+                others back.
         """
         name, arguments = entry["name"], entry["arguments"]
         if name not in self:
@@ -146,15 +148,10 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: If it holds something that JSON has no form for.
     """
-    if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"the key {key!r} is not a string")
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, (bool, str)):
-        return value
+    return json.loads(json.dumps(value, default=_python_number))
+
+
+def _python_number(value: Any) -> int | float:
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):

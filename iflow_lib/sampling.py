@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from numbers import Real
@@ -20,7 +19,7 @@ from .model import FlowMap
 from .registry import first_line
 from .utils import check_int, check_seed, pick_device
 
-#: Noise is always drawn in blocks of this many samples, so that it does not depend on the batch size of the network.
+#: Noise is drawn in blocks of this many samples, whatever the batch size of the network.
 NOISE_BLOCK = 256
 
 SamplerClass = TypeVar("SamplerClass", bound="type[Sampler]")
@@ -65,7 +64,8 @@ class AverageVelocity:
             x: Points on the line, (B, ...).
             t: Their line time, one for all.
             s: The target line time, one for all.
-            anchor: An estimate of x_0, shape of x; None gives an anchored network zeros, which stand for "no anchor".
+            anchor: An estimate of x_0, shape of x; None gives an anchored network zeros, which
+                stand for "no anchor".
 
         Returns:
             The average velocity, shape of x.
@@ -93,8 +93,10 @@ class Plan:
         model: The model, in evaluation mode and where it runs.
         n: Number of samples.
         seed: Seed of their noise.
-        evaluations: How often ``u`` is evaluated for each sample; with guidance, each time is two network calls.
-        times: The caller's grid of line times, (steps + 1,) in float64, in place of the sampler's own, or None.
+        evaluations: How often ``u`` is evaluated for each sample; with guidance, each time is two
+            network calls.
+        times: The caller's grid of line times, (steps + 1,) in float64, in place of the sampler's
+            own, or None.
         tolerance: Of adaptive solvers.
     """
 
@@ -124,7 +126,8 @@ class Sampler:
         plan: What is asked for.
 
     Attributes:
-        times: The line times of the points that ``points`` yields, in float64, or None where they have none.
+        times: The line times of the points that ``points`` yields, in float64, or None where they
+            have none.
     """
 
     #: Evaluations of ``u`` in one step.
@@ -145,7 +148,8 @@ class Sampler:
     def grid(self, plan: Plan) -> Tensor:
         """Return the line times of the steps, from ``tau_max`` down to 0.
 
-        Solvers use the path's own grid in its own clock: uniform for the rectified path, EDM's for VE and PFGM++.
+        Solvers use the path's own grid in its own clock: uniform for the rectified path, EDM's for
+        VE and PFGM++.
 
         Args:
             plan: What is asked for.
@@ -175,7 +179,8 @@ class Sampler:
         """Move a batch from line time t to line time s.
 
         Args:
-            u: The network: ``u(x, t, s)`` is the average velocity on the line, ``u(x, t, t)`` the velocity.
+            u: The network: ``u(x, t, s)`` is the average velocity on the line, ``u(x, t, t)`` the
+                velocity.
             x: Points at t, (B, ...).
             t: The line time of x.
             s: The line time to reach, ``0 <= s < t``.
@@ -193,7 +198,8 @@ SAMPLERS: dict[str, type[Sampler]] = {}
 def register_sampler(name: str) -> Callable[[SamplerClass], SamplerClass]:
     """Register a class of samplers as a method of ``sample``; a class decorator.
 
-    A notebook's cell can be run again: a class of the same module and qualified name takes the place of the earlier one.
+    A notebook's cell can be run again: a class of the same module and qualified name takes the
+    place of the earlier one.
 
     Args:
         name: What ``sample(method=...)`` calls it.
@@ -230,8 +236,8 @@ def register_sampler(name: str) -> Callable[[SamplerClass], SamplerClass]:
 class Jumps(Sampler):
     """Jumps of a model that learned the integral: ``x_s = x_t - (t - s) u(x_t, t, s)``.
 
-    They need no accuracy from their grid and use equal parts of the line. An anchored model spends its first call of
-    several on the anchor: the end of a jump from the start.
+    They need no accuracy from their grid and use equal parts of the line. An anchored model spends
+    its first call of several on the anchor: the end of a jump from the start.
     """
 
     default_nfe = 1
@@ -261,7 +267,7 @@ class Jumps(Sampler):
 
 @register_sampler("euler")
 class Euler(Sampler):
-    """Euler's method; on the line it is the exponential integrator's (DDIM's) step of every path."""
+    """Euler's method; on the line it is the exponential integrator's (DDIM's) step of a path."""
 
     def step(self, u: AverageVelocity, x: Tensor, t: float, s: float) -> Tensor:
         """Follow the velocity at t."""
@@ -283,7 +289,7 @@ class Heun(Sampler):
 
 @register_sampler("rk45")
 class RK45(Sampler):
-    """Dormand and Prince's Runge-Kutta pair of order 5(4), adaptive, by scipy; one common step for the batch."""
+    """Dormand and Prince's pair of order 5(4), adaptive, by scipy; one step for the batch."""
 
     counts_steps = takes_times = False
 
@@ -315,9 +321,10 @@ class RK45(Sampler):
 
 @register_sampler("anchor")
 class Refinement(Sampler):
-    """The published sampler (arXiv 2504.20179): refine an anchor at the same noise and ``t_max``, again and again.
+    """The published sampler (arXiv 2504.20179): refine an anchor at one noise, again and again.
 
-    ``a <- x - t u(x, t, 0; a)`` from a Gaussian anchor a. Anchors are estimates of the data, all at the same time.
+    ``a <- x - t u(x, t, 0; a)`` from a Gaussian anchor a. Anchors are estimates of the data, all at
+    the same time.
     """
 
     default_nfe = 1
@@ -328,11 +335,12 @@ class Refinement(Sampler):
             raise ValueError('method="anchor" needs a network built with anchor=True')
         super().__init__(plan)
         self.times: Tensor | None = None
-        self.anchors = _Stream(initial_anchors(plan.model, plan.n, plan.seed))
+        self.anchors = torch.cat(list(initial_anchors(plan.model, plan.n, plan.seed)))
 
     def points(self, u: AverageVelocity, x: Tensor) -> Iterator[Tensor]:
         """Yield the first anchor and each refined one."""
-        start, anchor = u.model.path.tau_max, self.anchors.take(len(x)).to(x)
+        start, anchor = u.model.path.tau_max, self.anchors[: len(x)].to(x)
+        self.anchors = self.anchors[len(x) :]  # the next batch goes on with the rest
         yield anchor
         for _ in range(self.plan.evaluations):
             anchor = x - start * u(x, start, 0.0, anchor)
@@ -345,7 +353,8 @@ class Refinement(Sampler):
 def initial_noise(model: FlowMap, n: int, seed: int = 0) -> Iterator[Tensor]:
     """Draw the starting points on the line, on the CPU and in float32.
 
-    The same seed gives the same noise on every device and for every batch size; more samples only add to the end.
+    The same seed gives the same noise on every device and for every batch size; more samples only
+    add to the end.
 
     Args:
         model: The model that is sampled; only its path and the shape of its data count.
@@ -358,7 +367,7 @@ def initial_noise(model: FlowMap, n: int, seed: int = 0) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(check_seed(seed))
     tau_max = model.path.tau_max
     for start in range(0, n, NOISE_BLOCK):
-        # always a whole block: torch's normal stream depends on how many numbers are asked for at once
+        # always a whole block: torch's numbers depend on how many are asked for at once
         z = model.path.noise(
             (NOISE_BLOCK, *model.data_shape), generator=generator, dtype=torch.float32
         )
@@ -366,10 +375,11 @@ def initial_noise(model: FlowMap, n: int, seed: int = 0) -> Iterator[Tensor]:
 
 
 def initial_anchors(model: FlowMap, n: int, seed: int = 0) -> Iterator[Tensor]:
-    """Draw the Gaussian anchors that ``method="anchor"`` starts from, in blocks as ``initial_noise`` draws noise.
+    """Draw the Gaussian anchors that ``method="anchor"`` starts from, in blocks as the noise.
 
-    Their generator is seeded with a hash of the seed, so that they are not the noise of another seed that somebody
-    uses. An offset would not do: torch's generator on the CPU reads only the lower 32 bits of its seed.
+    Their generator is seeded with a hash of the seed, so that they are not the noise of another
+    seed that somebody uses. An offset would not do: torch's generator on the CPU reads only the
+    lower 32 bits of its seed.
 
     Args:
         model: The model that is sampled; only the shape of its data counts.
@@ -383,22 +393,6 @@ def initial_anchors(model: FlowMap, n: int, seed: int = 0) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
     for start in range(0, n, NOISE_BLOCK):
         yield torch.randn((NOISE_BLOCK, *model.data_shape), generator=generator)[: n - start]
-
-
-class _Stream:
-    """Blocks of rows, from which any number is taken at a time."""
-
-    def __init__(self, blocks: Iterable[Tensor]) -> None:
-        self.blocks, self.rest = iter(blocks), torch.empty(0)
-
-    def take(self, n: int) -> Tensor:
-        """Return the next n rows."""
-        parts = [self.rest] if len(self.rest) else []
-        while sum(map(len, parts)) < n:
-            parts.append(next(self.blocks))
-        rows = torch.cat(parts)
-        self.rest = rows[n:].clone()  # a view would keep all of the rows in memory
-        return rows[:n]
 
 
 # ---------------------------------------------------------------------- the entry points
@@ -425,39 +419,45 @@ def sample(
     Args:
         model: A ``FlowMap``, such as ``fit(...).model``. It stays where it is and as it is.
         n: Number of samples.
-        nfe: Network calls per sample. None is one jump for a model that jumps, and one refinement for one that refines;
-            a solver has to be told.
-        method: "auto" does what the model was trained for (``FlowMap.learned``): jumps where it learned jumps or nobody
-            said; a single jump where it learned to jump to the data only; Euler's steps with a velocity, where nfe has
-            to be given; refinements where it learned these. Otherwise a name in ``SAMPLERS``:
+        nfe: Network calls per sample. None is one jump for a model that jumps, and one refinement
+            for one that refines; a solver has to be told.
+        method: "auto" does what the model was trained for (``FlowMap.learned``): jumps where it
+            learned jumps or nobody said; a single jump where it learned to jump to the data only;
+            Euler's steps with a velocity, where nfe has to be given; refinements where it learned
+            these. Otherwise a name in ``SAMPLERS``:
 
-            - "map": ``nfe`` jumps. An anchored model spends its first call of several on the anchor.
-            - "euler": ``nfe`` steps. On the line an Euler step is the exponential integrator (DDIM) step of every path.
-            - "heun": ``nfe / 2`` steps of two calls. An odd nfe is an error, because nothing is rounded.
-            - "rk45": adaptive, to ``tolerance``. The argument nfe is ignored; the result's is what it took, the mean over
-              batches rounded up.
-            - "anchor": ``nfe`` refinements of a Gaussian anchor at the same noise and ``t_max``, as published
-              (arXiv 2504.20179), for an anchored model.
-        seed: Seed of the noise. The same seed gives the same noise everywhere: see ``initial_noise``.
+            - "map": ``nfe`` jumps. An anchored model spends its first call of several on the
+              anchor.
+            - "euler": ``nfe`` steps. On the line an Euler step is the exponential integrator (DDIM)
+              step of every path.
+            - "heun": ``nfe / 2`` steps of two calls. An odd nfe is an error, because nothing is
+              rounded.
+            - "rk45": adaptive, to ``tolerance``. The argument nfe is ignored; the result's is what
+              it took, the mean over batches rounded up.
+            - "anchor": ``nfe`` refinements of a Gaussian anchor at the same noise and ``t_max``, as
+              published (arXiv 2504.20179), for an anchored model.
+        seed: Seed of the noise. The same seed gives the same noise everywhere: see
+            ``initial_noise``.
         batch_size: Samples at a time. It bounds memory and changes neither noise nor anchors.
-        device: Where the network runs; None is where the model is. On another device a copy of the model runs, which
-            takes the model's memory once more, there and for a moment here.
+        device: Where the network runs; None is where the model is. On another device a copy of the
+            model runs, which takes the model's memory once more, there and for a moment here.
         trajectory: Whether the points on the way are kept.
         labels: Classes, n whole numbers, or one for all.
-        guidance: The weight w in ``u = u_free + w (u_class - u_free)`` (arXiv 2207.12598); unless it is 1, every
-            evaluation is two network calls.
-        times: For methods that step along a grid, your own in the path's clock, from ``t_max`` down to 0, in place of
-            the default one with as many steps.
+        guidance: The weight w in ``u = u_free + w (u_class - u_free)`` (arXiv 2207.12598); unless
+            it is 1, every evaluation is two network calls.
+        times: For methods that step along a grid, your own in the path's clock, from ``t_max`` down
+            to 0, in place of the default one with as many steps.
         tolerance: Absolute and relative error of a step of "rk45".
-        original_scale: Whether a standardization by ``data.standardize`` is undone, in x and in the trajectory, so that
-            both have the units of the original data. False leaves them as the network sees them.
+        original_scale: Whether a standardization by ``data.standardize`` is undone, in x and in the
+            trajectory, so that both have the units of the original data. False leaves them as the
+            network sees them.
 
     Returns:
         The samples on the CPU, with the number of network calls and, if asked for, the trajectory.
 
     Raises:
-        ValueError: If an argument is out of range, nfe is missing or does not divide, labels do not fit the network, or
-            times are not a grid.
+        ValueError: If an argument is out of range, nfe is missing or does not divide, labels do not
+            fit the network, or times are not a grid.
     """
     _check_model(model)
     n, batch_size, seed = check_int("n", n), check_int("batch_size", batch_size), check_seed(seed)
@@ -508,10 +508,10 @@ def reflow(
     batch_size: int = 256,
     labels: Any = None,
 ) -> TensorData:
-    """Draw coupled pairs for the next rectified flow: noise, and where the model's own ODE takes it (arXiv 2209.03003).
+    """Draw noise, and where the model's own ODE takes it: pairs for the next rectified flow.
 
-    ``fit(new_model, FlowMatching(), reflow(model, n), ...)`` trains the 2-RF; ``Distillation()`` in place of
-    ``FlowMatching()`` trains the one-step model.
+    (arXiv 2209.03003.)     ``fit(new_model, FlowMatching(), reflow(model, n), ...)`` trains the
+    2-RF; ``Distillation()`` in place of ``FlowMatching()`` trains the one-step model.
 
     Args:
         model: A velocity model on the rectified path.
@@ -523,8 +523,9 @@ def reflow(
         labels: As for ``sample``.
 
     Returns:
-        A data set with ``x``, ``noise`` and, if given, ``labels``. If the model's data were standardized, x is too, and
-        the data set carries the same ``scaling``, so that the next model's samples have the original scale again.
+        A data set with ``x``, ``noise`` and, if given, ``labels``. If the model's data were
+        standardized, x is too, and the data set carries the same ``scaling``, so that the next
+        model's samples have the original scale again.
 
     Raises:
         ValueError: If the path is not RectifiedFlow, or an argument does not fit ``sample``.
@@ -552,14 +553,14 @@ def _run(
     labels: Tensor | None,
     guidance: float,
 ) -> tuple[Tensor, int]:
-    """Return the points (points, n, ...) of all batches on the CPU, only the last if no trajectory, and all calls."""
+    """Return the points (points, n, ...) on the CPU, or only the last, and the number of calls."""
     plan, kept, calls = sampler.plan, [], 0
-    noise = _Stream(initial_noise(plan.model, plan.n, plan.seed))
+    noise = torch.cat(list(initial_noise(plan.model, plan.n, plan.seed)))
     training = [part for part in plan.model.modules() if part.training]
     plan.model.eval()
     try:
         for start in range(0, plan.n, batch_size):
-            x = noise.take(min(batch_size, plan.n - start)).to(like)
+            x = noise[start : start + batch_size].to(like)
             known = None if labels is None else labels[start : start + len(x)].to(x.device)
             u = AverageVelocity(plan.model, known, guidance)
             record: list[Tensor] = []
@@ -599,13 +600,6 @@ def _choose(model: FlowMap, method: str, nfe: int | None) -> tuple[str, int | No
             raise ValueError(
                 "this model learned a velocity, which a solver follows in many steps: say how many network "
                 "calls, as in sample(model, n, nfe=32)"
-            )
-        if model.learned == "velocity" and nfe == 1:
-            warnings.warn(
-                "one Euler step of a velocity ends near the mean of the data: give more network calls, such as "
-                "nfe=32, or train a model that jumps, with IntegralIdentity()",
-                UserWarning,
-                stacklevel=3,
             )
         if model.learned == "jump_to_data" and nfe not in (None, 1):
             raise ValueError(
@@ -665,7 +659,7 @@ def _check_labels(model: FlowMap, labels: Any, n: int) -> Tensor:
 
 
 def _own_grid(model: FlowMap, times: Any, steps: int, method: str) -> Tensor:
-    """Return the line times of a caller's grid; ValueError unless it falls from t_max to 0 in ``steps`` steps."""
+    """Return the line times of a caller's grid, which falls from t_max to 0 in ``steps`` steps."""
     if not SAMPLERS[method].takes_times:
         raise ValueError(f"{method} takes no times")
     try:

@@ -15,12 +15,15 @@ from torch import Tensor
 class Standardization:
     """A shift and a scale that bring data to mean 0 and standard deviation 1.
 
-    ``apply`` computes ``(x - mean) / std`` and ``undo`` computes ``x * std + mean``. Both tensors broadcast against one
-    example: shape (N,) for vectors (B, N), (C, 1, 1) for images (B, C, H, W), (C,) for series (B, T, C).
+    ``apply`` computes ``(x - mean) / std`` and ``undo`` computes ``x * std + mean``. Both tensors
+    broadcast against one
+    example: shape (N,) for vectors (B, N), (C, 1, 1) for images (B, C, H, W), (C,) for series (B,
+        T, C).
 
     Args:
         mean: The mean of the data, in the units of the data.
-        std: The standard deviation of the data, in the units of the data; positive, the shape of ``mean``.
+        std: The standard deviation of the data, in the units of the data; positive, the shape of
+            ``mean``.
 
     Raises:
         ValueError: If the shapes differ, or a value is not finite, or a deviation is not positive.

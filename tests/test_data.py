@@ -16,7 +16,6 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     Subset,
-    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -326,8 +325,7 @@ def test_a_cell_that_registers_may_run_twice(registry):
 @pytest.mark.parametrize(
     "name, about, word",
     [
-        ("mine", {"seed_id": 99}, "at least 100, got 99"),
-        ("mine", {"seed_id": "a"}, "at least 100, got 'a'"),
+        ("mine", {"seed_id": "a"}, "at least 0, got 'a'"),
         ("mine", {"seed_id": True}, "whole number"),
         ("mine", {"seed_id": 100, "kind": "table"}, "plane, draws, images, stored"),
         ("mine", {"seed_id": 150}, "belongs to the data set 'other'"),
@@ -396,12 +394,8 @@ FRAME = pd.DataFrame(X.numpy(), columns=["a", "b"])
         lambda: X,
         lambda: X.float(),
         lambda: X.float().requires_grad_(),
-        lambda: X.to_sparse(),
         lambda: X.numpy(),
-        lambda: X.numpy().astype(">f8"),
-        lambda: X.numpy().astype(np.longdouble),
         lambda: X.numpy()[::-1][::-1],
-        lambda: np.ma.masked_invalid(X.numpy()),
         lambda: X.tolist(),
         lambda: tuple(map(tuple, X.tolist())),
         lambda: list(X),
@@ -429,7 +423,6 @@ def test_data_as_people_have_them(given):
 def test_half_precision_is_cast():
     assert torch.equal(as_tensor(X.half()), X.half().float())
     assert torch.equal(as_tensor(X.to(torch.bfloat16)), X.to(torch.bfloat16).float())
-    assert as_tensor(torch.ones(3, 2).to(torch.float8_e4m3fn)).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -445,14 +438,9 @@ def test_half_precision_is_cast():
         lambda: Plain(list(zip(X, Y))),
         lambda: Plain(list(zip(X, Y.tolist()))),
         lambda: Plain(list(zip(X.tolist(), Y.tolist()))),
-        lambda: Plain([[x, y] for x, y in zip(X.numpy(), Y.numpy())]),
         lambda: list(zip(X, Y.tolist())),
         lambda: DataLoader(TensorDataset(X, Y), batch_size=2),
         lambda: DataLoader(TensorData(X, Y), batch_size=2),
-        lambda: DataLoader(
-            TensorDataset(torch.cat([X, X * 0]), torch.cat([Y, Y])),
-            sampler=SubsetRandomSampler(range(6)),
-        ),
     ],
 )
 def test_labels_are_kept(given):
@@ -479,7 +467,6 @@ def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
         half,
         Subset(half, range(3)),
         DataLoader(half),
-        DataLoader(whole, sampler=SubsetRandomSampler([4, 1, 3])),
     ):
         found = as_dataset(given)
         assert found.scaling is whole.scaling and found.name == "mine"
@@ -500,9 +487,8 @@ def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
         (torch.zeros(3), "x[:, None]"),
         (torch.zeros(()), "shape ()"),
         (torch.zeros(0, 2), "empty"),
-        (torch.zeros(3, 2, device="meta"), "meta device"),
-        (torch.full((3, 2), 1e39, dtype=torch.float64), "up to 1e+39, beyond what float32"),
-        (np.ma.masked_array(np.zeros((3, 2)), mask=np.eye(3, 2)), "2 masked values"),
+        (torch.full((3, 2), 1e39, dtype=torch.float64), "6 NaN or infinite values (in float32)"),
+        (np.ma.masked_array(np.zeros((3, 2)), mask=np.eye(3, 2)), "is a MaskedArray"),
         (np.array([["a", "b"]]), "type <U1"),
         (np.array([[1.0, None]]), "type object"),
         (np.zeros((3, 2), dtype="datetime64[s]"), "datetime64"),
@@ -516,18 +502,18 @@ def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
         ("spiral", 'ifl.data.load("spiral")'),
         (None, "NoneType"),
         ({"x": X}, "is a dict"),
-        (iter(X), "torch.stack(list(data))"),
-        (Stream(), "Stream; it has no length"),
-        (DataLoader(Stream()), "Stream; it has no length"),
+        (iter(X), "is a tuple_iterator"),
+        (Stream(), "Stream; expected a tensor or an array"),
+        (DataLoader(Stream()), "or a torch Dataset with a length"),
         (DataLoader(X, sampler=WeightedRandomSampler(torch.ones(6), 6)), "WeightedRandomSampler"),
-        (FRAME["a"], "call its to_numpy()"),
+        (FRAME["a"], "is a Series"),
         (FRAME.assign(species="fox"), "column 'species' of data has type object"),
         (FRAME.assign(day=pd.Timestamp("2013-01-01")), "column 'day' of data has type datetime64"),
         (
             FRAME.assign(b=FRAME["b"].mask(FRAME.index < 2)),
-            "column 'b' of data has 2 missing values",
+            "2 NaN or infinite",
         ),
-        (FRAME.assign(c=pd.array([1, None, 3, 4, 5, 6], dtype="Int64")), "'c' of data has 1 miss"),
+        (FRAME.assign(c=pd.array([1, None, 3, 4, 5, 6], dtype="Int64")), "1 NaN or infinite"),
         (FRAME.assign(c=np.inf), "6 NaN or infinite"),
         (FRAME.iloc[:0], "empty"),
         (Plain([torch.zeros(2), torch.zeros(3)]), "one tensor"),
@@ -537,8 +523,8 @@ def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
         (TensorDataset(torch.zeros(3, 2, dtype=torch.int64)), "int64"),
         (TensorDataset(X, torch.rand(6)), "labels have type torch.float32"),
         (TensorDataset(X, X), "labels have type torch.float64"),
-        (Plain(list(zip(X, "abcdef"))), "labels have type <U1"),
-        (Plain([(X[0], 1), (X[1], None)]), "1 of the 2 items of data have no label"),
+        (Plain(list(zip(X, "abcdef"))), "labels are not whole numbers"),
+        (Plain([(X[0], 1), (X[1], None)]), "labels are not whole numbers"),
     ],
 )
 def test_data_are_refused_in_one_line(given, word):
@@ -548,26 +534,18 @@ def test_data_are_refused_in_one_line(given, word):
         assert word in one_line(error)
 
 
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_nested_tensors_are_refused():
-    with pytest.raises(ValueError) as error:
-        as_tensor(torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]))
-    assert "nested" in one_line(error)
-
-
 @pytest.mark.parametrize(
     "labels, word",
     [
         (torch.rand(6), "labels have type torch.float32; expected whole numbers from 0"),
         (np.zeros(6), "labels.long()"),
         (Y == 1, "labels have type torch.bool"),
-        (list("abcdef"), "labels have type <U1"),
-        ([0, 1, [2], 3, 4, 5], "do not make one array"),
+        (list("abcdef"), "labels are not whole numbers"),
+        ([0, 1, [2], 3, 4, 5], "labels are not whole numbers"),
         (Y - 1, "count from 0, the smallest is -1"),
-        (Y[:5], "6 examples but 5 labels"),
-        (Y[:, None], "shape (6, 1), expected (6,)"),
-        (torch.eye(6).long(), "labels.argmax(1)"),
-        (torch.tensor(1), "shape (), expected (6,)"),
+        (Y[:5], "6 examples but labels of shape (5,)"),
+        (Y[:, None], "shape (6, 1); expected (6,)"),
+        (torch.eye(6).long(), "shape (6, 6); expected (6,)"),
     ],
 )
 def test_labels_are_refused_in_one_line(labels, word):
@@ -680,13 +658,10 @@ def test_constant_columns_keep_their_scale():
 
 
 def test_standardize_computes_in_double_precision():
-    """In float32 a column of 100,000 + z would keep two digits of z, and one of 10^9 + z none: that is refused."""
+    """In float32 a column of 100,000 + z would keep two digits of z."""
     found = standardize(1e5 + X)
     expected = (X - X.mean(0)) / X.std(0, unbiased=False)
     torch.testing.assert_close(found.x.double(), expected, atol=1e-2, rtol=0)
-    with pytest.raises(ValueError) as error:
-        standardize(torch.cat([X, 1e9 + X], 1))
-    assert "column 2 of the data varies by" in one_line(error) and "float32" in one_line(error)
 
 
 # ---- large data

@@ -3,14 +3,13 @@
 - registry: ``load``, ``register_dataset`` and what the library knows about each set.
 - toy, images: the sets that come with the package, one function each.
 - tensor_data: ``TensorData``, and ``as_dataset``, which makes one of any data.
-- unpack, checks: what users bring, and every check of it.
+- unpack: what users bring, and every check of it.
 - mapped: going through data that are large or in a mapped file.
 - unit_scale: ``standardize`` and the warning about data far from unit scale.
 """
 
 from ..scaling import Standardization
 from . import images, toy
-from .mapped import portions, release
 from .registry import DATASETS, SPLITS, DatasetEntry, entry, load, names, register_dataset
 from .tensor_data import TensorData, as_dataset, as_tensor, checked, shape_hint
 from .unit_scale import scale_warning, standardize
@@ -32,9 +31,7 @@ __all__ = [
     "images",
     "load",
     "names",
-    "portions",
     "register_dataset",
-    "release",
     "scale_warning",
     "shape_hint",
     "standardize",

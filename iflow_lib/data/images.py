@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .registry import shipped_dataset
+from .registry import register_dataset
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -35,9 +35,9 @@ FASHION_FULL = {
 }
 
 
-@shipped_dataset("digits", seed_id=5, kind="images", largest_pixel=16)
+@register_dataset("digits", seed_id=5, kind="images", largest_pixel=16)
 def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read scikit-learn's 1,797 digits of 8x8; 360 of them, chosen once and for all, are the test set."""
+    """Read scikit-learn's 1,797 digits of 8x8; 360 of them are the test set."""
     from sklearn.datasets import load_digits
 
     everything = load_digits()
@@ -47,17 +47,17 @@ def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return everything.images[chosen].astype(np.float32), everything.target[chosen]
 
 
-@shipped_dataset("fashion_mnist", seed_id=6, kind="images", compared_by="fashion_features")
+@register_dataset("fashion_mnist", seed_id=6, kind="images", compared_by="fashion_features")
 def fashion_mnist(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the balanced part of Fashion-MNIST that comes with the package: 10,000 + 2,000 images."""
+    """Read the part of Fashion-MNIST that comes with the package: 10,000 + 2,000 images."""
     return _vendored("fashion_mnist", split)
 
 
-@shipped_dataset("fashion_mnist_full", seed_id=7, kind="images", takes_root=True)
+@register_dataset("fashion_mnist_full", seed_id=7, kind="images", takes_root=True)
 def fashion_mnist_full(
     split: str, root: str | os.PathLike[str] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read all 60,000 + 10,000 images of Fashion-MNIST from ``root``, Debian's folder or the cache."""
+    """Read all 70,000 images of Fashion-MNIST from ``root``, Debian's folder or the cache."""
     folder = _full_folder(root)
     prefix = "train" if split == "train" else "t10k"
     images = np.frombuffer(_read_idx(folder, f"{prefix}-images-idx3-ubyte"), np.uint8, offset=16)
@@ -65,9 +65,9 @@ def fashion_mnist_full(
     return images.reshape(-1, 28, 28), labels
 
 
-@shipped_dataset("emoji", seed_id=8, kind="images")
+@register_dataset("emoji", seed_id=8, kind="images")
 def emoji(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read Google's emoji, 32x32 in colour on white, that come with the package: 3,400 + 386 images."""
+    """Read Google's emoji, 32x32 in colour on white: 3,400 + 386 images."""
     return _vendored("emoji", split)
 
 

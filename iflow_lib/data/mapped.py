@@ -1,4 +1,4 @@
-"""Large data, in memory or in a mapped file: going through them without holding or reading them all."""
+"""Large data, in memory or in a mapped file: going through them without holding them all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Data up to this size are read as a whole for checks and digests; of larger files only some rows are.
+#: Data up to this size are read as a whole for checks and digests; of larger ones only some rows.
 FULL_READ_BYTES = 256 << 20
 #: How many evenly spaced rows stand for data that are too large to be read as a whole.
 SPACED_ROWS = 4096
@@ -18,8 +18,8 @@ SPACED_ROWS = 4096
 def release(array: Any) -> None:
     """Give the memory of a large memory-mapped array back to the system.
 
-    Nothing is lost: the system reads the file again where it is needed. Other arrays are left alone.
-    Without it, every page ever touched would count as memory of this process.
+    Nothing is lost: the system reads the file again where it is needed. Other arrays are left
+    alone. Without it, every page ever touched would count as memory of this process.
 
     Args:
         array: An array, mapped or not, or None.
@@ -29,7 +29,7 @@ def release(array: Any) -> None:
 
 
 def portions(n: int, mapped: Any) -> Iterator[slice]:
-    """Split n rows, in any order, of what may be a large mapped array, and release it after each part.
+    """Split n rows, in any order, of an array that is released after each part if it is mapped.
 
     A system that maps the neighbours of every page it reads would otherwise hold a good part of the
     file after one batch.
@@ -48,7 +48,7 @@ def portions(n: int, mapped: Any) -> Iterator[slice]:
 
 
 def row_blocks(x: Tensor, mapped: Any = None) -> Iterator[Tensor]:
-    """Yield the rows of x in blocks of about a million numbers, each released once it has been used.
+    """Yield the rows of x in blocks of about a million numbers, each released after its use.
 
     Args:
         x: Examples (B, ...).

@@ -18,13 +18,10 @@ KINDS = ("plane", "draws", "images", "stored")
 #: Number of examples that ``load`` draws from a law when the caller names none.
 DRAWN_BY_DEFAULT = {"train": 100_000, "test": 10_000}
 
-#: Seed ids below this one belong to the sets that come with the package.
-FIRST_FREE_SEED_ID = 100
-
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """What the library knows about a registered data set. Other modules ask the entry, never the name.
+    """What the library knows about a data set. Other modules ask the entry, never the name.
 
     Args:
         name: The name that ``load`` takes.
@@ -56,38 +53,6 @@ class DatasetEntry:
 DATASETS: dict[str, DatasetEntry] = {}
 
 
-def shipped_dataset(
-    name: str,
-    *,
-    seed_id: int,
-    kind: str,
-    largest_pixel: float = 255,
-    takes_root: bool = False,
-    compared_by: str | None = None,
-) -> Callable[[Callable], Callable]:
-    """Register a data set that comes with the package; ``register_dataset`` explains the arguments."""
-    if kind not in KINDS:
-        raise ValueError(
-            f"unknown kind {kind!r} for data set {name!r}; expected {', '.join(KINDS)}"
-        )
-
-    def register(function: Callable) -> Callable:
-        if name in DATASETS and not _same_origin(DATASETS[name].function, function):
-            raise ValueError(f"a data set {name!r} is registered already; choose another name")
-        for other in DATASETS.values():
-            if other.seed_id == seed_id and other.name != name:
-                raise ValueError(
-                    f"seed_id {seed_id} belongs to the data set {other.name!r}; choose another one for "
-                    f"{name!r}"
-                )
-        DATASETS[name] = DatasetEntry(
-            name, seed_id, kind, function, largest_pixel, takes_root, compared_by
-        )
-        return function
-
-    return register
-
-
 def register_dataset(
     name: str,
     *,
@@ -95,8 +60,9 @@ def register_dataset(
     kind: str = "stored",
     largest_pixel: float = 255,
     takes_root: bool = False,
+    compared_by: str | None = None,
 ) -> Callable[[Callable], Callable]:
-    """Register a function as a data set of your own, which ``load`` then knows by its name.
+    """Register a function as a data set, which ``load`` then knows by its name.
 
     The function takes and returns what its kind says:
 
@@ -117,28 +83,42 @@ def register_dataset(
 
     Args:
         name: The name that ``load`` takes.
-        seed_id: A whole number of at least 100 that no other data set has. Draws depend on it and
-            not on the order of registration.
+        seed_id: A whole number that no other data set has, of at least 100 for a set of your own.
+            Draws depend on it and not on the order of registration.
         kind: ``"plane"``, ``"draws"``, ``"images"`` or ``"stored"``.
         largest_pixel: The value of a white pixel; ``load`` maps [0, largest_pixel] to [-1, 1].
         takes_root: Whether the function also takes a folder.
+        compared_by: As in ``DatasetEntry``; None is ``"points"`` where a set is drawn from a law.
 
     Returns:
         A decorator that returns the function unchanged.
 
     Raises:
-        ValueError: If the name or the seed id is taken, the seed id is below 100, or the kind is
-            unknown.
+        ValueError: If the name or the seed id is taken, or the kind is unknown.
     """
-    compared_by = "points" if kind in ("plane", "draws") else None
-    return shipped_dataset(
-        name,
-        seed_id=check_int("seed_id of a data set of your own", seed_id, minimum=FIRST_FREE_SEED_ID),
-        kind=kind,
-        largest_pixel=largest_pixel,
-        takes_root=takes_root,
-        compared_by=compared_by,
-    )
+    seed_id = check_int("seed_id", seed_id, minimum=0)
+    if kind not in KINDS:
+        raise ValueError(
+            f"unknown kind {kind!r} for data set {name!r}; expected {', '.join(KINDS)}"
+        )
+    if compared_by is None and kind in ("plane", "draws"):
+        compared_by = "points"
+
+    def register(function: Callable) -> Callable:
+        if name in DATASETS and not _same_origin(DATASETS[name].function, function):
+            raise ValueError(f"a data set {name!r} is registered already; choose another name")
+        for other in DATASETS.values():
+            if other.seed_id == seed_id and other.name != name:
+                raise ValueError(
+                    f"seed_id {seed_id} belongs to the data set {other.name!r}; choose another one for "
+                    f"{name!r}"
+                )
+        DATASETS[name] = DatasetEntry(
+            name, seed_id, kind, function, largest_pixel, takes_root, compared_by
+        )
+        return function
+
+    return register
 
 
 def names(kind: str | None = None) -> tuple[str, ...]:
@@ -180,24 +160,24 @@ def load(
 ) -> TensorData:
     """Load a data set by name.
 
-    A set in the plane is a law: ``load`` draws ``n`` fresh points, and "test" is an independent draw
-    of the same law. Images are stored: (B, channels, H, W) in [-1, 1] with labels, of which ``load``
-    chooses ``n`` at random without replacement.
+    A set in the plane is a law: ``load`` draws ``n`` fresh points, and "test" is an independent
+    draw of the same law. Images are stored: (B, channels, H, W) in [-1, 1] with labels, of which
+    ``load`` chooses ``n`` at random without replacement.
 
     - digits: scikit-learn's 1,797 images of 8x8, split at random once and for all (1,437 + 360).
     - fashion_mnist: the balanced 10,000 + 2,000 images of 28x28 that come with the package.
     - fashion_mnist_full: all 60,000 + 10,000, from ``root`` (a folder with the four idx or idx.gz
       files), else from the folder of Debian's package dataset-fashion-mnist, else downloaded by
       torchvision into ~/.cache/iflow_lib.
-    - emoji: 3,400 + 386 of Google's images, (B, 3, 32, 32) on white, that come with the package. Labels
-      are ten categories; the skin tones of one emoji are all in the same split.
+    - emoji: 3,400 + 386 of Google's images, (B, 3, 32, 32) on white, that come with the package.
+      Labels are ten categories; the skin tones of one emoji are all in the same split.
 
     All files are checked by their sha256.
 
     Args:
         name: One of ``names()``.
-        n: Number of examples. None draws 100,000 for training and 10,000 for testing from a law, and
-            takes all images in the order of their file.
+        n: Number of examples. None draws 100,000 for training and 10,000 for testing from a law,
+            and takes all images in the order of their file.
         split: "train" or "test".
         seed: Seed of the draw, or of the choice among stored examples.
         root: Folder of the four files of fashion_mnist_full.
@@ -206,7 +186,8 @@ def load(
         The examples, float32, with labels where the set has them.
 
     Raises:
-        ValueError: For an unknown name or split, an ``n`` or ``seed`` out of range, or a damaged file.
+        ValueError: For an unknown name or split, an ``n`` or ``seed`` out of range, or a damaged
+            file.
         FileNotFoundError: If a file is missing.
         OSError: If a download fails.
     """

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
 
 from ..scaling import Standardization
-from .checks import as_float32, checked_floats, checked_labels
 from .mapped import is_large, row_blocks, spaced_rows
-from .unpack import behind_loader, unpack
+from .unpack import checked_floats, checked_labels, unpack
 
 
 class TensorData(Dataset):
@@ -32,14 +31,15 @@ class TensorData(Dataset):
         name: What errors and manifests call the data.
         noise: For coupled data (``iflow_lib.reflow``), the noise z (B, ...) that belongs to each
             example, in the shape of ``x``.
-        scaling: The ``Standardization`` that made ``x`` from the original data. ``fit`` hands it to the
-            model, and ``sample`` undoes it.
+        scaling: The ``Standardization`` that made ``x`` from the original data. ``fit`` hands it to
+            the model, and ``sample`` undoes it.
 
     Attributes:
         mapped: The memory-mapped array that ``x`` is a view of, or None.
 
     Raises:
-        ValueError: For data that are not finite floats (B, ...), or labels or noise that do not fit.
+        ValueError: For data that are not finite floats (B, ...), or labels or noise that do not
+            fit.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TensorData(Dataset):
         if isinstance(x, TensorData):
             raise ValueError(f"{name}: x is a TensorData already; use it as it is")
         values, found = unpack(x, name)
-        self.x = as_float32(checked_floats(values, name), name)
+        self.x = checked_floats(values, name).float()
         self.mapped: np.memmap | None = None
         if isinstance(values, np.memmap) and values.dtype == np.float32:  # else x is a copy in RAM
             self.mapped = values
@@ -61,8 +61,7 @@ class TensorData(Dataset):
         self.labels = None if labels is None else checked_labels(labels, len(self.x), name)
         self.noise = None
         if noise is not None:
-            noise, _ = unpack(noise, f"noise of {name}")
-            self.noise = as_float32(checked_floats(noise, f"noise of {name}"), name)
+            self.noise = checked(noise, f"noise of {name}").float()
             if self.noise.shape != self.x.shape:
                 raise ValueError(
                     f"{name}: noise must have the shape of x, {tuple(self.x.shape)}; got "
@@ -118,18 +117,18 @@ def as_dataset(data: Any) -> TensorData:
     """Return data as people have them as a ``TensorData``.
 
     Args:
-        data: A float tensor or array (B, ...), memory-mapped or not; nested lists; a ``TensorData``; a
-            torch Dataset with a length, of x or (x, y), where y are whole numbers, kept as labels; a
-            DataLoader, whose data set is taken; or a pandas DataFrame of numbers without gaps, whose
-            columns become the last axis.
+        data: A float tensor or array (B, ...), memory-mapped or not; nested lists; a
+            ``TensorData``; a torch Dataset with a length, of x or (x, y), where y are whole
+            numbers, kept as labels; a DataLoader, whose data set is taken; or a pandas DataFrame of
+            numbers without gaps, whose columns become the last axis.
 
     Returns:
         The data, float32. A ``TensorData`` is returned as it is.
 
     Raises:
-        ValueError: With one line for anything else, for whole-number or complex examples, rank below 2,
-            no examples, examples of differing shapes, NaN or infinity, or labels that are not whole
-            numbers from 0.
+        ValueError: With one line for anything else, for whole-number or complex examples, rank
+            below 2, no examples, examples of differing shapes, NaN or infinity, or labels that are
+            not whole numbers from 0.
     """
     data = resolved(data)
     if isinstance(data, TensorData):
@@ -144,7 +143,8 @@ def as_dataset(data: Any) -> TensorData:
 def resolved(data: Any, name: str = "data") -> Any:
     """Return the data set behind a DataLoader, or behind a part of a ``TensorData``.
 
-    A part, such as ``torch.utils.data.random_split`` makes, keeps the noise and the scaling of the whole.
+    A part, such as ``torch.utils.data.random_split`` makes, keeps the noise and the scaling of the
+    whole.
 
     Args:
         data: What ``as_dataset`` takes.
@@ -154,9 +154,18 @@ def resolved(data: Any, name: str = "data") -> Any:
         The data set, or ``data`` itself.
 
     Raises:
-        ValueError: If a DataLoader has a sampler whose choice cannot be followed.
+        ValueError: If a DataLoader has a sampler that may leave examples out.
     """
-    data = behind_loader(data, name)
+    if isinstance(data, DataLoader):
+        # the loader of an iterable data set has a sampler of its own; that set is refused later
+        if hasattr(data.dataset, "__len__") and not isinstance(
+            data.sampler, (SequentialSampler, RandomSampler)
+        ):
+            raise ValueError(
+                f"{name} is a DataLoader with a {type(data.sampler).__name__}; give a Dataset of the "
+                "examples to train on, such as torch.utils.data.Subset"
+            )
+        data = data.dataset
     if type(data) is Subset:
         part = resolved(data.dataset, name)
         return part.rows(data.indices) if isinstance(part, TensorData) else data
@@ -164,17 +173,7 @@ def resolved(data: Any, name: str = "data") -> Any:
 
 
 def as_tensor(data: Any) -> Tensor:
-    """Return the examples of data as a float32 tensor (B, ...); see ``as_dataset``.
-
-    Args:
-        data: What ``as_dataset`` takes.
-
-    Returns:
-        The examples.
-
-    Raises:
-        ValueError: As ``as_dataset``.
-    """
+    """Return the examples of data as a float32 tensor (B, ...); see ``as_dataset``."""
     return as_dataset(data).x
 
 
@@ -221,7 +220,8 @@ def shape_hint(x: Tensor, expected: Sequence[int]) -> str:
         expected: The shape of one example that the network takes.
 
     Returns:
-        A remedy, such as ``"x.permute(0, 3, 1, 2) puts the channels first"``, or "" if there is none.
+        A remedy, such as ``"x.permute(0, 3, 1, 2) puts the channels first"``, or "" if there is
+        none.
     """
     given, expected = tuple(x.shape[1:]), tuple(expected)
     if given == expected:

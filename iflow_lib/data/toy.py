@@ -1,9 +1,9 @@
 """Five laws in the plane.
 
 Every law has mean 0 and standard deviation 1 per coordinate. The constants are worked out in closed
-form, so that a draw of any size follows the same law. Each function takes the number of points and a
-generator, and returns points (n, 2) in float64 with the number of the component (n,) that each came
-from, or None.
+form, so that a draw of any size follows the same law. Each function takes the number of points and
+a generator, and returns points (n, 2) in float64 with the number of the component (n,) that each
+came from, or None.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import math
 
 import numpy as np
 
-from .registry import shipped_dataset
+from .registry import register_dataset
 
 
-@shipped_dataset("eight_gaussians", seed_id=0, kind="plane", compared_by="points")
+@register_dataset("eight_gaussians", seed_id=0, kind="plane")
 def eight_gaussians(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw from eight equally likely Gaussians on a ring of radius sqrt(2).
 
@@ -27,7 +27,7 @@ def eight_gaussians(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     return centre + 0.1 * rng.standard_normal((n, 2)), component
 
 
-@shipped_dataset("checkerboard", seed_id=1, kind="plane", compared_by="points")
+@register_dataset("checkerboard", seed_id=1, kind="plane")
 def checkerboard(n: int, rng: np.random.Generator) -> tuple[np.ndarray, None]:
     """Draw uniformly from the 8 dark squares of a 4 x 4 board with its sides at +-sqrt(3)."""
     column, pair = rng.integers(4, size=n), rng.integers(2, size=n)
@@ -37,7 +37,7 @@ def checkerboard(n: int, rng: np.random.Generator) -> tuple[np.ndarray, None]:
     return (board - 2) * math.sqrt(3 / 4), None
 
 
-@shipped_dataset("two_moons", seed_id=2, kind="plane", compared_by="points")
+@register_dataset("two_moons", seed_id=2, kind="plane")
 def two_moons(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw from the half circles of scikit-learn's ``make_moons``, noise 0.05 before scaling."""
     component = rng.integers(2, size=n)
@@ -50,9 +50,9 @@ def two_moons(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]
     return points / np.sqrt(variance), component
 
 
-@shipped_dataset("spiral", seed_id=3, kind="plane", compared_by="points")
+@register_dataset("spiral", seed_id=3, kind="plane")
 def spiral(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw from two arms r = theta with theta in [0, 3 pi], uniform in area, noise 0.3 before scaling."""
+    """Draw from two arms r = theta < 3 pi, uniform in area, with noise 0.3 before scaling."""
     component = rng.integers(2, size=n)
     end, noise = 3 * math.pi, 0.3
     theta = end * np.sqrt(rng.random(n))
@@ -62,7 +62,7 @@ def spiral(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return (curve + noise * rng.standard_normal((n, 2))) / np.sqrt(variance), component
 
 
-@shipped_dataset("pinwheel", seed_id=4, kind="plane", compared_by="points")
+@register_dataset("pinwheel", seed_id=4, kind="plane")
 def pinwheel(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw from five bent arms (Johnson et al. 2016, arXiv 1603.06277).
 

@@ -1,13 +1,12 @@
 """Data of unit scale: the warning when they are far from it, and the remedy.
 
 The noise of every path has standard deviation 1 in each coordinate. Where data are much wider, much
-narrower or far off, a network spends its capacity on the scale, and a loss averaged over coordinates
-sees little but the widest.
+narrower or far off, a network spends its capacity on the scale, and a loss averaged over
+coordinates sees little but the widest.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -15,24 +14,25 @@ import torch
 from torch import Tensor
 
 from ..scaling import Standardization
-from .checks import checked_floats
 from .mapped import SPACED_ROWS, row_blocks, spaced_rows
 from .tensor_data import TensorData, resolved, values_and_labels
+from .unpack import checked_floats
 
 #: Beyond these, ``scale_warning`` speaks up.
 WIDEST, NARROWEST, FARTHEST = 10.0, 0.1, 5.0
-#: A deviation below this share of the mean is lost when numbers are kept as float32.
+#: A deviation below this share of the mean is lost in float32: the column counts as constant.
 FLOAT32_SHARE = 1e-6
 
 
 def standardize(data: Any) -> TensorData:
     """Shift and scale data to mean 0 and standard deviation 1, and remember by how much.
 
-    ``x -> (x - mean) / std``, with one mean and one deviation for each column of vectors (B, N), each
-    channel of images (B, C, H, W), and each channel of series (B, T, C). The scale travels with the data
-    into a model that is trained on them, and ``sample`` returns the original units. A column without
-    variation is shifted and keeps its scale. Data that have a scaling already are returned as they are.
-    ``standardize(train).scaling.apply(test)`` brings other data to the same scale.
+    ``x -> (x - mean) / std``, with one mean and one deviation for each column of vectors (B, N),
+    each channel of images (B, C, H, W), and each channel of series (B, T, C). The scale travels
+    with the data into a model that is trained on them, and ``sample`` returns the original units. A
+    column without variation is shifted and keeps its scale. Data that have a scaling already are
+    returned as they are. ``standardize(train).scaling.apply(test)`` brings other data to the same
+    scale.
 
     Args:
         data: What ``as_dataset`` takes, in any units.
@@ -41,7 +41,7 @@ def standardize(data: Any) -> TensorData:
         The standardized data, with ``scaling`` set.
 
     Raises:
-        ValueError: As ``as_dataset``, and if a column varies too little around its mean for float32.
+        ValueError: As ``as_dataset``.
     """
     data = resolved(data)
     if isinstance(data, TensorData) and data.scaling is not None:
@@ -53,30 +53,20 @@ def standardize(data: Any) -> TensorData:
     x = checked_floats(values, "data")  # in its own type: float64 is more exact here
     mapped = values if isinstance(values, np.memmap) else None
     mean, std, varies = _moments(x, mapped)
-    lost = varies & (std < FLOAT32_SHARE * mean.abs())
-    if bool(lost.any()):
-        i = int(lost.flatten().nonzero()[0, 0])
-        raise ValueError(
-            f"{_part(x)} {i} of the data varies by {float(std.flatten()[i]):.3g} around "
-            f"{float(mean.flatten()[i]):.3g}, finer than float32 can hold; subtract an offset from it, "
-            "or drop it"
-        )
     scaling = Standardization(mean.float(), torch.where(varies, std, 1.0).float())
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    done = 0
-    for block in row_blocks(x, mapped):
-        out[done : done + len(block)] = scaling.apply(block.cpu().double()).float()
-        done += len(block)
+    for block, place in zip(row_blocks(x, mapped), row_blocks(out)):
+        place.copy_(scaling.apply(block.cpu().double()))
     return TensorData(out, labels, name, noise, scaling)
 
 
 def scale_warning(x: Tensor | TensorData) -> str | None:
     """Say in one line whether data are far from unit scale, and what to do about it.
 
-    A column (a channel of images or series) is far if its mean is beyond 5 or its standard deviation
-    beyond 10, or if it varies continuously with a deviation below 0.1. Columns that are constant, or
-    constant for most examples (a pixel at the edge of a picture), are not. Up to 4,096 evenly spaced
-    examples are looked at.
+    A column (a channel of images or series) is far if its mean is beyond 5 or its standard
+    deviation beyond 10, or if it varies continuously with a deviation below 0.1. Columns that are
+    constant, or constant for most examples (a pixel at the edge of a picture), are not. Up to 4,096
+    evenly spaced examples are looked at.
 
     Args:
         x: Examples (B, ...), as a tensor or a ``TensorData``.
@@ -89,20 +79,17 @@ def scale_warning(x: Tensor | TensorData) -> str | None:
     count = min(SPACED_ROWS, max(fewest, numbers // max(1, x[0].numel())))
     rows = spaced_rows(x, count, mapped).cpu().double()
     mean, std, varies = (part.flatten() for part in _moments(rows))
-    wide, off = std > WIDEST, mean.abs() > FARTHEST
     narrow = varies & (std < NARROWEST)
     narrow[narrow.clone()] = _spread_of_the_middle_half(rows, narrow) > 0
-    far = wide | off | narrow
+    far = (std > WIDEST) | (mean.abs() > FARTHEST) | narrow
     if not bool(far.any()):
         return None
-    # by which factor each is beyond its bound
-    excess = torch.stack([std / WIDEST, mean.abs() / FARTHEST, NARROWEST / std])
-    worst = int(excess.where(torch.stack([wide, off, narrow]), 0.0).amax(0).argmax())
-    others = int(far.sum()) - 1
-    where = "the data have" if len(mean) == 1 else f"{_part(x)} {worst} of the data has"
+    first, others = int(far.nonzero()[0]), int(far.sum()) - 1
+    part = "column" if x.ndim == 2 else "channel"
+    where = "the data have" if len(mean) == 1 else f"{part} {first} of the data has"
     among = f" (and {others} more are like it)" if others else ""
     return (
-        f"{where} mean {float(mean[worst]):.3g} and standard deviation {float(std[worst]):.3g}{among}, "
+        f"{where} mean {float(mean[first]):.3g} and standard deviation {float(std[first]):.3g}{among}, "
         "far from the noise's 0 and 1: train on ifl.data.standardize(x), whose scale sample undoes"
     )
 
@@ -115,12 +102,8 @@ def _spread_of_the_middle_half(rows: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _column_axis(x: Tensor) -> int:
-    """The axis of columns or channels: the last of (B, N) and (B, T, C), the second of (B, C, H, W)."""
+    """The axis of columns or channels: last of (B, N) and (B, T, C), second of (B, C, H, W)."""
     return x.ndim - 1 if x.ndim <= 3 else 1
-
-
-def _part(x: Tensor) -> str:
-    return "column" if x.ndim == 2 else "channel"
 
 
 def _moments(x: Tensor, mapped: Any = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,14 +116,12 @@ def _moments(x: Tensor, mapped: Any = None) -> tuple[Tensor, Tensor, Tensor]:
     columns, each = x.shape[axis], x.numel() // x.shape[axis]
     shape = (columns,) + (1,) * (x.ndim - 1 - axis)  # broadcasts against an example
     total = torch.zeros(columns, dtype=torch.float64)
-    square, least, most = total.clone(), total + math.inf, total - math.inf
+    square = total.clone()
     for block in row_blocks(x, mapped):
-        numbers = block.cpu().double()
-        total += numbers.sum(others)
-        least = torch.minimum(least, numbers.amin(others))
-        most = torch.maximum(most, numbers.amax(others))
+        total += block.cpu().double().sum(others)
     mean = total / each
     for block in row_blocks(x, mapped):
         square += (block.cpu().double() - mean.reshape(shape)).square().sum(others)
     std = (square / each).sqrt()
-    return mean.reshape(shape), std.reshape(shape), (most > least).reshape(shape)
+    varies = std > FLOAT32_SHARE * mean.abs()
+    return mean.reshape(shape), std.reshape(shape), varies.reshape(shape)

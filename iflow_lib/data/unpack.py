@@ -1,62 +1,29 @@
-"""What users bring as data: arrays, lists, frames, torch data sets and loaders."""
+"""What users bring as data: arrays, lists, frames, torch data sets and loaders, found and checked.
+
+Every error is one line: what is wrong, what was expected, what to do.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-)
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from .checks import first_line
-
-
-def behind_loader(data: Any, name: str = "data") -> Any:
-    """Return the data set whose examples a DataLoader goes through; anything else as it is.
-
-    Args:
-        data: A DataLoader, or any other data.
-        name: What errors call the data.
-
-    Returns:
-        The data set, or the part of it that the loader's sampler chooses from.
-
-    Raises:
-        ValueError: If the loader has a sampler whose choice cannot be followed.
-    """
-    if not isinstance(data, DataLoader):
-        return data
-    sampler = data.sampler
-    if isinstance(data.dataset, IterableDataset):
-        return data.dataset  # refused later, as without a loader
-    if isinstance(sampler, SubsetRandomSampler):
-        return Subset(data.dataset, [int(i) for i in sampler.indices])
-    if isinstance(sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
-        return data.dataset
-    raise ValueError(
-        f"{name} is a DataLoader with a {type(sampler).__name__}, whose choice of examples cannot be "
-        "followed; give a Dataset of the examples to train on"
-    )
+from ..registry import first_line
+from .mapped import is_large, row_blocks, spaced_rows
 
 
 def unpack(data: Any, name: str = "data") -> tuple[Tensor | np.ndarray, Any]:
     """Find the values, and the labels or None, in what a user brings; neither is checked yet.
 
     Args:
-        data: What ``as_dataset`` takes, but for a DataLoader (see ``behind_loader``).
+        data: What ``as_dataset`` takes, but for a DataLoader.
         name: What errors call the data.
 
     Returns:
@@ -65,36 +32,23 @@ def unpack(data: Any, name: str = "data") -> tuple[Tensor | np.ndarray, Any]:
     Raises:
         ValueError: For anything that ``as_dataset`` does not take.
     """
-    if isinstance(data, (Tensor, np.ndarray)):
+    if _is_array(data) and not isinstance(data, np.ma.MaskedArray):  # its mask would be lost
         return data, None
     if type(data) is TensorDataset and len(data.tensors) <= 2:  # not a subclass with its own items
         return data.tensors[0], (data.tensors[1] if len(data.tensors) == 2 else None)
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset) and _has_length(data):
-        return _from_items(data, name)
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        if hasattr(data, "__len__"):
+            return _from_items(data, name)
     if isinstance(data, (list, tuple)):
         return _from_list(data, name)
     pandas = sys.modules.get("pandas")  # it is loaded wherever there is a frame
     if pandas is not None and isinstance(data, pandas.DataFrame):
         return _from_frame(data, name), None
-    raise ValueError(f"{name} is a {type(data).__name__}; {_remedy(data)}")
-
-
-def _remedy(data: Any) -> str:
-    if isinstance(data, str):
-        return 'expected the data themselves, such as ifl.data.load("spiral")'
-    for method in ("to_numpy", "toarray"):
-        if hasattr(data, method):
-            return f"expected a tensor (examples, ...): call its {method}()"
-    if isinstance(data, IterableDataset) or hasattr(data, "__next__"):
-        return "it has no length: stack its examples first, torch.stack(list(data))"
-    return "expected a tensor (examples, ...) or a torch Dataset with a length"
-
-
-def _has_length(data: Any) -> bool:
-    try:
-        return len(data) >= 0
-    except TypeError:  # a Dataset whose parts have none
-        return False
+    hint = '; for a set by its name, ifl.data.load("spiral")' if isinstance(data, str) else ""
+    raise ValueError(
+        f"{name} is a {type(data).__name__}; expected a tensor or an array (examples, ...), or a "
+        f"torch Dataset with a length{hint}"
+    )
 
 
 def _from_list(data: Sequence, name: str) -> tuple[Tensor | np.ndarray, Any]:
@@ -103,7 +57,7 @@ def _from_list(data: Sequence, name: str) -> tuple[Tensor | np.ndarray, Any]:
             f"{name} is a tuple of two arrays; for examples and labels give "
             "ifl.data.TensorData(x, labels=y)"
         )
-    if len(data) == 0 or _is_array(data[0]) or _is_pair(data[0]):
+    if not data or _is_array(data[0]) or _has_parts(data[0]):
         return _from_items(data, name)
     try:
         return np.asarray(data), None
@@ -117,59 +71,126 @@ def _from_items(items: Any, name: str) -> tuple[Tensor, Any]:
     """Stack the items of what has a length and an index; each is x or (x, y)."""
     if len(items) == 0:
         raise ValueError(f"{name} is empty: the {type(items).__name__} has length 0")
-    examples, labels = [], []
+    examples: list[Tensor] = []
+    labels: list[Any] = []
     try:
         for i in range(len(items)):
-            x, y = _example_and_label(items[i])
+            item = items[i]
+            x, *rest = item if _has_parts(item) else (item,)
+            if len(rest) > 1:
+                raise ValueError(f"an item has {len(item)} parts")
             examples.append(torch.as_tensor(x))
-            labels.append(y)
+            labels += rest
         stacked = torch.stack(examples)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"the examples of {name} do not make one tensor: {first_line(error)}; expected items x or "
             "(x, y), every x a tensor of one shape"
         ) from error
-    if all(y is None for y in labels):
-        return stacked, None
-    if without := sum(y is None for y in labels):
-        raise ValueError(f"{without} of the {len(labels)} items of {name} have no label")
-    return stacked, [y.item() if _is_array(y) and y.ndim == 0 else y for y in labels]
-
-
-def _example_and_label(item: Any) -> tuple[Any, Any]:
-    if _is_pair(item):
-        return item[0], item[1]
-    if isinstance(item, tuple) and any(_is_array(part) and part.ndim > 0 for part in item):
-        if len(item) != 1:
-            raise ValueError(f"an item has {len(item)} parts")
-        return item[0], None
-    return item, None
+    return stacked, labels or None
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
 
-def _is_pair(item: Any) -> bool:
-    """Whether an item is (x, y): two parts, the first of them an example rather than a number."""
-    if not isinstance(item, (tuple, list)) or len(item) != 2:
-        return False
-    x, y = item
-    if isinstance(x, (list, tuple)):
-        return not isinstance(y, (list, tuple))  # else a row of a nested list
-    return _is_array(x) and x.ndim > 0
+def _has_parts(item: Any) -> bool:
+    """Whether an item is (x,) or (x, y), and not a row of numbers."""
+    return isinstance(item, tuple) and isinstance(item[0], (Tensor, np.ndarray, list))
 
 
 def _from_frame(frame: Any, name: str) -> np.ndarray:
-    """The columns of a pandas frame as float64 (B, columns)."""
+    """The columns of a pandas frame as float64 (B, columns), NaN where a value is missing."""
     for column, kind in zip(frame.columns, frame.dtypes):
         if getattr(kind, "kind", "O") not in "iuf":
             raise ValueError(
                 f"column {column!r} of {name} has type {kind}; expected numbers: encode or drop it"
             )
-    for column, gaps in zip(frame.columns, frame.isna().sum()):
-        if gaps:
+    return frame.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def checked_floats(values: Any, name: str) -> Tensor:
+    """Check that values are finite floats (B, ...), also once they are float32.
+
+    Of a mapped file beyond 256 MB, 4,096 evenly spaced rows are checked.
+
+    Args:
+        values: A tensor or an array.
+        name: What errors call it.
+
+    Returns:
+        A tensor without a gradient, of the float type of ``values``.
+
+    Raises:
+        ValueError: With one line that says what is wrong and what to do.
+    """
+    tensor = _from_numpy(values, name) if isinstance(values, np.ndarray) else values
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"{name} has type {tensor.dtype}; expected floats of about unit size, "
+            "for pictures x.float() / 255 * 2 - 1"
+        )
+    if tensor.ndim < 2:
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}; expected rank 2 or more, (examples, ...); for "
+            "one number an example, x[:, None]"
+        )
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} of shape {tuple(tensor.shape)} is empty")
+    mapped = values if isinstance(values, np.memmap) else None
+    if mapped is not None and is_large(tensor):
+        blocks: Iterator[Tensor] = iter([spaced_rows(tensor, mapped=mapped)])
+    else:
+        blocks = row_blocks(tensor, mapped)
+    bad = sum(int((~torch.isfinite(block.float())).sum()) for block in blocks)
+    if bad:
+        raise ValueError(f"{name} has {bad} NaN or infinite values (in float32); remove them first")
+    return tensor.detach()
+
+
+def _from_numpy(array: np.ndarray, name: str) -> Tensor:
+    with warnings.catch_warnings():
+        # torch warns of arrays that are read-only; nothing here writes
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return torch.from_numpy(np.ascontiguousarray(array))
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"column {column!r} of {name} has {gaps} missing values; fill or drop them first"
-            )
-    return frame.to_numpy(dtype=np.float64)
+                f"{name} has type {array.dtype}; expected an array of floats: x.astype(np.float32)"
+            ) from error
+
+
+def checked_labels(labels: Any, n: int, name: str) -> Tensor:
+    """Check that labels are classes.
+
+    Args:
+        labels: Whole numbers (n,) from 0 of any integer type, in a tensor, an array or a list.
+        n: Number of examples.
+        name: What errors call the data.
+
+    Returns:
+        The labels, int64.
+
+    Raises:
+        ValueError: With one line that says what is wrong and what to do.
+    """
+    try:
+        found = labels if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: the labels are not whole numbers from 0: {first_line(error)}"
+        ) from error
+    kind = found.dtype
+    if kind == torch.bool or kind.is_floating_point or kind.is_complex:
+        raise ValueError(
+            f"{name}: labels have type {kind}; expected whole numbers from 0, such as labels.long()"
+        )
+    if found.shape != (n,):
+        raise ValueError(
+            f"{name}: {n} examples but labels of shape {tuple(found.shape)}; expected ({n},), a class "
+            "for each example"
+        )
+    found = found.detach().long()
+    if int(found.min()) < 0:
+        raise ValueError(f"{name}: labels must count from 0, the smallest is {int(found.min())}")
+    return found

@@ -1,8 +1,9 @@
 """Distances between features, and the floor of every distance: the same between two real draws.
 
-On Fashion-MNIST, Frechet and kernel distances compare the features of a small classifier that comes with
-the package. It was trained on 50,000 images, of which none is in the package's own subset. These are not
-the published Inception distances: their values compare only with values made by this same classifier.
+On Fashion-MNIST, Frechet and kernel distances compare the features of a small classifier that comes
+with the package. It was trained on 50,000 images, of which none is in the package's own subset.
+These are not the published Inception distances: their values compare only with values made by this
+same classifier.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ def frechet_distance(x: Any, y: Any, features: nn.Module | None = None) -> float
 
         |mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))
 
-    (Dowson and Landau 1982, J. Multivar. Anal. 12; on features: Heusel et al. 2017, arXiv 1706.08500,
-    eq. 6), by torchmetrics. Images reach the features as floats: nothing is resized or rounded. The
-    published distance of this form uses the Inception network; on the shipped classifier the scale is
-    another one. The estimate is biased upward for small sets: show ``real_floor`` at the same counts
-    beside it.
+    (Dowson and Landau 1982, J. Multivar. Anal. 12; on features: Heusel et al. 2017, arXiv
+    1706.08500, eq. 6), by torchmetrics. Images reach the features as floats: nothing is resized or
+    rounded. The published distance of this form uses the Inception network; on the shipped
+    classifier the scale is another one. The estimate is biased upward for small sets: show
+    ``real_floor`` at the same counts beside it.
 
     Args:
         x: Samples (n, ...): images in [-1, 1], or features (n, d).
@@ -41,8 +42,8 @@ def frechet_distance(x: Any, y: Any, features: nn.Module | None = None) -> float
         The distance, 0 for equal fits.
 
     Raises:
-        ValueError: As ``embed``, and unless both sets have more samples than features, because the fit
-            would be singular.
+        ValueError: As ``embed``, and unless both sets have more samples than features, because the
+            fit would be singular.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -70,8 +71,8 @@ def kernel_distance(
         E k(a, a') + E k(b, b') - 2 E k(a, b),  k(a, b) = (a . b / d + 1)^3
 
     (Binkowski et al. 2018, arXiv 1801.01401, section 4), by torchmetrics: the mean of the unbiased
-    estimate over random subsets. It is 0 on average between real draws, so it may be negative. The global
-    random state is left alone.
+    estimate over random subsets. It is 0 on average between real draws, so it may be negative. The
+    global random state is left alone.
 
     Args:
         x: Samples (n, ...): images in [-1, 1], or features (n, d).
@@ -110,7 +111,7 @@ def kernel_distance(
 
 
 class _KnownFeatures(nn.Module):
-    """A feature module for torchmetrics that returns its input, so that no image is turned to bytes."""
+    """A feature module for torchmetrics that returns its input: no image is turned to bytes."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -170,9 +171,10 @@ def real_floor(
 def real_pairs(name: str, n: int = 2000) -> Callable[[int], tuple[Tensor, Tensor]]:
     """Return the ``make_pair`` of a data set, for ``real_floor``.
 
-    For a law, such as those in the plane, a pair is two independent draws of n points. For fashion_mnist
-    it is the features of n random images of the 10,000 for training, and those of the 2,000 test images,
-    which are the reference for samples (``fashion_reference``); the classifier saw neither.
+    For a law, such as those in the plane, a pair is two independent draws of n points. For
+    fashion_mnist it is the features of n random images of the 10,000 for training, and those of the
+    2,000 test images, which are the reference for samples (``fashion_reference``); the classifier
+    saw neither.
 
     Args:
         name: The name of a data set whose entry says how its draws are compared.

@@ -21,13 +21,14 @@ TEST_SHA256 = "f10079d1c2d2f7b23942a2237993bd3caa8d676df249c36e2bc60b78653ef64f"
 class FashionFeatures(nn.Module):
     """The classifier of Fashion-MNIST whose features are compared.
 
-    It has three convolutions, a linear layer to 64 features, and a standardization, so that each feature
-    has mean 0 and variance 1 on its training images; ``logits`` adds a ReLU and the last layer. Values
-    outside [-1, 1] are clamped, as they would be when a picture is stored, but not rounded to 256 levels.
+    It has three convolutions, a linear layer to 64 features, and a standardization, so that each
+    feature has mean 0 and variance 1 on its training images; ``logits`` adds a ReLU and the last
+    layer. Values outside [-1, 1] are clamped, as they would be when a picture is stored, but not
+    rounded to 256 levels.
 
     Args:
-        pretrained: Whether to load the weights that come with the package. False leaves them random, to
-            train them as ``experiments/make_assets.py`` does.
+        pretrained: Whether to load the weights that come with the package. False leaves them
+            random, to train them as ``experiments/make_assets.py`` does.
 
     Raises:
         FileNotFoundError: If the shipped weights are missing.
@@ -85,12 +86,14 @@ class FashionFeatures(nn.Module):
 def embed(x: Any, features: nn.Module | None = None, batch_size: int = 500) -> Tensor:
     """Compute the features of images, in batches on the CPU, in evaluation mode.
 
-    Points (n, d) are taken as features already where no ``features`` are given. So a set that is compared
-    often needs its features only once: ``r = embed(real)``, then ``frechet_distance(samples, r)``.
+    Points (n, d) are taken as features already where no ``features`` are given. So a set that is
+    compared often needs its features only once: ``r = embed(real)``, then
+    ``frechet_distance(samples, r)``.
 
     Args:
         x: Images (n, C, H, W) in [-1, 1], or points (n, d).
-        features: A module from images (B, ...) to features (B, d); None takes the shipped classifier.
+        features: A module from images (B, ...) to features (B, d); None takes the shipped
+            classifier.
         batch_size: Images in one call.
 
     Returns:
@@ -144,8 +147,8 @@ def fashion_reference(n: int = 2000) -> Tensor:
     They are made once and shared: do not change them in place.
 
     Args:
-        n: 2,000 for the test images that come with the package, or 10,000 for all official ones, whose
-            features (not the images) come with it as float16.
+        n: 2,000 for the test images that come with the package, or 10,000 for all official ones,
+            whose features (not the images) come with it as float16.
 
     Returns:
         Features (n, 64), float64.
@@ -163,10 +166,11 @@ def fashion_reference(n: int = 2000) -> Tensor:
 
 @functools.lru_cache(maxsize=2)
 def fashion_features(split: str) -> Tensor:
-    """Return the features (n, 64) of the Fashion-MNIST images that come with the package, made once.
+    """Return the features (n, 64) of the Fashion-MNIST images of the package, made once.
 
     Args:
-        split: "train" for 10,000 images, which the classifier was not trained on, or "test" for 2,000.
+        split: "train" for 10,000 images, which the classifier was not trained on, or "test" for
+            2,000.
 
     Returns:
         The features, float64; do not change them in place.
@@ -176,7 +180,7 @@ def fashion_features(split: str) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def all_test_features() -> Tensor:
-    """Read the features (10,000, 64) of all official test images; ``fashion_reference`` returns them."""
+    """Read the features (10,000, 64) of all official test images."""
     from safetensors.torch import load as from_bytes
 
     content = read_checked(ASSETS / "fashion_test.safetensors", TEST_SHA256)

@@ -1,4 +1,4 @@
-"""Measures of a model's own flow: is it straight, are its jumps exact, and what does an anchor tell?"""
+"""Measures of a model's own flow: is it straight, are its jumps exact, what does an anchor tell?"""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def straightness(model: FlowMap, n: int = 1000, steps: int = 100, seed: int = 0)
 
         S(Z) = int_0^1 E |(Z_1 - Z_0) - dZ_t/dt|^2 dt
 
-    (Rectified Flow, arXiv 2209.03003, eq. 8, for each example, summed over its elements), on the line
-    x_t / (alpha + sigma) of the model's path, by Euler's method. It is 0 only if all of them are straight.
+    (Rectified Flow, arXiv 2209.03003, eq. 8, for each example, summed over its elements), on the
+    line x_t / (alpha + sigma) of the model's path, by Euler's method. It is 0 only if all of them
+    are straight.
 
     Args:
         model: A model whose velocity ``u(x, t, t)`` was learned.
         n: Number of trajectories.
-        steps: Steps of each; with one any velocity looks straight, with 100 the value is right to about a
-            per cent.
+        steps: Steps of each; with one any velocity looks straight, with 100 the value is right to
+            about a per cent.
         seed: Seed of the noise at which the trajectories start.
 
     Returns:
@@ -36,12 +37,9 @@ def straightness(model: FlowMap, n: int = 1000, steps: int = 100, seed: int = 0)
     """
     if steps < 2:
         raise ValueError(f"straightness needs at least 2 steps, got {steps}")
-    walk = sample(model, n, steps, "euler", seed, trajectory=True)
+    walk = sample(model, n, steps, "euler", seed, trajectory=True, original_scale=False)
     trajectory, times = walk.trajectory, walk.times
     assert trajectory is not None and times is not None  # they were asked for
-    scaling = getattr(model, "scaling", None)
-    if scaling is not None:  # sample returned original units; the line is that of the scaled data
-        trajectory = scaling.apply(trajectory)
 
     def column(values: Tensor) -> Tensor:
         return values.to(trajectory).reshape(-1, *[1] * (trajectory.ndim - 1))
@@ -64,7 +62,7 @@ def jump_error(
     s: float = 0.0,
     seed: int = 0,
 ) -> float:
-    """Compute how far the learned jump is from the exact flow map, as a share of the spread of its ends.
+    """Compute how far the learned jump is from the exact flow map, relative to its spread.
 
         RMS(jump - exact) / RMS(exact - E exact)
 
@@ -72,8 +70,8 @@ def jump_error(
         model: The model whose ``jump`` is tested.
         flow: The exact flow of the data on the model's path, from ``iflow_lib.analytic``.
         n: Number of points.
-        t: Time at which the jump starts. None starts at the prior, t_max; at another time, the points are
-            carried there from the prior by the exact flow.
+        t: Time at which the jump starts. None starts at the prior, t_max; at another time, the
+            points are carried there from the prior by the exact flow.
         s: Time at which the jump ends.
         seed: Seed of the points.
 
@@ -110,8 +108,8 @@ class AnchorVariance(NamedTuple):
     Attributes:
         without: E Var(x_0 | x_t), when x_t alone is known.
         knowing: E Var(x_0 | x_t, a), when the anchor a is known too.
-        at_sampling: The same as ``knowing`` for an anchor drawn from N(0, I), as in sampling; it tells
-            nothing, so the value equals ``without``.
+        at_sampling: The same as ``knowing`` for an anchor drawn from N(0, I), as in sampling; it
+            tells nothing, so the value equals ``without``.
     """
 
     without: float
@@ -126,10 +124,10 @@ def anchor_variance(
 
         Var(x_0 | x_t) = E[Var(x_0 | x_t, a) | x_t] + Var(E[x_0 | x_t, a] | x_t)
 
-    (arXiv 2504.20179.) Each conditional mean is that of the nearest other draws in standardized x_t or
-    (x_t, a), with the factor k / (k + 1) that undoes the noise of the mean. The estimate is biased upward
-    in many dimensions, where neighbours are far; it is meant for the plane and for low-dimensional
-    features.
+    (arXiv 2504.20179.) Each conditional mean is that of the nearest other draws in standardized x_t
+    or (x_t, a), with the factor k / (k + 1) that undoes the noise of the mean. The estimate is
+    biased upward in many dimensions, where neighbours are far; it is meant for the plane and for
+    low-dimensional features.
 
     Args:
         x_0: Data (n, ...).

@@ -21,13 +21,14 @@ INCEPTION_SHA256 = "6726825d"
 def inception_fid(x: Any, y: Any, weights: str | os.PathLike[str] | None = None) -> float:
     """Compute the FID of the literature, as torch-fidelity computes its features.
 
-    It is the ``frechet_distance`` on 2,048 Inception features (Heusel et al. 2017, arXiv 1706.08500).
+    It is the ``frechet_distance`` on 2,048 Inception features (Heusel et al. 2017, arXiv
+    1706.08500).
 
     Args:
         x: Samples (n, C, H, W) in [-1, 1], C 1 or 3, more than 2,048.
         y: Data (m, C, H, W), more than 2,048.
-        weights: Path of torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``. None looks for it
-            in torch's hub folder, and downloads it there.
+        weights: Path of torch-fidelity's ``weights-inception-2015-12-05-6726825d.pth``. None looks
+            for it in torch's hub folder, and downloads it there.
 
     Returns:
         The distance.
@@ -46,16 +47,8 @@ def inception_network(weights: str | os.PathLike[str] | None = None) -> nn.Modul
 
     Its weights are a pickle. The network is given a copy of what loads without running code.
 
-    Args:
-        weights: Path of the weights, as for ``inception_fid``.
-
-    Returns:
-        The network, from uint8 images (B, 3, H, W) to a tuple of features.
-
-    Raises:
-        ImportError: Without torch-fidelity.
-        FileNotFoundError: If the weights can neither be found nor downloaded.
-        ValueError: If the weights fail their checksum.
+    ``weights`` and the errors are those of ``inception_fid``; the network goes from uint8 images
+    (B, 3, H, W) to a tuple of features.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import (

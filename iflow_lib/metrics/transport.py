@@ -18,8 +18,8 @@ def w2(x: Any, y: Any) -> float:
 
         W2(x, y)^2 = min over couplings P of sum_ij P_ij |x_i - y_j|^2
 
-    (Peyre and Cuturi 2019, Computational Optimal Transport, proposition 2.2 with p = 2), by the network
-    simplex of POT, in float64 on the CPU, with memory for n x m numbers.
+    (Peyre and Cuturi 2019, Computational Optimal Transport, proposition 2.2 with p = 2), by the
+    network simplex of POT, in float64 on the CPU, with memory for n x m numbers.
 
     Args:
         x: Points (n, ...) of any rank, flattened.

@@ -1,7 +1,8 @@
 """Comparisons of two samples: can they be told apart, and does one cover the other?
 
-All of them work on points or features (n, d); for images give ``metrics.embed(images)``. As everywhere,
-show ``metrics.real_floor(distance, metrics.real_pairs(name))`` beside them.
+All of them work on points or features (n, d); for images give ``metrics.embed(images)``. As
+everywhere, show ``metrics.real_floor(distance, metrics.real_pairs(name))`` beside them.
+Each raises ValueError for whole numbers, NaN, too few points or differing dimensions.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def energy_distance(x: Any, y: Any) -> float:
 
         2 E|a - b| - E|a - a'| - E|b - b'|,  a, a' from x and b, b' from y
 
-    (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143). It is 0 between real draws on average, so it
-    may be negative.
+    (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143). It is 0 between real draws on average,
+    so it may be negative.
 
     Args:
         x: Samples (n, ...), n >= 2.
@@ -30,9 +31,6 @@ def energy_distance(x: Any, y: Any) -> float:
 
     Returns:
         The distance, in the units of the points.
-
-    Raises:
-        ValueError: For whole numbers, NaN, too few points or differing dimensions.
     """
     x, y = point_sets(x, y)
     between = 2 * torch.cdist(x, y).mean()
@@ -51,14 +49,14 @@ def mmd(x: Any, y: Any, bandwidth: float | None = None) -> float:
     Args:
         x: Samples (n, ...), n >= 2.
         y: Data (m, ...), m >= 2.
-        bandwidth: The width h of the kernel, in the units of the points. None takes the median distance
-            within the data y, so that different samples are measured by the same kernel.
+        bandwidth: The width h of the kernel, in the units of the points. None takes the median
+            distance within the data y, so that different samples are measured by the same kernel.
 
     Returns:
         The squared discrepancy.
 
     Raises:
-        ValueError: As ``energy_distance``, and for a bandwidth that is not positive.
+        ValueError: For a bandwidth that is not positive.
     """
     x, y = point_sets(x, y)
     inside = torch.cdist(y, y)
@@ -87,9 +85,9 @@ def _mean_over_pairs(matrix: Tensor) -> Tensor:
 def c2st(x: Any, y: Any, seed: int = 0) -> float:
     """Compute how often a small network tells samples from data: the classifier two-sample test.
 
-    (Lopez-Paz and Oquab 2017, arXiv 1610.06545.) The network is scikit-learn's MLP with two hidden layers
-    of ``10 d`` (20 to 200) on standardized features; the value is its mean accuracy on the folds left out
-    of 5. The larger set is cut to the size of the smaller.
+    (Lopez-Paz and Oquab 2017, arXiv 1610.06545.) The network is scikit-learn's MLP with two hidden
+    layers of ``10 d`` (20 to 200) on standardized features; the value is its mean accuracy on the
+    folds left out of 5. The larger set is cut to the size of the smaller.
 
     Args:
         x: Samples (n, ...), n >= 10.
@@ -98,9 +96,6 @@ def c2st(x: Any, y: Any, seed: int = 0) -> float:
 
     Returns:
         The accuracy: 0.5 is perfect, 1 is a full separation.
-
-    Raises:
-        ValueError: For whole numbers, NaN, too few points or differing dimensions.
     """
     from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.neural_network import MLPClassifier
@@ -123,8 +118,8 @@ def c2st(x: Any, y: Any, seed: int = 0) -> float:
 class Coverage(NamedTuple):
     """How realistic samples are, and how much of the data they cover.
 
-    Precision and recall: Kynkaanniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et al.
-    2020, arXiv 2002.09797.
+    Precision and recall: Kynkaanniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et
+    al. 2020, arXiv 2002.09797.
 
     Attributes:
         precision: Share of samples inside a ball of the data.
@@ -151,9 +146,6 @@ def precision_recall(x: Any, y: Any, k: int = 5) -> Coverage:
 
     Returns:
         The four shares; two real draws give about (0.95, 0.95, 1, 1 - 2^-k).
-
-    Raises:
-        ValueError: For whole numbers, NaN, too few points or differing dimensions.
     """
     x, y = point_sets(x, y)
     if not 1 <= k < min(len(x), len(y)):
