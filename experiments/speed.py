@@ -38,8 +38,8 @@ from scipy.stats import binom
 import iflow_lib as ifl
 from experiments.common import NETWORKS, ROOT, choices, command_line
 from experiments.store import read_manifest, write_table
-from iflow_lib.training.compile import hardware, limited_threads
 from iflow_lib.training.loop import Trainer
+from iflow_lib.training.runtime import hardware, limited_threads
 
 PARTS = ("training", "memory", "sampling", "threads")
 OBJECTIVES = {

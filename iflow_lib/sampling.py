@@ -32,8 +32,9 @@ class SampleResult:
     Args:
         x: Samples (n, ...) on the CPU.
         nfe: Network calls per sample.
-        trajectory: The points on the way, (points, n, ...), in the path's own scale, or None.
-        times: Their times in the path's clock, (points,), or None.
+        trajectory: The points on the way, (points, n, ...), in the path's own scale and the units
+            of x; for "anchor", the anchors; None if it was not asked for.
+        times: Their times in the path's clock, (points,); None for anchors.
     """
 
     x: Tensor
@@ -86,7 +87,7 @@ class AverageVelocity:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplerRequest:
     """What is asked of a sampler.
 
     Args:
@@ -97,7 +98,7 @@ class Plan:
             network calls.
         times: The caller's grid of line times, (steps + 1,) in float64, in place of the sampler's
             own, or None.
-        tolerance: Of adaptive solvers.
+        tolerance: Largest absolute and relative error of a step, for adaptive solvers.
     """
 
     model: FlowMap
@@ -141,11 +142,11 @@ class Sampler:
 
     times: Tensor | None
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SamplerRequest) -> None:
         self.plan = plan
         self.times = self.grid(plan) if plan.times is None else plan.times
 
-    def grid(self, plan: Plan) -> Tensor:
+    def grid(self, plan: SamplerRequest) -> Tensor:
         """Return the line times of the steps, from ``tau_max`` down to 0.
 
         Solvers use the path's own grid in its own clock: uniform for the rectified path, EDM's for
@@ -242,14 +243,14 @@ class Jumps(Sampler):
 
     default_nfe = 1
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SamplerRequest) -> None:
         if plan.times is not None and plan.model.anchored:
             raise ValueError("map takes no times with an anchored network")
         self.finds_anchor = plan.model.anchored and plan.evaluations > 1
         self.anchor: Tensor | None = None
         super().__init__(plan)
 
-    def grid(self, plan: Plan) -> Tensor:
+    def grid(self, plan: SamplerRequest) -> Tensor:
         """Return equal parts of the line."""
         jumps = plan.evaluations - self.finds_anchor
         return torch.linspace(plan.model.path.tau_max, 0.0, jumps + 1, dtype=torch.float64)
@@ -293,7 +294,7 @@ class RK45(Sampler):
 
     counts_steps = takes_times = False
 
-    def grid(self, plan: Plan) -> Tensor:
+    def grid(self, plan: SamplerRequest) -> Tensor:
         """Return both ends of the line: the steps between them are not recorded."""
         return torch.tensor([plan.model.path.tau_max, 0.0], dtype=torch.float64)
 
@@ -330,7 +331,7 @@ class Refinement(Sampler):
     default_nfe = 1
     takes_times = False
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: SamplerRequest) -> None:
         if not plan.model.anchored:
             raise ValueError('method="anchor" needs a network built with anchor=True')
         super().__init__(plan)
@@ -473,7 +474,7 @@ def sample(
     grid = None if times is None else _own_grid(model, times, evaluations // kind.calls, method)
     scaling = model.scaling if original_scale else None
     model = _on_device(model, device)
-    sampler = kind(Plan(model, n, seed, evaluations, grid, tolerance))
+    sampler = kind(SamplerRequest(model, n, seed, evaluations, grid, tolerance))
     empty = torch.empty(0, device=None if device is None else pick_device(device))
     points, calls = _run(
         sampler,

@@ -698,3 +698,18 @@ def test_a_mapped_array_stays_in_its_file(tmp_path, monkeypatch):
     with pytest.raises(ValueError) as error:
         as_dataset(rows)
     assert "NaN" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.to_sparse(),
+        lambda x: x.to("meta"),
+        lambda x: torch.nested.nested_tensor([x[:2], x[:3]], layout=torch.jagged),
+    ],
+    ids=["sparse", "meta", "nested"],
+)
+def test_tensors_of_another_kind_are_refused(make):
+    with pytest.raises(ValueError) as error:
+        as_dataset(make(torch.randn(20, 3)))
+    assert "expected a dense one" in one_line(error)

@@ -80,11 +80,11 @@ class SecondPartFromTheStart(ifl.IntegralAdditivity):
 
 
 class TowardsTheData(ifl.ConsistencyTraining):
-    """Compares the jump from t with the data, the jump from r = 0, not with that from a near r."""
+    """Compares the jump with the data, the jump from no noise, not with that from a near level."""
 
     def levels(self, *arguments):
-        t, r = super().levels(*arguments)
-        return t, torch.zeros_like(r)
+        high, low = super().levels(*arguments)
+        return high, torch.zeros_like(low)
 
 
 class TowardsTheInput(ifl.X0Regression):

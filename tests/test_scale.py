@@ -19,8 +19,8 @@ from torch import nn
 import iflow_lib as ifl
 from iflow_lib.training.batches import Batches
 from iflow_lib.training.checkpoints import RunFolder
-from iflow_lib.training.compile import limited_threads
 from iflow_lib.training.distributed import Processes
+from iflow_lib.training.runtime import limited_threads
 from iflow_lib.utils import Compiled
 
 ROOT = Path(__file__).resolve().parent.parent

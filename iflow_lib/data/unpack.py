@@ -125,6 +125,12 @@ def checked_floats(values: Any, name: str) -> Tensor:
         ValueError: With one line that says what is wrong and what to do.
     """
     tensor = _from_numpy(values, name) if isinstance(values, np.ndarray) else values
+    if tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+        kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
+        raise ValueError(
+            f"{name} is a tensor of another kind ({kind}); expected a dense one (examples, ...) with "
+            "values, such as x.to_dense() of a sparse one"
+        )
     if not tensor.is_floating_point():
         raise ValueError(
             f"{name} has type {tensor.dtype}; expected floats of about unit size, "

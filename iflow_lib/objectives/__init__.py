@@ -4,12 +4,12 @@ from .anchor_store import AnchorStore
 from .base import Batch, Objective, on_line
 from .consistency import ConsistencyTraining
 from .derivative import DerivativeObjective
-from .distillation import FlowMapDistillation, energy
+from .distillation import Distillation
+from .flow_map_distillation import FlowMapDistillation, paired_energy_distance
 from .flow_matching import FlowMatching
 from .integral_additivity import IntegralAdditivity
 from .integral_identity import IntegralIdentity
 from .network_state import compared_rows, repeatable
-from .reflow_distillation import Distillation
 from .two_time import TwoTimeObjective
 from .x0_regression import ANCHORS, X0Regression
 
@@ -28,7 +28,7 @@ __all__ = [
     "TwoTimeObjective",
     "X0Regression",
     "compared_rows",
-    "energy",
+    "paired_energy_distance",
     "on_line",
     "repeatable",
 ]

@@ -24,7 +24,8 @@ from ..model import FlowMap
 from ..paths import expand
 from .network_state import examine, is_pure
 
-#: the arguments of a loss by name: tensors whose rows are the examples, or the first k of them
+#: The arguments of a loss by name. A tensor has one row for each example. Values that only some
+#: examples need have fewer rows: they belong to the first k examples, as ``s`` in TwoTimeObjective.
 Drawn = dict[str, Tensor | None]
 
 
@@ -68,7 +69,21 @@ class Batch:
 class Objective:
     """A training loss. Subclass it for your own.
 
-    Write ``draw`` and ``loss``. Or override ``__call__`` alone: then the loss is neither compiled
+    Write ``draw`` and ``loss``::
+
+        @dataclass(frozen=True)
+        class Velocity(ifl.Objective):
+            learns = "velocity"
+
+            def draw(self, model, batch, generator):
+                t = torch.rand(len(batch.x_0), generator=generator).to(batch.x_0)
+                return {"x_0": batch.x_0, "z": batch.draw_noise(model, generator), "t": t}
+
+            def loss(self, model, x_0, z, t):
+                x_t = on_line(x_0, z, t)
+                return (model(x_t, t, t) - (z - x_0)).square().mean(), None
+
+    Or override ``__call__`` alone: then the loss is neither compiled
     nor spread over several GPUs. A dataclass gets ``config`` for free; other classes return their
     settings from it. A loss that compares several calls of the network makes them within
     ``repeatable(model)``: see ``network_state``.
@@ -85,7 +100,10 @@ class Objective:
     def __call__(
         self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Return the loss of one batch.
+        """Return the loss of one batch, by hand.
+
+        ``fit`` makes these three calls itself, so that it can compile ``loss`` and spread it over
+        several processes.
 
         Args:
             model: The model in training.
@@ -104,8 +122,13 @@ class Objective:
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
         """Draw the arguments of ``loss``.
 
+        Args:
+            model: The model in training.
+            batch: The examples.
+            generator: Source of all that is random. None takes torch's global generator.
+
         Returns:
-            Tensors whose rows are the examples, or the first k of them, or None.
+            The arguments by name, see ``Drawn``.
         """
         raise NotImplementedError
 
@@ -121,7 +144,14 @@ class Objective:
     def update_state(
         self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
     ) -> None:
-        """Keep what the next step needs, after ``loss``; each process is given all rows."""
+        """Keep what the next step needs. It is called after ``loss``.
+
+        Args:
+            batch: All rows of the batch, on every process.
+            drawn: What ``draw`` returned.
+            loss: The mean over all rows.
+            estimate: What ``loss`` returned beside it, of all rows.
+        """
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None

@@ -20,28 +20,27 @@ class ConsistencyTraining(Objective):
 
     From locuslab/ect; see arXiv 2303.01469.
 
-    With ``f(x_t, t) = x_t - t u(x_t, t, 0)``, the jump to the data, and the same noise z at two
-    noise levels t > r,
+    Let ``f(x_t, t) = x_t - t u(x_t, t, 0)`` be the jump to the data. It is compared at two noise
+    levels ``sigma / alpha``, ``high > low``, with the same data and noise,
 
-        loss = w (sqrt(|f(x_t, t) - f(x_r, r)|^2 + c^2) - c),     w = 1 / (t - r),
-        t = exp(mean + std n),     n ~ N(0, 1),
-        r = t (1 - q^-(stage + 1) (1 + k sigmoid(-b t))),     r >= 0.
+        loss = w (sqrt(|f(high) - f(low)|^2 + c^2) - c),     w = 1 / (high - low),
+        high = exp(mean + std n),     n ~ N(0, 1),
+        low = high (1 - q^-(stage + 1) (1 + k sigmoid(-b high))),     low >= 0.
 
-    ``f(x_r, r)`` has no gradient. ``|.|^2`` is the sum over elements; the loss is the mean over
-    examples. Here t and r are noise levels ``sigma / alpha``, on every path. Converges, as the
-    stages close the gap between t and r, to the flow map onto the data, ``f(x_t, t) = x_0`` of the
-    trajectory through x_t. Nothing is learned about s > 0.
+    ``f(low)`` has no gradient. ``|.|^2`` is the sum over elements; the loss is the mean over
+    examples. Converges, as the stages close the gap between the levels, to the flow map onto the
+    data: f is then the x_0 of the trajectory through x_t. Nothing is learned about s > 0.
 
     Args:
-        mean: Mean of ln t.
-        std: Standard deviation of ln t.
-        q: Factor by which the gap between t and r closes with each stage, above 1.
-        k: How much wider the gap is at small t.
-        b: How fast that widening falls with t.
+        mean: Mean of ``ln high``.
+        std: Standard deviation of ``ln high``.
+        q: Factor by which the gap between the levels closes with each stage, above 1.
+        k: How much wider the gap is at low noise.
+        b: How fast that widening falls as the noise rises.
         stages: Number of equal parts into which the training is cut.
-        c: Constant of the distance, for data of unit scale and one dimension: it is multiplied by
-            sqrt(N).
-        start_share: Share of the examples with t at the start of sampling.
+        c: Constant of the distance for one element of unit scale. It is multiplied by sqrt(N),
+            where N is the number of elements.
+        start_share: Share of the examples with ``high`` at the start of sampling.
 
     Raises:
         ValueError: For a setting out of its range.
@@ -78,7 +77,7 @@ class ConsistencyTraining(Objective):
         generator: torch.Generator | None,
         device: torch.device | str,
     ) -> tuple[Tensor, Tensor]:
-        """Draw noise levels t > r.
+        """Draw pairs of noise levels.
 
         Args:
             model: Its path gives the highest level, that of ``tau_max`` (1e4 where that is
@@ -89,33 +88,39 @@ class ConsistencyTraining(Objective):
             device: Where the levels are to be.
 
         Returns:
-            t and r, each (n,).
+            ``high`` and ``low``, each (n,).
         """
         last = min(model.path.tau_max, 1 - 1e-4)
         highest, source = last / (1 - last), generator.device if generator is not None else "cpu"
-        t = torch.exp(
+        high = torch.exp(
             self.mean + self.std * torch.randn(n, generator=generator, device=source)
         ).clamp(max=highest)
-        t[torch.rand(n, generator=generator, device=source) < self.start_share] = highest
-        shrink = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * t))
-        return t.to(device), (t * (1 - shrink).clamp(min=0)).to(device)
+        high[torch.rand(n, generator=generator, device=source) < self.start_share] = highest
+        shrink = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * high))
+        return high.to(device), (high * (1 - shrink).clamp(min=0)).to(device)
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw x_0, z (B, ...); the noise levels t, r (B,) of the stage; labels (B,) or None."""
+        """Draw x_0, z (B, ...); the noise levels high, low (B,); labels (B,) or None."""
         stage = min(self.stages - 1, self.stages * batch.step // batch.steps)
-        t, r = self.levels(model, len(batch.x_0), stage, generator, batch.x_0.device)
+        high, low = self.levels(model, len(batch.x_0), stage, generator, batch.x_0.device)
         return {
             "x_0": batch.x_0,
             "z": batch.draw_noise(model, generator),
-            "t": t,
-            "r": r,
+            "high": high,
+            "low": low,
             "labels": batch.labels,
         }
 
     def loss(  # type: ignore[override]
-        self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, r: Tensor, labels: Tensor | None
+        self,
+        model: FlowMap,
+        x_0: Tensor,
+        z: Tensor,
+        high: Tensor,
+        low: Tensor,
+        labels: Tensor | None,
     ) -> tuple[Tensor, None]:
-        """Return the mean weighted distance of the two jumps' ends."""
+        """Return ``E (sqrt(|f(high) - f(low)|^2 + c^2) - c) / (high - low)``."""
 
         def end(level: Tensor) -> Tensor:
             tau = level / (1 + level)
@@ -123,7 +128,7 @@ class ConsistencyTraining(Objective):
             return x - expand(tau, x) * model(x, tau, torch.zeros_like(tau), labels=labels)
 
         with torch.no_grad(), repeatable(model):
-            target = end(r)
+            target = end(low)
         c = self.c * math.sqrt(x_0[0].numel())
-        distance = ((end(t) - target).square().flatten(1).sum(1) + c**2).sqrt() - c
-        return (distance / (t - r)).mean(), None
+        distance = ((end(high) - target).square().flatten(1).sum(1) + c**2).sqrt() - c
+        return (distance / (high - low)).mean(), None

@@ -34,5 +34,5 @@ class FlowMatching(Objective):
     def loss(  # type: ignore[override]
         self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, None]:
-        """Return the mean squared error of the velocity."""
+        """Return ``E |u(x_t, t, t) - (z - x_0)|^2 / N``."""
         return (model(on_line(x_0, z, t), t, t, labels=labels) - (z - x_0)).square().mean(), None

@@ -19,7 +19,7 @@ class IntegralAdditivity(TwoTimeObjective):
     """Learn the integral G from the one thing that every integral does: it adds up.
 
         G(x_t; t -> s) = G(x_t; t -> m) + G(x_m; m -> s),     s <= m <= t,
-        x_m = x_t - G(x_t; t -> m).
+        x_m = x_t - G(x_t; t -> m),     m uniform between s and t.
 
     The two parts, without gradient, make the target of the whole. Where s = t it is velocity
     regression as in ``FlowMatching``, from which the integrals are made. The loss is the sum over
@@ -31,7 +31,12 @@ class IntegralAdditivity(TwoTimeObjective):
     as its halves.
 
     Args:
-        equal_share: See ``TwoTimeObjective``, as for all settings. m is uniform between s and t.
+        equal_share: Share of the batch with s = t, plain velocity regression.
+        start_share: Share of the other pairs with t at the start of sampling.
+        end_share: Share of the other pairs with s = 0, at the data.
+        time_density: Mean and standard deviation of the logit of both times, or "uniform".
+        power: Exponent of the adaptive weight; 0 is the plain squared error.
+        detail: Weight of differences between neighbouring pixels, for images.
     """
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
@@ -50,7 +55,10 @@ class IntegralAdditivity(TwoTimeObjective):
         labels: Tensor | None,
         share: Tensor,
     ) -> tuple[Tensor, None]:
-        """Return the mean weighted squared difference of the whole and its two parts."""
+        """Return ``E |(t - s) u(t -> s) - (t - m) u(t -> m) - (m - s) u(m -> s)|^2 / (t - s)^2``.
+
+        ``s`` and ``share`` (k,) belong to the first k examples; the others have s = t.
+        """
         x_t, velocity, k = on_line(x_0, z, t), z - x_0, len(s)
         s = torch.cat([s, t[k:]])
         target = velocity
@@ -62,6 +70,7 @@ class IntegralAdditivity(TwoTimeObjective):
             with torch.no_grad(), repeatable(model):
                 early = model(x_k, t_k, m_k, labels=labels_k)
                 late = model(x_k - expand(t_k - m_k, x_k) * early, m_k, s_k, labels=labels_k)
+                # divided by t - s: each part counts by its share of the time
                 whole = expand(1 - share_k, x_k) * early + expand(share_k, x_k) * late
             target = torch.cat([whole[:k], velocity[k:]])
         return self.weighted(model(x_t, t, s, labels=labels) - target), None

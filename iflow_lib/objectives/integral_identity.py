@@ -30,8 +30,12 @@ class IntegralIdentity(DerivativeObjective):
     jump is a solution of the ODE.
 
     Args:
-        equal_share: See ``TwoTimeObjective``, as for the other shares, ``time_density``, ``power``
-            and ``detail``.
+        equal_share: Share of the batch with s = t, plain velocity regression.
+        start_share: Share of the other pairs with t at the start of sampling.
+        end_share: Share of the other pairs with s = 0, at the data.
+        time_density: Mean and standard deviation of the logit of both times, or "uniform".
+        power: Exponent of the adaptive weight; 0 is the plain squared error.
+        detail: Weight of differences between neighbouring pixels, for images.
         derivative: "jvp", "difference" or "auto", and its ``step``: see ``DerivativeObjective``.
         anchor: None; or "self", for a network built with ``anchor=True``. It then also sees its own
             estimate of x_0, the end of its unanchored jump, ``a = x_t - t u(x_t, t, 0; no
@@ -83,7 +87,11 @@ class IntegralIdentity(DerivativeObjective):
         labels: Tensor | None,
         known: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Return the mean weighted squared error of the identity."""
+        """Return ``E |u(x_t, t, s) - [v - (t - s) d/dt u]|^2``, all on the line.
+
+        ``s`` (k,) belongs to the first k examples; the others have s = t. ``known`` (B,) tells
+        which examples see their anchor.
+        """
         x_t, velocity, k = on_line(x_0, z, t), z - x_0, len(s)
         s = torch.cat([s, t[k:]])
         anchor = None if known is None else self.estimate(model, x_t, t, labels, known)

@@ -1,4 +1,4 @@
-"""What objectives share that learn jumps between two times."""
+"""What the objectives that learn jumps between two times have in common."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ class X0Regression(Objective):
         anchor: Tensor | None,
         weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return the mean distance of the jump's end from the data, and that end."""
+        """Return ``E d(f, x_0)``, with ``blend`` ``w d(f, x_0) + (1 - w) d(f, a)``; and f itself."""
         x_t = on_line(x_0, z, t)
 
         def f(anchor: Tensor | None) -> Tensor:

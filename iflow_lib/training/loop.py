@@ -36,11 +36,11 @@ from ..utils import (
 from .batches import Batches
 from .checkpoints import RunFolder, Signals, difference
 from .checks import check_arguments, check_data, check_processes, has_own_call
-from .compile import autocast, hardware, limited_threads, own_random_numbers
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
 from .distributed import Processes
 from .history import History
 from .progress import Progress
+from .runtime import autocast, hardware, limited_threads, own_random_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
