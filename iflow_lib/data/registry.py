@@ -23,13 +23,9 @@ DRAWN_BY_DEFAULT = {"train": 100_000, "test": 10_000}
 class DatasetEntry:
     """What the library knows about a data set. Other modules ask the entry, never the name.
 
-    Args:
-        name: The name that ``load`` takes.
-        seed_id: A whole number of the set's own. Draws depend on it, so it never changes.
-        kind: ``"plane"``, ``"draws"``, ``"images"`` or ``"stored"``; see ``register_dataset``.
-        function: The function that makes the examples.
-        largest_pixel: The value of a white pixel in what ``function`` returns; only for images.
-        takes_root: Whether ``function`` also takes a folder, ``root``.
+    Its fields are the arguments of ``register_dataset``, and the function.
+
+    Attributes:
         compared_by: How ``metrics`` measures the distance between real draws: ``"points"``
             compares two independent draws, ``"fashion_features"`` compares features of the shipped
             Fashion-MNIST classifier, and None means that no such pair is defined.
