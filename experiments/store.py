@@ -7,7 +7,6 @@ other settings is another run. An experiment that was stopped at any moment and 
 
 import hashlib
 import json
-import math
 import multiprocessing
 import re
 import time
@@ -106,13 +105,11 @@ class Store:
 
 
 def summary(rows: list[dict]) -> str:
-    """A few words on rows: the values of those that are alone, or how many there are."""
+    """A few words on rows: the values of one that is alone, or how many there are."""
     if len(rows) != 1:
         return f"{len(rows)} rows"
-    shown = [
-        f"{k} {v:.4g}" for k, v in rows[0].items() if isinstance(v, float) and math.isfinite(v)
-    ]
-    return ", ".join(shown) or "1 row"
+    values = {k: v for k, v in rows[0].items() if isinstance(v, float) and k != "seconds"}
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "1 row"
 
 
 #: Parts of a manifest that have a line for each of their entries.
