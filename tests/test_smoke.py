@@ -5,7 +5,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from iflow_runner.recorder import COLUMNS, checkout
+
+pytestmark = pytest.mark.long
 
 
 def test_smoke(tmp_path):
@@ -32,16 +36,13 @@ def test_smoke(tmp_path):
     assert manifest["status"] == "ok" and {e["status"] for e in manifest["notebooks"].values()} == {
         "ok"
     }
-    for name, entry in manifest[
-        "notebooks"
-    ].items():  # each declares what it reads: else it might not run again
-        notebook = json.loads(
-            (checkout() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
-        )
-        declared = notebook["metadata"]["iflow"]["reads"]
+    for name, entry in manifest["notebooks"].items():
+        notebook = json.loads((checkout() / "notebooks" / f"{name}.ipynb").read_text("utf-8"))
+        assert entry["reads"] == notebook["metadata"]["iflow"]["reads"]
         assert entry["reads"] or name == "03_from_scratch"
-        for read in entry["reads"]:
-            assert any(d == "." or f"{read}/".startswith(f"{d}/") for d in declared), (name, read)
+    for file in (f for f in out.rglob("*") if f.suffix in (".ipynb", ".json", ".csv", ".html")):
+        assert str(tmp_path) not in file.read_text(encoding="utf-8"), file
+    assert {path.name for path in out.glob(".*")} == {".lock"}
     page = (out / "index.html").read_text()
     figures = [f for entry in manifest["notebooks"].values() for f in entry["figures"]]
     assert figures
