@@ -27,7 +27,8 @@ class IntegralIdentity(DerivativeObjective):
     The loss is ``E |u(x_t, t, s) - target|^2``, the sum over elements and the mean over examples.
     The target is the right side without gradient, its first v replaced by the conditional velocity
     ``z - x_0``, whose mean given ``x_t`` is v. Converges to the exact average velocity, so that one
-    jump is a solution of the ODE.
+    jump is a solution of the ODE. The loss itself does not fall to zero, and may rise, because its
+    target moves: judge samples, not the loss (notebook 05).
 
     Args:
         equal_share: Share of the batch with s = t, plain velocity regression.
