@@ -354,7 +354,9 @@ def test_a_changed_number_is_found(tmp_path, capfd):
     shutil.copytree(ROOT / model, tmp_path / model)
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "profiles.toml").write_text("[quick]\n")
-    write_notebook(tmp_path / "notebooks" / "01_small.ipynb", MEASURES)
+    write_notebook(
+        tmp_path / "notebooks" / "01_small.ipynb", MEASURES, iflow={"reads": ["checkpoints"]}
+    )
 
     def reproduce(name: str) -> Path:
         command = [
