@@ -95,5 +95,5 @@ lock: .venv/installed
 			--require-hashes -r requirements.lock && echo "locked: Python $$python, $$system" || exit 1; done; done
 
 clean:
-	rm -rf .venv results/runs build dist *.egg-info .pytest_cache .ruff_cache .coverage
+	rm -rf .venv results/runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .coverage
 	find iflow_lib iflow_runner experiments notebooks tests -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} + 2>/dev/null || true

@@ -3,8 +3,8 @@
 Without a name all that ship are meant, ``IMAGE_MODELS`` and ``PLANE_MODELS``; others can be named, such as
 emoji_rectified_integral. Each is written with a card that says what it is and how good, into a folder of its name below
 --folder (results/reference/checkpoints). An integral of images has the velocity model beside it as its teacher, or if there
-is none the one that ships, and two stages (docs/findings.md). On two CPU cores an image model takes one to six hours, one
-in the plane a minute or two; ``--device cuda`` uses a GPU.
+is none the one that ships, and two stages (docs/findings.md). On a CPU core an image model takes half an hour to an hour
+and a half, one in the plane a minute or two; ``--device cuda`` uses a GPU.
 
 Killed or interrupted, the next call continues: checkpoints are kept beside a model's folder until it is done.
 """
