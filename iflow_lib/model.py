@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import pretrained
-from .paths import Path, expand
+from .paths import Path, check_path, expand
 from .scaling import Standardization
 from .utils import Compiled, check_int, pick_device
 
@@ -40,7 +40,7 @@ class FlowMap(nn.Module):
             data and ``sample`` undoes it.
 
     Raises:
-        ValueError: If net is not such a module, or path is not a path.
+        ValueError: If net is not such a module, path is not a path, or a method of it is wrong.
     """
 
     def __init__(self, net: nn.Module, path: Path) -> None:
@@ -57,6 +57,7 @@ class FlowMap(nn.Module):
                 )
                 raise ValueError(f"{name} must be {example}, got {given}")
         _check_network(net)
+        check_path(path, net.data_shape)  # type: ignore[arg-type]
         self.net, self.path = net, path
         self.learned: str | None = None
         self.scaling: Standardization | None = None
@@ -103,15 +104,21 @@ class FlowMap(nn.Module):
             The average velocity on the line, shape of x_line.
 
         Raises:
-            ValueError: If the network returns another shape.
+            ValueError: If the network returns anything but a real tensor of that shape.
         """
-        given = {"anchor": anchor, "labels": labels if self.classes else None}
+        keywords = {"anchor": anchor, "labels": labels if self.classes else None}
         out = self.net(
             x_line,
             tau_t,
             tau_s,
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in keywords.items() if value is not None},
         )
+        if not isinstance(out, Tensor) or out.is_complex():
+            given = f"a {out.dtype}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
+            raise ValueError(
+                f"the network {type(self.net).__name__} returned {given}: its forward must return the average "
+                "velocity alone, a real tensor of the shape of x"
+            )
         if out.shape != x_line.shape:
             raise ValueError(
                 f"the network {type(self.net).__name__} returned shape {tuple(out.shape)} for x of shape "
@@ -314,6 +321,14 @@ class FlowMap(nn.Module):
         model = cls(net, path)
         model.learned, model.scaling = learned, scaling
         return model.to(device).eval()
+
+
+def writes_into_input(net: nn.Module) -> ValueError:
+    """Return the error about a network that changes what it is given."""
+    return ValueError(
+        f"the network {type(net).__name__} writes into its input: forward must leave x, t and s as they are, "
+        "so write x = x * 2 in place of x *= 2"
+    )
 
 
 def _check_network(net: nn.Module) -> None:

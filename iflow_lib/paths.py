@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .registry import Registry, plain
+from .registry import Registry, first_line, plain
 from .utils import check_int
 
 PathClass = TypeVar("PathClass", bound="type[Path]")
@@ -346,6 +346,51 @@ def register_path(cls: PathClass) -> PathClass:
         ValueError: If it is not such a class, has no ``config()``, or its name is taken.
     """
     return PATHS.add(cls)
+
+
+def check_path(path: Path, data_shape: Sequence[int]) -> None:
+    """Check the methods of a path at five times. The paths of this module are known to be right.
+
+    Args:
+        path: The path.
+        data_shape: The shape of one example, for a draw of noise.
+
+    Raises:
+        ValueError: If a method is missing or wrong; it names the method.
+    """
+    if type(path).__module__ == __name__:
+        return
+
+    def call(method: str, shape: tuple[int, ...], *args: Any, **options: Any) -> Tensor:
+        try:
+            out = getattr(path, method)(*args, **options)
+        except NotImplementedError:
+            raise wrong(method, "is missing: a path of your own must give it") from None
+        except Exception as error:  # a user's method may raise anything
+            raise wrong(method, f"fails: {first_line(error)}") from error
+        if not isinstance(out, Tensor) or out.shape != shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+            raise wrong(method, f"must return a tensor of shape {shape}, got {got}")
+        return out
+
+    def wrong(method: str, what: str) -> ValueError:
+        return ValueError(f"{method} of the path {path.name} {what}")
+
+    t = torch.linspace(0, path.t_max, 5, dtype=torch.float64, device="cpu")
+    for method, start in (("alpha", 1), ("sigma", 0)):
+        at_0 = float(call(method, (5,), t)[0])
+        if not abs(at_0 - start) < 1e-3:
+            raise wrong(method, f"must be {start} at t = 0, where x_t is the data; got {at_0:g}")
+        call(f"{method}_dot", (5,), t)
+    tau = call("tau", (5,), t)
+    if not bool((tau >= 0).all() & (tau <= 1 + 1e-6).all() & (tau.diff() > 0).all()):
+        raise wrong("tau", f"must rise within [0, 1] from t = 0 to t_max; got {tau.tolist()}")
+    back = call("time", (5,), tau)
+    if not torch.allclose(back.to(t), t, rtol=1e-3, atol=1e-3 * path.t_max):
+        raise wrong("time", f"must be the inverse of tau; got {back.tolist()} for {t.tolist()}")
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
+        shape = (2, *data_shape)
+        call("noise", shape, shape, generator=torch.Generator(), device="cpu", dtype=torch.float32)
 
 
 @register_path

@@ -47,7 +47,16 @@ def save(
         PATHS.build(path_entry)
         _fill(NETWORKS.build(network), state, "config() of the network describes")
     if dtype is not None:
-        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+        whole, state = (
+            state,
+            {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()},
+        )
+        for name, value in state.items():
+            if bool((whole[name].isfinite() & ~value.float().isfinite()).any()):
+                raise ValueError(
+                    f"the weights {name} hold values too large for {dtype}: give dtype=torch.bfloat16, or None "
+                    "to keep theirs"
+                )
     weights = to_bytes(state)
     config = {
         "format": FORMAT,

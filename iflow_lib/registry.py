@@ -75,7 +75,8 @@ class Registry(dict[str, type]):
             ``{"name": ..., "module": ..., "arguments": ...}``.
 
         Raises:
-            ValueError: If its class is not registered, or ``config()`` gives no JSON values.
+            ValueError: If its class is not registered, or ``config()`` gives no JSON values or leaves out an
+                argument of the constructor.
         """
         cls = type(thing)
         if not self._knows(cls):
@@ -83,7 +84,16 @@ class Registry(dict[str, type]):
                 f"the {self.kind} {cls.__name__} cannot be saved: decorate the class with "
                 f"@ifl.register_{self.kind} and give it config(), which returns its constructor's arguments"
             )
-        return {"name": cls.__name__, "module": cls.__module__, "arguments": self._config(thing)}
+        arguments = self._config(thing)
+        taken = inspect.signature(cls).parameters.values()
+        missing = [p.name for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        missing = [name for name in missing if name not in arguments]
+        if missing:
+            raise ValueError(
+                f"config() of the {self.kind} {cls.__name__} leaves out {', '.join(missing)}: it must return "
+                "all arguments of the constructor, so that the saved model can be built again"
+            )
+        return {"name": cls.__name__, "module": cls.__module__, "arguments": arguments}
 
     def build(self, entry: Mapping[str, Any]) -> Any:
         """Build the instance that an entry describes.

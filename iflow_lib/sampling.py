@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .data import TensorData
-from .model import FlowMap
+from .model import FlowMap, writes_into_input
 from .registry import first_line
 from .utils import check_int, check_seed, pick_device
 
@@ -75,7 +75,11 @@ class AverageVelocity:
         if anchor is None and self.model.anchored:
             anchor = torch.zeros_like(x)
         self.count += 1
+        watched = not (torch.compiler.is_compiling() or x.is_inference())
+        version = x._version if watched else 0
         u = self.model(x, *times, anchor, self.labels)
+        if watched and x._version != version:
+            raise writes_into_input(self.model.net)
         if self.guidance == 1 or self.labels is None:
             return u
         self.count += 1
@@ -133,7 +137,7 @@ class Sampler:
 
     #: Evaluations of ``u`` in one step.
     calls: int = 1
-    #: The nfe where none is asked for; None means that the caller has to say it.
+    #: The nfe where none is asked for, without guidance; None means that the caller has to say it.
     default_nfe: int | None = None
     #: Whether nfe decides how many steps are made.
     counts_steps: bool = True
@@ -421,7 +425,7 @@ def sample(
         model: A ``FlowMap``, such as ``fit(...).model``. It stays where it is and as it is.
         n: Number of samples.
         nfe: Network calls per sample. None is one jump for a model that jumps, and one refinement
-            for one that refines; a solver has to be told.
+            for one that refines, of two calls each with guidance; a solver has to be told.
         method: "auto" does what the model was trained for (``FlowMap.learned``): jumps where it
             learned jumps or nobody said; a single jump where it learned to jump to the data only;
             Euler's steps with a velocity, where nfe has to be given; refinements where it learned
@@ -462,9 +466,9 @@ def sample(
     """
     _check_model(model)
     n, batch_size, seed = check_int("n", n), check_int("batch_size", batch_size), check_seed(seed)
-    method, nfe = _choose(model, method, nfe)
-    kind = SAMPLERS[method]
     guided = _check_number("guidance", guidance) != 1
+    method, nfe = _choose(model, method, nfe, 2 if guided else 1)
+    kind = SAMPLERS[method]
     if not _check_number("tolerance", tolerance) > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance!r}")
     labels = None if labels is None else _check_labels(model, labels, n)
@@ -593,8 +597,11 @@ def _check_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _choose(model: FlowMap, method: str, nfe: int | None) -> tuple[str, int | None]:
-    """Return the name of a sampler and its nfe; None where it decides itself."""
+def _choose(model: FlowMap, method: str, nfe: int | None, each: int) -> tuple[str, int | None]:
+    """Return the name of a sampler and its nfe; None where it decides itself.
+
+    ``each`` is the number of network calls of an evaluation: 2 with guidance.
+    """
     nfe = None if nfe is None else check_int("nfe", nfe)
     if method == "auto":
         if model.learned == "velocity" and nfe is None:
@@ -602,9 +609,10 @@ def _choose(model: FlowMap, method: str, nfe: int | None) -> tuple[str, int | No
                 "this model learned a velocity, which a solver follows in many steps: say how many network "
                 "calls, as in sample(model, n, nfe=32)"
             )
-        if model.learned == "jump_to_data" and nfe not in (None, 1):
+        if model.learned == "jump_to_data" and nfe not in (None, each):
+            calls = "one network call each" if each == 1 else "two network calls each with guidance"
             raise ValueError(
-                f"this model learned jumps to the data only, one network call each, so nfe must be 1, got {nfe}: "
+                f"this model learned jumps to the data only, {calls}, so nfe must be {each}, got {nfe}: "
                 'say method="map" to chain jumps that it was not trained for'
             )
         method = {"velocity": "euler", "refinement": "anchor"}.get(model.learned or "", "map")
@@ -613,7 +621,8 @@ def _choose(model: FlowMap, method: str, nfe: int | None) -> tuple[str, int | No
             f"unknown method {method!r}: expected auto or one of {', '.join(SAMPLERS)}"
         )
     kind = SAMPLERS[method]
-    nfe = kind.default_nfe if nfe is None else nfe
+    if nfe is None and kind.default_nfe is not None:
+        nfe = each * kind.default_nfe
     if nfe is None and kind.counts_steps:
         raise ValueError(
             f"{method} needs nfe, the network calls per sample, as in "

@@ -12,7 +12,7 @@ alone: noise law, training times, ``tau_max``.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,10 @@ class Batch:
         )
 
 
+#: What an objective may say of what a model learns from it.
+LEARNS = ("velocity", "jump", "jump_to_data", "refinement", None)
+
+
 class Objective:
     """A training loss. Subclass it for your own.
 
@@ -115,7 +119,7 @@ class Objective:
         """
         batch = Batch.of(batch)
         drawn = self.draw(model, batch, generator)
-        loss, estimate = self.loss(model, **drawn)
+        loss, estimate = self.checked_loss(self.loss(model, **self.checked_draw(drawn)))
         self.update_state(batch, drawn, loss, estimate)
         return loss
 
@@ -140,6 +144,24 @@ class Objective:
             without gradient, or None.
         """
         raise NotImplementedError
+
+    def checked_draw(self, drawn: Any) -> Drawn:
+        """Return what ``draw`` returned; ValueError unless it is a dict."""
+        if not isinstance(drawn, dict):
+            raise ValueError(
+                f"draw of {self.name} must return a dict, the arguments of loss by name; got a "
+                f"{type(drawn).__name__}"
+            )
+        return drawn
+
+    def checked_loss(self, out: Any) -> tuple[Tensor, Tensor | None]:
+        """Return what ``loss`` returned; ValueError unless it is a pair."""
+        if not isinstance(out, (tuple, list)) or len(out) != 2:
+            raise ValueError(
+                f"loss of {self.name} must return a pair, the loss and None (or what update_state is given), "
+                f"as in return loss, None; got a {type(out).__name__}"
+            )
+        return out[0], out[1]
 
     def update_state(
         self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
@@ -190,7 +212,12 @@ class Objective:
 
     def config(self) -> dict[str, Any]:
         """Return the settings as JSON values, for manifests."""
-        return asdict(self)  # type: ignore[call-overload]
+        if not is_dataclass(self):
+            raise ValueError(
+                f"{self.name} is no dataclass, so its settings are not known: write config(), which returns "
+                "them as a dict, or decorate the class with @dataclass(frozen=True)"
+            )
+        return asdict(self)
 
 
 def on_line(x_0: Tensor, z: Tensor, t: Tensor) -> Tensor:

@@ -88,6 +88,14 @@ class FlowMapDistillation(DerivativeObjective):
             raise ValueError(
                 f"the teacher must be another model, on the same path and data: {theirs}, not {ours}"
             )
+        scales = [s and s.config() for s in (self.teacher.scaling, data.scaling)]
+        if scales[0] != scales[1]:
+            known = ["standardized" if s else "not standardized" for s in scales]
+            raise ValueError(
+                "the teacher must have been trained on data in the same scale as these: its data were "
+                f"{known[0]}, these are {known[1]}, so give the data that it was trained on"
+                + (", with their own scaling" if all(scales) else "")
+            )
         if model.anchored:
             raise ValueError(
                 "FlowMapDistillation needs a network built with anchor=False: a teacher's velocity "

@@ -19,6 +19,7 @@ A network without any of this, a pure one, is called as if this module did not e
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -27,7 +28,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..model import FlowMap
+from ..model import FlowMap, writes_into_input
 from ..utils import random_state, set_random_state
 
 #: network -> whether it is pure, as ``examine`` found it
@@ -37,29 +38,67 @@ _ROWS = 4  # of a trial call: batch normalisation needs more than one
 
 
 def examine(model: FlowMap, device: torch.device | None = None) -> None:
-    """Find out whether the network is pure: one small call of a copy in training mode tells.
+    """Find out whether the network is pure: two small calls of a copy in training mode tell.
 
     Args:
         model: The model, which is left as it is.
         device: Where the copy is called. None takes the model's device.
+
+    Raises:
+        ValueError: If the network takes other arguments, writes into them, or draws random numbers
+            that torch's global generators do not give.
     """
-    if any(isinstance(module, _BATCH_NORMS) for module in model.modules()):
-        _PURE[model.net] = False
-        return
+    _PURE[model.net], fault = False, None
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        return  # its calls wait for the other processes
     try:
         with trial(model, device) as (twin, inputs), torch.no_grad():
-            _PURE[model.net] = not _changes_state(twin, inputs)
-    except Exception:
+            changes, fault = _call_twice(twin, inputs)
+    except Exception as error:
         # The network takes no small batch, or is at fault: not pure is right for any network.
-        _PURE[model.net] = False
+        if isinstance(error, TypeError):
+            _check_signature(model)
+        return
+    if fault is not None:
+        raise fault
+    norms = any(isinstance(module, _BATCH_NORMS) for module in model.modules())
+    _PURE[model.net] = not (changes or norms)
 
 
-def _changes_state(model: FlowMap, inputs: tuple[Any, ...]) -> bool:
+def _call_twice(model: FlowMap, inputs: tuple[Any, ...]) -> tuple[bool, ValueError | None]:
+    """Return whether a call changes random state or buffers, and what is wrong with the network."""
     device = model_device(model)
     state, buffers = random_state(device), copy.deepcopy(dict(model.named_buffers()))
-    model(*inputs)
+    given = copy.deepcopy(inputs)
+    first_out = model(*inputs).clone()
+    if not all(a is None or torch.equal(a, b) for a, b in zip(given, inputs)):
+        return True, writes_into_input(model.net)
     now = random_state(device) | dict(model.named_buffers())
-    return not all(torch.equal(now[name], value) for name, value in (state | buffers).items())
+    changes = not all(torch.equal(now[name], value) for name, value in (state | buffers).items())
+    set_random_state(state, device)
+    for name, buffer in model.named_buffers():
+        if not torch.equal(buffer, buffers[name]):
+            buffer.copy_(buffers[name])
+    # kernels of a GPU may add in another order
+    if torch.allclose(first_out, model(*inputs), rtol=1e-3, atol=1e-5, equal_nan=True):
+        return changes, None
+    return changes, ValueError(
+        f"the network {type(model.net).__name__} returns another output for the same input and the same state "
+        "of torch's global generator: draw its random numbers from that generator, as torch.rand does, "
+        "not from numpy or a generator of its own"
+    )
+
+
+def _check_signature(model: FlowMap) -> None:
+    """Raise ValueError if ``forward`` of the network does not take what ``FlowMap`` gives."""
+    extra = ["anchor"] * model.anchored + ["labels"] * bool(model.classes)
+    try:
+        inspect.signature(model.net.forward).bind("x", "t", "s", **dict.fromkeys(extra))
+    except TypeError as error:
+        call = ", ".join(["x", "t", "s", *(f"{name}={name}" for name in extra)])
+        raise ValueError(
+            f"forward of the network {type(model.net).__name__} must take the call net({call}): {error}"
+        ) from None
 
 
 def is_pure(model: FlowMap) -> bool:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from os import PathLike
 from typing import Any
 
+import torch
+
 from ..data import TensorData, shape_hint
 from ..model import FlowMap
-from ..objectives.base import Objective
+from ..objectives.base import LEARNS, Objective, check_choice
+from ..objectives.network_state import trial
 from .config import TrainConfig
 from .distributed import Processes
 
@@ -29,6 +32,7 @@ def check_arguments(model: Any, objective: Any, config: Any, resume: Any) -> Non
         raise ValueError(
             f"objective must be an Objective, such as IntegralIdentity(), got {_kind(objective)}"
         )
+    check_choice(f"learns of {objective.name}", objective.learns, LEARNS)
     if not isinstance(config, TrainConfig):
         raise ValueError(
             f"config must be a TrainConfig, such as TrainConfig(steps=1000), got {_kind(config)}"
@@ -68,8 +72,8 @@ def has_own_call(objective: Objective) -> bool:
     return type(objective).__call__ is not Objective.__call__
 
 
-def check_data(model: FlowMap, data: TensorData) -> None:
-    """Check that data have the shape, and the labels, that the network takes.
+def check_data(model: FlowMap, data: TensorData, precision: str = "float32") -> None:
+    """Check that data have the shape, the labels and the type that the network takes.
 
     Raises:
         ValueError: If they do not.
@@ -85,3 +89,22 @@ def check_data(model: FlowMap, data: TensorData) -> None:
         raise ValueError(
             f"a network with {classes} classes needs data with labels 0 to {classes - 1}"
         )
+    others = {w.dtype for w in model.parameters() if w.is_floating_point()} - {torch.float32}
+    if others and precision == "float32" and not _takes_float32(model):
+        raise ValueError(
+            f"the weights of the model are {others.pop()}, and data are float32 in training: call "
+            "model.float() first"
+        )
+
+
+def _takes_float32(model: FlowMap) -> bool:
+    """Return whether a small call of a copy takes float32, or fails for another reason."""
+    with trial(model) as (twin, inputs), torch.no_grad():
+        floats = [a.float() if a is not None and a.is_floating_point() else a for a in inputs]
+        try:
+            twin(*floats)
+        except RuntimeError as error:
+            return "dtype" not in str(error)
+        except Exception:
+            return True  # another fault, which the first step tells
+    return True

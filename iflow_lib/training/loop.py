@@ -117,7 +117,7 @@ def fit(
     processes = Processes.join(config.device)
     check_processes(objective, config, processes)
     dataset = as_dataset(data)
-    check_data(model, dataset)
+    check_data(model, dataset, config.precision)
     far = scale_warning(dataset.x) if processes.rank == 0 else None
     if far:
         warnings.warn(far, UserWarning, stacklevel=2)
@@ -323,9 +323,9 @@ class Trainer:
         if has_own_call(objective):
             loss = objective(self.model, batch, self.generator)
             return loss, loss.detach()
-        drawn = objective.draw(self.model, batch, self.generator)
+        drawn = objective.checked_draw(objective.draw(self.model, batch, self.generator))
         own = {k: v if v is None else processes.shard(v) for k, v in drawn.items()}
-        loss, estimate = self.loss(**own)
+        loss, estimate = objective.checked_loss(self.loss(**own))
         mean = processes.mean(loss.detach())
         estimates = None if estimate is None else processes.gather(estimate)
         objective.update_state(batch, drawn, mean, estimates)

@@ -1,0 +1,222 @@
+"""Faults in what a user wrote, or in how it is used, end in one line that says what to do."""
+
+import dataclasses
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from exact import one_line
+from torch import nn
+
+import iflow_lib as ifl
+from iflow_lib.networks import NETWORKS
+from iflow_lib.objectives import network_state
+from iflow_lib.paths import PATHS
+
+POINTS = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A linear network, and what a test does in its forward."""
+
+    data_shape = (2,)
+
+    def __init__(self, change=None, classes=0):
+        super().__init__()
+        self.layer, self.change, self.classes = nn.Linear(2, 2), change, classes
+
+    def forward(self, x, t, s, labels=None):
+        return self.layer(x) if self.change is None else self.change(self.layer(x), x)
+
+
+def model(change=None, path=None, **options):
+    return ifl.FlowMap(Net(change, **options), path or ifl.RectifiedFlow())
+
+
+def fit(flow, objective=None, data=POINTS, **options):
+    config = ifl.TrainConfig(steps=2, batch_size=8, device="cpu", progress=False, **options)
+    return ifl.fit(flow, objective or ifl.FlowMatching(), data, config)
+
+
+def refused(call, *words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    text = one_line(caught)
+    assert all(word in text for word in words), text
+
+
+def test_a_teacher_on_data_in_another_scale():
+    data = ifl.data.TensorData(3 * POINTS + 1)
+    scaled = ifl.data.standardize(data)
+    scaled = scaled[0] if isinstance(scaled, tuple) else scaled
+    teacher = fit(model(), data=scaled).model
+    objective = ifl.FlowMapDistillation(teacher=teacher)
+    refused(lambda: fit(model(), objective, data), "same scale", "not standardized")
+    fit(model(), objective, scaled)
+
+
+def writes(out, x):
+    x *= 2
+    return out
+
+
+def test_a_network_that_writes_into_its_input():
+    refused(lambda: fit(model(writes)), "Net writes into its input", "x = x * 2")
+    refused(lambda: ifl.sample(model(writes), 4), "Net writes into its input", "x = x * 2")
+    with torch.inference_mode():
+        ifl.sample(model(), 4)
+
+
+def test_random_numbers_from_elsewhere():
+    own = torch.Generator().manual_seed(0)
+    for draw in (
+        lambda out, x: out + float(np.random.default_rng().normal()),
+        lambda out, x: out + torch.randn(out.shape, generator=own),
+    ):
+        flow = model(draw)
+        refused(partial(fit, flow), "Net returns another output", "torch.rand")
+    random = model(lambda out, x: out + torch.randn_like(out))
+    assert not network_state.is_pure(random) and network_state.is_pure(model())
+    fit(random)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        (lambda out, x: (out, out), "tuple"),
+        (lambda out, x: None, "NoneType"),
+        (lambda out, x: out + 0j, "complex64"),
+    ],
+)
+def test_a_network_that_returns_something_else(change, word):
+    refused(lambda: ifl.sample(model(change), 4), word, "Net")
+    refused(lambda: fit(model(change)), word, "Net")
+
+
+def test_a_network_with_another_call():
+    class Two(Net):
+        def forward(self, x, t):
+            return self.layer(x)
+
+    refused(lambda: fit(ifl.FlowMap(Two(), ifl.RectifiedFlow())), "net(x, t, s)", "Two")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_type(dtype):
+    refused(lambda: fit(model().to(dtype)), str(dtype), "model.float()")
+    fit(model().to(dtype).float())
+
+
+class Cosine(ifl.Path):
+    """A path as a user writes it, right unless a test changes it."""
+
+    def alpha(self, t):
+        return torch.cos(t * torch.pi / 2)
+
+    def sigma(self, t):
+        return torch.sin(t * torch.pi / 2)
+
+    def alpha_dot(self, t):
+        return -torch.pi / 2 * self.sigma(t)
+
+    def sigma_dot(self, t):
+        return torch.pi / 2 * self.alpha(t)
+
+    def time(self, tau):
+        return torch.atan2(tau, 1 - tau) * 2 / torch.pi
+
+
+@pytest.mark.parametrize(
+    "method, function, words",
+    [
+        ("alpha", lambda self, t: 2 - t, "must be 1 at t = 0"),
+        ("sigma", lambda self, t: 0.1 + t, "must be 0 at t = 0"),
+        ("tau", lambda self, t: t * (1 - t), "must rise"),
+        ("time", lambda self, tau: tau, "inverse of tau"),
+        ("alpha_dot", lambda self, t: -1.0, "must return a tensor"),
+        ("sigma_dot", ifl.Path.sigma_dot, "is missing"),
+        ("noise", lambda self, shape, **options: torch.randn(shape[0]), "shape (2, 2)"),
+        ("noise", lambda self, shape: torch.randn(shape), "fails: TypeError"),
+    ],
+)
+def test_a_path_with_a_wrong_method(method, function, words):
+    net = Net()
+    state = torch.get_rng_state()
+    ifl.FlowMap(net, Cosine())
+    assert torch.equal(torch.get_rng_state(), state)
+    wrong = type("Wrong", (Cosine,), {method: function})()
+    refused(lambda: model(path=wrong), f"{method} of the path Wrong", words)
+
+
+def test_config_must_name_every_argument(tmp_path):
+    class Mine(ifl.PoissonFlow):
+        def __init__(self, aug_dim=128, k=3):
+            super().__init__(aug_dim)
+            self.k = k
+
+    class Wide(ifl.MLP):
+        def __init__(self, *args, factor=2, **options):
+            super().__init__(*args, **options)
+            self.factor = factor
+
+    try:
+        ifl.register_path(Mine), ifl.register_network(Wide)
+        mine = ifl.FlowMap(ifl.MLP(dim=2), Mine(k=4))
+        refused(lambda: mine.save_pretrained(tmp_path), "the path Mine leaves out k")
+        wide = ifl.FlowMap(Wide(dim=2), ifl.RectifiedFlow())
+        refused(lambda: wide.save_pretrained(tmp_path), "the network Wide leaves out factor")
+    finally:
+        PATHS.pop("Mine", None), NETWORKS.pop("Wide", None)
+
+
+def test_weights_that_do_not_fit_the_type(tmp_path):
+    flow = ifl.FlowMap(ifl.MLP(dim=2), ifl.RectifiedFlow())
+    with torch.no_grad():
+        next(flow.parameters()).fill_(1e6)
+    refused(lambda: flow.save_pretrained(tmp_path, dtype=torch.float16), "torch.float16", "None")
+    flow.save_pretrained(tmp_path, dtype=torch.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Right(ifl.Objective):
+    def draw(self, model, batch, generator):
+        return {"x_0": batch.x_0}
+
+    def loss(self, model, x_0):
+        t = torch.ones(len(x_0))
+        return model(x_0, t, t).square().mean(), None
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"learns": "velocities"}, "learns of Wrong"),
+        ({"draw": lambda self, model, batch, generator: batch.x_0}, "must return a dict"),
+        ({"loss": lambda self, model, x_0: Right.loss(self, model, x_0)[0]}, "return loss, None"),
+    ],
+)
+def test_an_objective_with_a_fault(changes, words):
+    fit(model(), Right())
+    refused(lambda: fit(model(), type("Wrong", (Right,), changes)()), words)
+    if "learns" not in changes:
+        refused(lambda: type("Wrong", (Right,), changes)()(model(), POINTS), words)
+
+
+def test_an_objective_without_settings():
+    class Plain(ifl.Objective):
+        draw, loss = Right.draw, Right.loss
+
+    refused(lambda: fit(model(), Plain()), "Plain is no dataclass", "config()")
+
+
+@pytest.mark.parametrize("learned", [None, "jump", "jump_to_data"])
+def test_guidance_without_nfe(learned):
+    flow = model(classes=3)
+    flow.learned = learned
+    out = ifl.sample(flow, 4, labels=1, guidance=2.0)
+    assert out.nfe == 2
+    assert torch.equal(out.x, ifl.sample(flow, 4, 2, labels=1, guidance=2.0).x)
+    assert ifl.sample(flow, 4, labels=1).nfe == 1
+    if learned == "jump_to_data":
+        refused(lambda: ifl.sample(flow, 4, 1, labels=1, guidance=2.0), "nfe must be 2")
