@@ -681,6 +681,13 @@ def test_fingerprint_reads_some_rows_of_large_data(monkeypatch):
     assert TensorData(x).fingerprint == digests[-1]
 
 
+def test_a_digest_follows_what_is_changed_in_place():
+    found = TensorData(X)
+    before = found.sha256, found.fingerprint
+    found.x += 1
+    assert found.sha256 == found.fingerprint == TensorData(found.x).sha256 != before[0]
+
+
 def test_a_mapped_array_stays_in_its_file(tmp_path, monkeypatch):
     file = tmp_path / "x.npy"
     np.save(file, np.random.default_rng(0).standard_normal((9000, 2), dtype=np.float32))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -92,25 +91,40 @@ class TensorData(Dataset):
     def __repr__(self) -> str:
         return f"TensorData({self.name!r}, {tuple(self.x.shape)})"
 
-    @functools.cached_property
+    @property
     def sha256(self) -> str:
-        """The sha256 of the bytes of ``x``, all of which are read."""
-        digest = hashlib.sha256()
-        for block in row_blocks(self.x, self.mapped):
-            digest.update(block.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        """The sha256 of the bytes of ``x``, all of which are read, each time: they may change."""
+        return _sha256(self.x, self.mapped)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """A digest that tells data sets apart without reading a very large one as a whole.
 
         It is ``sha256`` up to 256 MB; beyond, the sha256 of the shape and 4,096 evenly spaced rows.
         """
-        if not is_large(self.x):
-            return self.sha256
-        digest = hashlib.sha256(repr(tuple(self.x.shape)).encode())
-        digest.update(spaced_rows(self.x, mapped=self.mapped).cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        return _fingerprint(self.x, self.mapped)
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """Return the fingerprint of ``x`` as sha256, and those of labels and noise, None without."""
+        more = {"labels": self.labels, "noise": self.noise}
+        return {"sha256": self.fingerprint} | {
+            name: None if values is None else _fingerprint(values) for name, values in more.items()
+        }
+
+
+def _sha256(x: Tensor, mapped: np.memmap | None = None) -> str:
+    digest = hashlib.sha256()
+    for block in row_blocks(x, mapped):
+        digest.update(block.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _fingerprint(x: Tensor, mapped: np.memmap | None = None) -> str:
+    if not is_large(x):
+        return _sha256(x, mapped)
+    digest = hashlib.sha256(repr(tuple(x.shape)).encode())
+    digest.update(spaced_rows(x, mapped=mapped).cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def as_dataset(data: Any) -> TensorData:
