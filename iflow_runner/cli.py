@@ -23,6 +23,8 @@ def _pairs(_: click.Context, __: click.Parameter, pairs: Sequence[tuple[str, str
     for name, value in pairs:
         if "=" in name or value.startswith("--"):
             raise click.UsageError("-p needs two values, NAME VALUE, such as -p steps 200")
+        if [given for given, _ in pairs].count(name) > 1:
+            raise click.UsageError(f"-p {name} is given more than once: give one value")
     return dict(pairs)
 
 
@@ -147,7 +149,8 @@ def sweep(scheduler: str | None, workers: int | None, fresh: bool, device: str, 
     """Run a notebook or a function over a grid of settings, on this machine or on a cluster.
 
     FILE says what to run and over which grid; experiments/sweep.toml is an example. Without
-    workers (--workers 0) this process does the runs.
+    workers (--workers 0) this process does the runs. A function's runs are done again when its
+    module or one that it imports has changed; --fresh is for anything else, such as data files.
     """
     from . import sweep as sweeps
 

@@ -27,6 +27,8 @@ KINDS = {
     str: "text",
     list: "a list like [1, 2]",
 }
+#: Lines for IPython.
+_MAGIC = re.compile(r"^\s*([%!].*|.*\?)$", re.M)
 _SET_BY = {"device": "--device", "out_dir": "--out"}
 
 
@@ -308,7 +310,12 @@ def read_notebook(file: Path) -> Notebook:
             f'{{"iflow": {{"reads": ["plane.csv"]}}}}, got {told!r}'
         )
     code = [text for (kind, text), tag in zip(cells, tagged) if kind == "code" and not tag]
-    used, asked = _names_and_references(code)
+    used, asked, renamed = _names_and_references(code)
+    if renamed:
+        raise ValueError(
+            f"{name} gives reference another name or uses it as a value: call reference by its own "
+            'name, reference("plane.csv"), so that what it reads is known'
+        )
     for wanted in sorted(asked):
         if not any(r == "." or f"{wanted}/".startswith(f"{r}/") for r in reads):
             raise ValueError(
@@ -351,20 +358,39 @@ def _declared(name: str, source: str) -> dict[str, Any]:
     return defaults
 
 
-def _names_and_references(code: Iterable[str]) -> tuple[set[str], set[str]]:
-    """The names that cells read, and what they ask ``reference`` for.
+def _names_and_references(code: Iterable[str]) -> tuple[set[str], set[str], bool]:
+    """The names that cells read, what they ask ``reference`` for, and whether they rename it.
 
     Lines for IPython (%, !, ?) are left out. Of a cell that is no Python even so, all words count
-    as names. Of a file name that is only partly a literal, the literal beginning counts.
+    as names. In both, a call of ``reference`` is found by its text. Of a file name that is only
+    partly a literal, the literal beginning counts.
     """
-    names, asked = set(), set()
+    names: set[str] = set()
+    asked: set[str] = set()
+    imported = renamed = value = False
     for source in code:
         try:
-            tree = ast.parse(re.sub(r"^\s*([%!].*|.*\?)$", "", source, flags=re.M))
+            tree = ast.parse(_MAGIC.sub("", source))
         except SyntaxError:
             names |= set(re.findall(r"\w+", source))
+            asked |= _text_references(source)
             continue
+        for line in _MAGIC.finditer(source):
+            asked |= _text_references(line[0])
+        called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").endswith("recorder"):
+                found = [a for a in node.names if a.name in ("reference", "*")]
+                imported |= bool(found)
+                renamed |= any(a.asname not in (None, "reference") for a in found)
+            if id(node) not in called:
+                value |= isinstance(node, ast.Name) and (node.id, type(node.ctx)) == (
+                    "reference",
+                    ast.Load,
+                )
+                renamed |= isinstance(node, ast.Attribute) and bool(
+                    re.search(r"\brecorder\.reference$", ast.unparse(node))
+                )
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
                 names.add(node.id)
             if not isinstance(node, ast.Call):
@@ -374,4 +400,10 @@ def _names_and_references(code: Iterable[str]) -> tuple[set[str], set[str]]:
                 if isinstance(name, ast.JoinedStr) and name.values:
                     name = name.values[0]
                 asked.add(str(name.value).rstrip("/") if isinstance(name, ast.Constant) else "")
-    return names, asked
+    return names, asked, renamed or (imported and value)
+
+
+def _text_references(source: str) -> set[str]:
+    """What a text that is no Python asks ``reference`` for; "" where that is no literal."""
+    found = re.findall(r"""\breference\s*\(\s*(?:[rf]?["']([^"'{]*))?""", source)
+    return {name.rstrip("/") for name in found}

@@ -52,8 +52,9 @@ class Recorder:
         Raises:
             ValueError: For an unknown column, and for a row without a metric or a number as value.
         """
-        for row in rows.to_dict("records") if hasattr(rows, "to_dict") else rows:
-            self._rows.append(tidy_row({"run_id": self.notebook, **row}))
+        if hasattr(rows, "to_dict"):
+            rows = rows.to_dict("records")
+        self._rows += tidy_rows(rows, self.notebook)
 
     def figure(self, figure: Any, name: str, caption: str = "") -> None:
         """Save a matplotlib figure as PNG with 150 dots an inch.
@@ -63,7 +64,7 @@ class Recorder:
             name: Letters, digits, - and _.
             caption: One sentence.
         """
-        if not re.fullmatch(r"[\w-]+", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
             raise ValueError(f"a figure's name is made of letters, digits, - and _, got {name!r}")
         if self.out is None:
             return
@@ -86,7 +87,7 @@ class Recorder:
         Args:
             name: Letters, digits, -, _ and dots; another one for each training of the notebook.
         """
-        if not re.fullmatch(r"[\w-][\w.-]*", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*", name):
             raise ValueError(
                 f"a checkpoint folder's name is made of letters, digits, -, _ and dots, got {name!r}"
             )
@@ -98,31 +99,61 @@ class Recorder:
             write_together({self.out / "tables" / f"{self.notebook}.csv": csv_text(self._rows)})
 
 
-def tidy_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with every column of ``COLUMNS`` and plain numbers.
+def tidy_rows(rows: Any, run_id: str | None = None) -> list[dict[str, Any]]:
+    """Return ``tidy_row`` of each row; ValueError if they are no list, or the like, of dicts."""
+    if rows is None or isinstance(rows, (str, Mapping)) or not isinstance(rows, Iterable):
+        raise ValueError(
+            f"rows of results must be a list of dicts, got a {type(rows).__name__}: give [row]"
+        )
+    return [tidy_row(row, run_id) for row in rows]
+
+
+def tidy_row(row: Mapping[str, Any], run_id: str | None = None) -> dict[str, Any]:
+    """Return a row with every column of ``COLUMNS`` and plain numbers, and run_id if it has none.
 
     Raises:
-        ValueError: For an unknown column, and without a metric or a number as value.
+        ValueError: For what is no dict, an unknown column, a value that is neither text nor a
+            number, and without a metric or a number as value.
     """
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"a row of results must be a dict, got a {type(row).__name__}: {row!r:.80}"
+        )
     unknown = [column for column in row if column not in COLUMNS]
     if unknown:
         raise ValueError(
             f"unknown column {unknown[0]!r} in a row of results: expected {', '.join(COLUMNS)}"
         )
-    tidy = dict.fromkeys(COLUMNS) | {  # numpy and torch scalars become numbers
-        c: v.item() if hasattr(v, "item") else v for c, v in row.items()
+    tidy: dict[str, Any] = dict.fromkeys(COLUMNS) | {"run_id": run_id}
+    tidy |= {  # numpy and torch scalars become numbers
+        c: _plain(v) for c, v in row.items()
     }
-    if not tidy["metric"] or isinstance(tidy["value"], (bool, str, type(None))):
+    if not tidy["metric"] or type(tidy["value"]) not in (int, float):
         raise ValueError(
             "a row of results needs a metric and a number as value, got "
             f"{tidy['metric']!r} and {tidy['value']!r}"
         )
     for column, value in tidy.items():
+        infinite = isinstance(value, float) and math.isinf(value) and column != "value"
+        if infinite or not isinstance(value, (str, int, float, type(None))):
+            raise ValueError(
+                f"{column} in a row of results must be text or a finite number, got {value!r:.80}"
+            )
+        if column in ("run_id", "metric") and isinstance(value, (int, float)) and value == value:
+            raise ValueError(f"{column} in a row of results must be text, got {value!r}")
         if column != "value" and isinstance(value, float) and math.isnan(value):
             tidy[column] = None
         elif column in _WHOLE and isinstance(value, float) and value.is_integer():
             tidy[column] = int(value)
     return tidy
+
+
+def _plain(value: Any) -> Any:
+    """The number of a numpy or torch scalar; anything else as it is."""
+    try:
+        return value.item() if hasattr(value, "item") else value
+    except (ValueError, RuntimeError, TypeError):  # it has several
+        return value
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -9,9 +9,11 @@ back what they found. A run whose settings, code and versions are unchanged is n
 
 from __future__ import annotations
 
+import ast
 import csv
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -26,7 +28,7 @@ import threading
 import time
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
@@ -38,7 +40,7 @@ from .execute import reproduce
 from .files import only_writer, output_folder, read_json, read_toml, write_together
 from .plan import KINDS, known_name, make_plan, typed
 from .provenance import digest, duration, git_state, machine, package_version, sha256, utc_now
-from .recorder import checkout, csv_text, tidy_row
+from .recorder import checkout, csv_text, tidy_rows
 
 #: Runs that nobody starts by mistake.
 LIMIT = 10_000
@@ -132,7 +134,7 @@ def read_sweep(
             raise ValueError(f"{file.name}: parameter 'device' is set by --device")
         known_name(f"parameter of {target} in {file.name}", name, defaults)
         if name in choices:
-            known_name(f"{name} in {file.name}", value, choices[name])
+            known_name(f"{name} in {file.name}", str(value), map(str, choices[name]))
         return typed(f"{file.name}: {name}", value, defaults[name], text=False)
 
     def check_list(name: str, values: Any) -> list[Any]:
@@ -183,12 +185,15 @@ def load_function(name: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(importlib.import_module(module), function)
+        if not callable(found):
+            raise TypeError(f"{function} is a {type(found).__name__}")
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"run = {name!r} must name a function that can be imported from here, as "
-            f"module:function ({error})"
+            f"module:function ({type(error).__name__}: {error})"
         ) from None
+    return found
 
 
 def function_parameters(name: str) -> tuple[dict[str, Any], dict[str, tuple]]:
@@ -198,8 +203,17 @@ def function_parameters(name: str) -> tuple[dict[str, Any], dict[str, tuple]]:
         ValueError: With one line, if one has no default that a sweep can vary.
     """
     function = load_function(name)
-    hints, defaults, choices = typing.get_type_hints(function), {}, {}
-    for parameter in inspect.signature(function).parameters.values():
+    defaults, choices = {}, {}
+    try:
+        parameters = inspect.signature(function).parameters.values()
+        inner = function if inspect.isroutine(function) or inspect.isclass(function) else None
+        hints = typing.get_type_hints(inner or type(function).__call__)
+    except Exception as error:
+        raise ValueError(
+            f"{name}: its parameters cannot be read ({type(error).__name__}: {error}); annotate them "
+            "with names that its module has"
+        ) from None
+    for parameter in parameters:
         default = parameter.default
         default = list(default) if isinstance(default, tuple) else default
         if type(default) not in KINDS:
@@ -224,10 +238,69 @@ def identity(target: str) -> dict[str, str | None]:
     for package in ("torch", "numpy", "scipy", "POT"):
         found[package] = (package_version(package) or "none").split("+")[0]
     if ":" in target:
-        return found | {target: sha256(Path(inspect.getfile(load_function(target))))}
+        return found | _own_code(target)
     root = checkout()
     found[target] = sha256(root / "notebooks" / f"{target}.ipynb")
     return found | {"results/reference": digest(root / "results" / "reference")}
+
+
+def _own_code(target: str) -> dict[str, str | None]:
+    """The sha256 of a function's file, and of each module of the user's that it imports.
+
+    Those lie in its folder or below the working folder. What it reads or imports otherwise, such as
+    data files, is not seen: ``--fresh`` does all runs again.
+    """
+    module, function = target.partition(":")[0], load_function(target)
+    try:
+        file = Path(inspect.getfile(inspect.unwrap(function)))
+    except TypeError:  # a callable object
+        file = Path(sys.modules[module].__file__ or "")
+    found: dict[str, str | None] = {target: sha256(file)}
+    own = (file.resolve().parent, Path.cwd())
+
+    def origin(name: str) -> Path | None:
+        try:
+            spec = importlib.util.find_spec(name)
+        except Exception:
+            return None
+        if spec is None:
+            return None
+        # a package without __init__.py has folders only
+        place = Path(spec.origin or next(iter(spec.submodule_search_locations or ()), "")).resolve()
+        if not (place.suffix == ".py" or place.is_dir()) or "site-packages" in place.parts:
+            return None
+        return place if any(folder in place.parents for folder in own) else None
+
+    def follow(name: str) -> None:
+        for i in range(name.count(".") + 1):  # packages first: finding a module imports them
+            part = ".".join(name.split(".")[: i + 1])
+            if part in ("iflow_lib", "iflow_runner"):
+                return
+            place = origin(part)
+            if place is None:
+                return
+            if part in found or place.is_dir():
+                continue
+            found[part] = sha256(place)
+            package = part if place.name == "__init__.py" else part.rpartition(".")[0]
+            for node in ast.walk(ast.parse(place.read_bytes())):
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom):
+                    base = node.module or ""
+                    if node.level:
+                        above = package.split(".")[: package.count(".") + 2 - node.level]
+                        base = ".".join(filter(None, [*above, base]))
+                    names = [f"{base}.{alias.name}" for alias in node.names]
+                else:
+                    continue
+                for imported in names:
+                    follow(imported)
+
+    follow(module)
+    if found.get(module) == found[target]:
+        del found[module]  # the same file
+    return found
 
 
 # ---- on a worker
@@ -274,10 +347,16 @@ def _call(settings: dict[str, Any]) -> tuple[list[dict], dict[str, bytes]]:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
         try:
-            rows = list(function(**arguments))
+            rows = function(**arguments)
+            if isinstance(rows, Iterable) and not isinstance(rows, (str, Mapping)):
+                rows = list(rows)
         except ValueError as error:
             raise SkipRun(str(error)) from None
-    return [tidy_row(row) for row in rows], {}
+        except SystemExit as error:
+            raise RunError(
+                f"the function ended by SystemExit({error}): it must return rows, or raise an error"
+            ) from None
+    return tidy_rows(rows), {}
 
 
 def _run_notebook(settings: dict[str, Any]) -> tuple[list[dict], dict[str, bytes]]:

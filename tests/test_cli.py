@@ -87,6 +87,10 @@ def test_version_and_help(capfd):
             ["reproduce", "-p", "steps", "three"],
             ["steps of 01_first must be a whole number, got 'three'"],
         ),
+        (
+            ["reproduce", "-p", "steps", "1", "-p", "steps", "2"],
+            ["-p steps is given more than once"],
+        ),
         (["reproduce", "-p", "steps"], ["'-p' requires 2 arguments"]),
         (["reproduce", "-p"], ["'-p' requires 2 arguments"]),
         (["reproduce", "--parameter=steps"], ["'--parameter' requires 2 arguments"]),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from exact import one_line
 from torch.utils.data import (
+    ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
@@ -35,6 +36,7 @@ from iflow_lib.data import (
     shape_hint,
     standardize,
 )
+from iflow_lib.scaling import Standardization
 
 
 @pytest.mark.parametrize("name", PLANE)
@@ -383,6 +385,14 @@ class Stream(IterableDataset):
         return iter(torch.zeros(3, 2))
 
 
+class Broken(Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise KeyError("no such\nfile")
+
+
 X = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([2, 0, 1, 1, 0, 2])
 FRAME = pd.DataFrame(X.numpy(), columns=["a", "b"])
@@ -493,6 +503,13 @@ def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
         (np.array([[1.0, None]]), "type object"),
         (np.zeros((3, 2), dtype="datetime64[s]"), "datetime64"),
         (Plain([]), "empty"),
+        ([()], "empty"),
+        ((X, X, X), "tuple of 3 arrays"),
+        (Broken(), "item 0 cannot be read, KeyError"),
+        (DataLoader(X, collate_fn=lambda items: torch.stack(items) * 2), "its own collate_fn"),
+        (DataLoader(X, batch_sampler=[[0], [1]]), "its own batch_sampler"),
+        (ConcatDataset([standardize(X), standardize(X * 3)]), "joins data sets that differ"),
+        (ConcatDataset([standardize(X), Plain(X)]), "joins standardized data with others"),
         ([], "empty"),
         ([[1, 2], [3, 4]], "int64"),
         ([[1.0, 2.0], [3.0]], "do not make one array"),
@@ -551,6 +568,28 @@ def test_data_are_refused_in_one_line(given, word):
 def test_labels_are_refused_in_one_line(labels, word):
     with pytest.raises(ValueError) as error:
         TensorData(X, labels)
+    assert word in one_line(error)
+
+
+def test_joined_parts_keep_noise_and_scaling():
+    whole = standardize(TensorData(X * 100, Y, name="mine", noise=X))
+    found = as_dataset(ConcatDataset([Subset(whole, [4, 1]), Subset(whole, [3])]))
+    assert found.scaling is whole.scaling
+    for name in ("x", "labels", "noise"):
+        assert torch.equal(getattr(found, name), getattr(whole, name)[[4, 1, 3]])
+
+
+@pytest.mark.parametrize(
+    "scaling, word",
+    [
+        ({"mean": 0}, "must be a Standardization, got a dict"),
+        (Standardization(torch.zeros(3), torch.ones(3)), "shape (3,)"),
+        (Standardization(torch.zeros(5, 2), torch.ones(5, 2)), "shape (5, 2)"),
+    ],
+)
+def test_a_scaling_must_fit_an_example(scaling, word):
+    with pytest.raises(ValueError) as error:
+        TensorData(X, scaling=scaling)
     assert word in one_line(error)
 
 
@@ -679,6 +718,13 @@ def test_fingerprint_reads_some_rows_of_large_data(monkeypatch):
     assert len({*digests, small.sha256}) == 4
     assert "sha256" not in vars(TensorData(x))
     assert TensorData(x).fingerprint == digests[-1]
+
+
+def test_a_digest_follows_what_is_changed_in_place():
+    found = TensorData(X)
+    before = found.sha256, found.fingerprint
+    found.x += 1
+    assert found.sha256 == found.fingerprint == TensorData(found.x).sha256 != before[0]
 
 
 def test_a_mapped_array_stays_in_its_file(tmp_path, monkeypatch):

@@ -427,12 +427,28 @@ def test_recorder_rows(tmp_path):
         ({"value": 1}, "needs a metric"),
         ({"metric": "w2"}, "number as value"),
         ({"metric": "w2", "value": "1"}, "number as value"),
+        ({"metric": "w2", "value": 1j}, "number as value"),
+        ({"metric": "w2", "value": torch.zeros(2)}, "number as value"),
+        ({"metric": "w2", "value": 1, "run_id": 3}, "run_id in a row of results must be text"),
+        (
+            {"metric": "w2", "value": 1, "nfe": [1]},
+            "nfe in a row of results must be text or a finite",
+        ),
+        ({"metric": "w2", "value": 1, "seconds": float("inf")}, "finite number, got inf"),
+        (3, "must be a dict, got a int"),
     ],
 )
 def test_recorder_refuses(row, words):
     with pytest.raises(ValueError) as error:
         Recorder("nb").rows([row])
     assert words in one_line(error)
+
+
+@pytest.mark.parametrize("rows", [None, 3, "w2", {"metric": "w2", "value": 1}])
+def test_rows_must_be_a_list(rows):
+    with pytest.raises(ValueError) as error:
+        Recorder("nb").rows(rows)
+    assert "must be a list of dicts" in one_line(error)
 
 
 def test_recorder_without_folder(tmp_path, monkeypatch):
@@ -451,7 +467,7 @@ def test_checkpoint_folder(tmp_path):
     assert record.checkpoint_dir("ve-seed.0_1") == str(tmp_path / ".training" / "ve-seed.0_1")
     assert Recorder("nb").checkpoint_dir("ve") == ""
     assert not list(tmp_path.iterdir())
-    for name in ("", "..", ".hidden", "a/b", "a b"):
+    for name in ("", "..", ".hidden", "a/b", "a b", None, 3):
         with pytest.raises(ValueError, match="letters, digits, -, _ and dots") as error:
             record.checkpoint_dir(name)
         assert repr(name) in one_line(error)

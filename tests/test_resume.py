@@ -341,6 +341,61 @@ def test_another_run_is_refused(tmp_path, change, words):
         fit(model, IntegralIdentity(), x, config, resume="auto")
 
 
+class Curved(nn.Module):
+    """A network of a user; power changes what it computes and no weight."""
+
+    data_shape = (2,)
+
+    def __init__(self, power=1):
+        super().__init__()
+        self.power, self.linear = power, nn.Linear(4, 2)
+
+    def config(self):
+        return {"power": self.power}
+
+    def forward(self, x, t, s):
+        return self.linear(torch.cat([x, t[:, None], s[:, None]], 1) ** self.power)
+
+
+def test_other_labels_noise_or_network_are_refused(tmp_path):
+    x, labels = data().x, torch.arange(200) % 2
+    config = TrainConfig(steps=1, device="cpu", progress=False, out_dir=tmp_path)
+
+    def go_on(labels=labels, noise=x, power=1):
+        model = FlowMap(randomise(Curved(power)), RectifiedFlow())
+        fit(model, FlowMatching(), TensorData(x, labels, noise=noise), config, resume="auto")
+
+    go_on()
+    for other, word in (
+        ({"labels": 1 - labels}, "labels"),
+        ({"labels": None}, "labels"),
+        ({"noise": x + 1}, "noise"),
+        ({"power": 2}, "{'config': {'power': 1}}"),
+    ):
+        with pytest.raises(ValueError) as error:
+            go_on(**other)
+        assert word in one_line(error) and "the same settings, or another out_dir" in str(error)
+    tensors, info, _ = RunFolder(tmp_path).load()
+    for part, mark in (("data", "labels"), ("data", "noise"), ("network", "config")):
+        del info["identity"][part][mark]
+    with RunFolder(tmp_path) as folder:  # as earlier versions wrote it
+        folder.save(1, tensors, info)
+    go_on()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sha256": {}}, {"sha256": []}, {"sha256": None}, {"info": {}}, {"info": []}, {"info": None}],
+)
+def test_a_state_without_its_parts_is_damaged(tmp_path, change):
+    fit(*setup("FlowMatching", tmp_path))
+    newest, before = RunFolder(tmp_path).checkpoints()
+    file = newest / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.warns(RuntimeWarning, match="falling back to the one before"):
+        assert RunFolder(tmp_path).load().folder == before
+
+
 def test_what_a_finished_run_leaves(tmp_path):
     run = fit(*setup("FlowMatching", tmp_path))
     assert pd.read_csv(tmp_path / "history.csv").step.tolist() == run.history.step.tolist()

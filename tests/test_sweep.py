@@ -39,6 +39,19 @@ def train(dataset: Literal["eight_gaussians", "spiral"] = "eight_gaussians", pat
         yield {"dataset": dataset, "seed": seed, "nfe": nfe, "method": "map", "metric": "w2", "value": draw.random()}
 
 def other(steps: int = 3, wrong=None): pass
+
+def typo(steps: "Itn" = 3): pass
+
+def chosen(steps: Literal[1, 2] = 1): pass
+
+constant = 3
+
+def ends(kind: str = "none"):
+    if kind == "exit":
+        raise SystemExit(3)
+    good = {"metric": "w2", "value": 1.0}
+    return {"none": None, "row": good, "number": [3], "complex": [good | {"value": 1j}],
+            "run_id": [good | {"run_id": 3}], "array": [good | {"nfe": [1]}]}.get(kind, [good])
 '''
 SHORT = "run = 'science:train'\n"
 EIGHT = SHORT + "[grid]\ndataset = ['eight_gaussians', 'spiral']\nseed = [0, 1, 2, 3]\n"
@@ -57,6 +70,7 @@ def science(tmp_path_factory):
     """A working folder with a module of functions to run."""
     folder = tmp_path_factory.mktemp("science")
     (folder / "science.py").write_text(SCIENCE)
+    (folder / "broken.py").write_text("1 / 0")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
@@ -194,6 +208,10 @@ N = "notebook = '05'\n"
             F + "[grid]\ndataset = ['spirla']",
             ["'spirla' (did you mean 'spiral'?)", "eight_gaussians"],
         ),
+        ("run = 'science:constant'\n", ["constant is a int"]),
+        ("run = 'broken:f'\n", ["ZeroDivisionError"]),
+        ("run = 'science:typo'\n", ["'Itn'", "annotate them"]),
+        ("run = 'science:chosen'\n[grid]\nsteps = [3]", ["'3'; there are 1, 2"]),
         (F + "[grid]\nseed = 3", ["seed in the grid must be a list of values, got 3"]),
         (F + "[grid]\nseed = []", ["expands to nothing"]),
         (F + "[grid]", ["expands to nothing"]),
@@ -362,6 +380,32 @@ def test_settings_that_make_no_sense_are_skipped(toml, capfd):
     assert "3 of 4 runs are done, 0 failed, 1 skipped" in out
     grid = "[grid]\npath = ['line']\nnfes = [[2]]\n"
     assert iflow(capfd, *toml(SHORT + grid), "--workers", 0)[0] == 1  # nothing was done
+
+
+def test_a_bad_row_fails_its_run_and_no_other(toml, capfd):
+    kinds = ["none", "row", "number", "complex", "run_id", "array", "exit", "good"]
+    arguments = [*toml(f"run = 'science:ends'\n[grid]\nkind = {kinds}\n"), "--workers", 0]
+    code, out, err = iflow(capfd, *arguments)
+    assert code == 1 and states(arguments[2]) == ["failed"] * 7 + ["ok"]
+    assert err.count("\n") == 7 and "SystemExit(3)" in err and "list of dicts" in err
+
+
+def test_what_a_function_imports_is_part_of_its_identity(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    package = tmp_path / "swept"
+    package.mkdir()
+    (tmp_path / "swept_helper.py").write_text("NUMBER = 3\n")
+    (package / "near.py").write_text("import json\nfrom swept_helper import NUMBER\n")
+    (package / "__init__.py").write_text("")
+    (package / "main.py").write_text("from .near import NUMBER\n\ndef f(seed: int = 0): pass\n")
+    codes = []
+    for number in (3, 4):
+        (tmp_path / "swept_helper.py").write_text(f"NUMBER = {number}\n")
+        codes.append(sweep.identity.__wrapped__("swept.main:f"))
+    assert {"swept.main:f", "swept", "swept.near", "swept_helper"} < codes[0].keys()
+    changed = [name for name, value in codes[0].items() if codes[1][name] != value]
+    assert changed == ["swept_helper"] and "json" not in codes[0]
 
 
 def test_rows_are_checked_and_one_thread_does_the_work(science, monkeypatch):

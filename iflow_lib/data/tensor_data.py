@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler, Subset
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+    default_convert,
+)
 
 from ..scaling import Standardization
 from .mapped import is_large, row_blocks, spaced_rows
@@ -67,7 +76,7 @@ class TensorData(Dataset):
                     f"{name}: noise must have the shape of x, {tuple(self.x.shape)}; got "
                     f"{tuple(self.noise.shape)}"
                 )
-        self.name, self.scaling = name, scaling
+        self.name, self.scaling = name, _fitting(scaling, self.x, name)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -92,25 +101,83 @@ class TensorData(Dataset):
     def __repr__(self) -> str:
         return f"TensorData({self.name!r}, {tuple(self.x.shape)})"
 
-    @functools.cached_property
+    @property
     def sha256(self) -> str:
-        """The sha256 of the bytes of ``x``, all of which are read."""
-        digest = hashlib.sha256()
-        for block in row_blocks(self.x, self.mapped):
-            digest.update(block.cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        """The sha256 of the bytes of ``x``, all of which are read, each time: they may change."""
+        return _sha256(self.x, self.mapped)
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """A digest that tells data sets apart without reading a very large one as a whole.
 
         It is ``sha256`` up to 256 MB; beyond, the sha256 of the shape and 4,096 evenly spaced rows.
         """
-        if not is_large(self.x):
-            return self.sha256
-        digest = hashlib.sha256(repr(tuple(self.x.shape)).encode())
-        digest.update(spaced_rows(self.x, mapped=self.mapped).cpu().contiguous().numpy().data)
-        return digest.hexdigest()
+        return _fingerprint(self.x, self.mapped)
+
+    def fingerprints(self) -> dict[str, str | None]:
+        """Return the fingerprint of ``x`` as sha256, and those of labels and noise, None without."""
+        more = {"labels": self.labels, "noise": self.noise}
+        return {"sha256": self.fingerprint} | {
+            name: None if values is None else _fingerprint(values) for name, values in more.items()
+        }
+
+
+def _fitting(scaling: Any, x: Tensor, name: str) -> Standardization | None:
+    """A scaling, or ValueError if it is not one of such examples."""
+    if scaling is None:
+        return None
+    example = tuple(x.shape[1:])
+    if not isinstance(scaling, Standardization):
+        raise ValueError(
+            f"{name}: scaling must be a Standardization, got a {type(scaling).__name__}; "
+            "standardize(x) makes data with theirs"
+        )
+    try:
+        fits = torch.broadcast_shapes(scaling.mean.shape, example) == example
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name}: scaling has the shape {tuple(scaling.mean.shape)}; expected one that broadcasts "
+            f"against an example, {example}: standardize(x) makes it"
+        )
+    return scaling
+
+
+def _joined(parts: list[TensorData], name: str) -> TensorData:
+    """Data sets one after the other, if they are in one scale and have the same parts."""
+    first = parts[0]
+
+    def told(part: TensorData) -> list:
+        scale = None if part.scaling is None else part.scaling.config()
+        return [part.x.shape[1:], scale, part.labels is None, part.noise is None]
+
+    if any(told(part) != told(first) for part in parts):
+        raise ValueError(
+            f"{name} joins data sets that differ in shape, scaling, labels or noise; join them first, "
+            "and standardize the whole"
+        )
+    joined = (
+        None if getattr(first, key) is None else torch.cat([getattr(p, key) for p in parts])
+        for key in ("labels", "noise")
+    )
+    x = torch.cat([p.x for p in parts])
+    return TensorData(x, next(joined), first.name, next(joined), first.scaling)
+
+
+def _sha256(x: Tensor, mapped: np.memmap | None = None) -> str:
+    digest = hashlib.sha256()
+    for block in row_blocks(x, mapped):
+        digest.update(block.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _fingerprint(x: Tensor, mapped: np.memmap | None = None) -> str:
+    if not is_large(x):
+        return _sha256(x, mapped)
+    digest = hashlib.sha256(repr(tuple(x.shape)).encode())
+    digest.update(spaced_rows(x, mapped=mapped).cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def as_dataset(data: Any) -> TensorData:
@@ -120,7 +187,8 @@ def as_dataset(data: Any) -> TensorData:
         data: A float tensor or array (B, ...), memory-mapped or not; nested lists; a
             ``TensorData``; a torch Dataset with a length, of x or (x, y), where y are whole
             numbers, kept as labels; a DataLoader, whose data set is taken; or a pandas DataFrame of
-            numbers without gaps, whose columns become the last axis.
+            numbers without gaps, whose columns become the last axis. Each item of a Dataset is read
+            once: what a random augmentation makes of it then is kept.
 
     Returns:
         The data, float32. A ``TensorData`` is returned as it is.
@@ -144,7 +212,7 @@ def resolved(data: Any, name: str = "data") -> Any:
     """Return the data set behind a DataLoader, or behind a part of a ``TensorData``.
 
     A part, such as ``torch.utils.data.random_split`` makes, keeps the noise and the scaling of the
-    whole.
+    whole, and so does a ``ConcatDataset`` of parts in one scale.
 
     Args:
         data: What ``as_dataset`` takes.
@@ -154,7 +222,8 @@ def resolved(data: Any, name: str = "data") -> Any:
         The data set, or ``data`` itself.
 
     Raises:
-        ValueError: If a DataLoader has a sampler that may leave examples out.
+        ValueError: If a DataLoader has a sampler that may leave examples out or a collate_fn, or a
+            ConcatDataset joins different scales.
     """
     if isinstance(data, DataLoader):
         # the loader of an iterable data set has a sampler of its own; that set is refused later
@@ -165,7 +234,25 @@ def resolved(data: Any, name: str = "data") -> Any:
                 f"{name} is a DataLoader with a {type(data.sampler).__name__}; give a Dataset of the "
                 "examples to train on, such as torch.utils.data.Subset"
             )
+        if type(data.batch_sampler) not in (BatchSampler, type(None)) or data.collate_fn not in (
+            default_collate,
+            default_convert,
+        ):
+            own = "collate_fn" if type(data.batch_sampler) is BatchSampler else "batch_sampler"
+            raise ValueError(
+                f"{name} is a DataLoader with its own {own}, which would be left out; give a Dataset "
+                "whose items are what to train on"
+            )
         data = data.dataset
+    if type(data) is ConcatDataset:
+        parts = [resolved(part, name) for part in data.datasets]
+        found = [part for part in parts if isinstance(part, TensorData)]
+        if len(found) == len(parts):
+            return _joined(found, name)
+        if any(part.scaling is not None for part in found):
+            raise ValueError(
+                f"{name} joins standardized data with others; join them first, and standardize the whole"
+            )
     if type(data) is Subset:
         part = resolved(data.dataset, name)
         return part.rows(data.indices) if isinstance(part, TensorData) else data

@@ -52,10 +52,16 @@ def unpack(data: Any, name: str = "data") -> tuple[Tensor | np.ndarray, Any]:
 
 
 def _from_list(data: Sequence, name: str) -> tuple[Tensor | np.ndarray, Any]:
-    if isinstance(data, tuple) and len(data) == 2 and all(_is_array(part) for part in data):
+    tuple_of_arrays = isinstance(data, tuple) and all(_is_array(part) for part in data)
+    if tuple_of_arrays and len(data) == 2:
         raise ValueError(
             f"{name} is a tuple of two arrays; for examples and labels give "
             "ifl.data.TensorData(x, labels=y)"
+        )
+    if tuple_of_arrays and any(part.ndim > 1 for part in data):
+        raise ValueError(
+            f"{name} is a tuple of {len(data)} arrays; expected one array (examples, ...), or "
+            "ifl.data.TensorData(x, labels=y, noise=z)"
         )
     if not data or _is_array(data[0]) or _has_parts(data[0]):
         return _from_items(data, name)
@@ -75,7 +81,12 @@ def _from_items(items: Any, name: str) -> tuple[Tensor, Any]:
     labels: list[Any] = []
     try:
         for i in range(len(items)):
-            item = items[i]
+            try:
+                item = items[i]
+            except Exception as error:
+                raise ValueError(
+                    f"item {i} cannot be read, {type(error).__name__}: {error}"
+                ) from error
             x, *rest = item if _has_parts(item) else (item,)
             if len(rest) > 1:
                 raise ValueError(f"an item has {len(item)} parts")
@@ -96,7 +107,9 @@ def _is_array(value: Any) -> bool:
 
 def _has_parts(item: Any) -> bool:
     """Whether an item is (x,) or (x, y), and not a row of numbers."""
-    return isinstance(item, tuple) and isinstance(item[0], (Tensor, np.ndarray, list))
+    return (
+        isinstance(item, tuple) and item != () and isinstance(item[0], (Tensor, np.ndarray, list))
+    )
 
 
 def _from_frame(frame: Any, name: str) -> np.ndarray:

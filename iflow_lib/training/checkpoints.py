@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 #: Settings of objectives that earlier versions had, each with the value under which it did nothing.
 RETIRED_SETTINGS = {"teacher": None, "perceptual": 0.0, "matching": 0.0, "store_dtype": "float32"}
 
+#: Marks of the data and the network that checkpoints of earlier versions lack.
+LATER_MARKS = ("labels", "noise", "config")
+#: What reading a damaged checkpoint raises.
+DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+#: What ``info`` must hold, each with its type.
+INFO = {"step": int, "seconds": (int, float), "identity": dict, "rows": list}
+
 
 class Checkpoint(NamedTuple):
     """What a checkpoint holds.
@@ -174,7 +181,7 @@ class RunFolder:
         if found is None:
             try:
                 found = _read(place)
-            except (OSError, ValueError, KeyError, TypeError):
+            except DAMAGE:
                 pass  # reported below, by all processes together
         if self.processes.any(found is None)[0]:
             raise OSError(
@@ -187,7 +194,7 @@ class RunFolder:
         for folder in candidates:
             try:
                 return _read(folder)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except DAMAGE as error:
                 why = f"the checkpoint {folder} is damaged ({type(error).__name__}: {error})"
                 if wanted:
                     raise ValueError(why) from error
@@ -215,6 +222,12 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _read(folder: Path) -> Checkpoint:
     state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or not isinstance(state["sha256"], dict):
+        raise ValueError("state.json is not as it was written")
+    if "state.safetensors" not in state["sha256"]:
+        raise ValueError("state.json has no sha256 of state.safetensors")
+    if wrong := [k for k, kind in INFO.items() if not isinstance(state["info"].get(k), kind)]:
+        raise ValueError(f"state.json has no {wrong[0]}")
     for name, digest in state["sha256"].items():
         if file_sha256(folder / name) != digest:
             raise ValueError(f"the sha256 of {name} is wrong")
@@ -247,6 +260,8 @@ def difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
                 for k, v in there.items()
                 if k in here or k not in RETIRED_SETTINGS or v != RETIRED_SETTINGS[k]
             }
+        if part in ("data", "network") and isinstance(there, dict):  # written by an earlier version
+            here = {k: v for k, v in here.items() if k in there or k not in LATER_MARKS}
         if there == here:
             continue
         if isinstance(there, dict) and isinstance(here, dict):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
+import re
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
@@ -234,11 +235,16 @@ class Trainer:
         model, objective = self.model, self.objective
         marks = {}
         if self.folder is not None:
-            marks["sha256"] = self.processes.on_first(lambda: data.fingerprint)
+            marks = self.processes.on_first(data.fingerprints)
+        config = getattr(model.net, "config", None)
         return {
             "objective": {"name": objective.name, **objective.config()},
             "path": {"name": model.path.name, **model.path.config()},
-            "network": {"name": type(model.net).__name__, "parameters": model.parameter_count},
+            "network": {
+                "name": type(model.net).__name__,
+                "parameters": model.parameter_count,
+                "config": config() if callable(config) else None,
+            },
             "config": asdict(self.config),
             "compiled": self.compiled,
             "data": {"name": data.name, "shape": list(data.x.shape), **marks},
@@ -376,7 +382,8 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must be the same in a run and its continuation, as JSON gives it back."""
         config = {k: v for k, v in self.manifest["config"].items() if k not in FREE_SETTINGS}
-        return json.loads(json.dumps({**self.manifest, "config": config}, default=str))
+        text = json.dumps({**self.manifest, "config": config}, default=str)
+        return json.loads(re.sub(r" at 0x[0-9a-fA-F]+", "", text))  # an address is no setting
 
     def resume(self, wanted: Path | None) -> None:
         """Take the state of a checkpoint, if there is one.
@@ -395,7 +402,10 @@ class Trainer:
         tensors, info, place = found
         other = difference(info["identity"], self._identity())
         if other:
-            raise ValueError(f"{place} is a checkpoint of another run: {other}")
+            raise ValueError(
+                f"{place} is a checkpoint of another run: {other}; give the same settings, or another "
+                "out_dir"
+            )
         if len(tensors["generator"]) != len(self.generator.get_state()):
             raise ValueError(
                 f"{place} was trained on another kind of device than {self.device}: name that device"
