@@ -542,8 +542,12 @@ def test_a_copy_and_a_cell_that_is_run_again(tmp_path, registries):
 @pytest.mark.parametrize(
     "config, words",
     [
-        ({"width": 8}, "the weights do not fit the network that config() of the network describes"),
-        ({"width": 16, "depth": 3}, "Linear does not take the arguments"),
+        ({"width": 8}, "config() of the network Linear leaves out name, sizes, options, rate, on"),
+        (
+            {**Linear().given, "width": 8},
+            "the weights do not fit the network that config() of the network describes",
+        ),
+        ({**Linear().given, "depth": 3}, "Linear does not take the arguments"),
         (
             {"width": torch.tensor(16)},
             "must be a dict of JSON values: JSON has no form for a Tensor",
