@@ -474,6 +474,26 @@ def test_checkpoint_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "code, refused",
+    [
+        ("from iflow_runner.recorder import reference as r", True),
+        ("from iflow_runner.recorder import reference\nr = reference", True),
+        ("from iflow_runner.recorder import reference\nlist(map(reference, names))", True),
+        ("from iflow_runner import recorder\nr = recorder.reference", True),
+        ("reference = 3\nprint(reference, table.reference)", False),  # not ours
+    ],
+)
+def test_reference_is_called_by_its_own_name(tmp_path, code, refused):
+    write_notebook(tmp_path / "01_first.ipynb", code)
+    if not refused:
+        read_notebook(tmp_path / "01_first.ipynb")
+        return
+    with pytest.raises(ValueError) as error:
+        read_notebook(tmp_path / "01_first.ipynb")
+    assert "call reference by its own name" in one_line(error)
+
+
+@pytest.mark.parametrize(
     "code, wanted, enough",
     [
         ("reference('plane.csv')", "'plane.csv'", "plane.csv"),
@@ -483,6 +503,9 @@ def test_checkpoint_folder(tmp_path):
         ("reference(label)", "a name from elsewhere", "."),
         ("reference()", "a name from elsewhere", "."),
         ("%time reference('plane.csv')\nreference('plane.csv')", "'plane.csv'", "."),
+        ("%time reference('plane.csv')", "'plane.csv'", "plane.csv"),
+        ("table = %time reference('plane.csv')", "'plane.csv'", "plane.csv"),
+        ("%%bash\ncat reference(label) |", "a name from elsewhere", "."),
     ],
 )
 def test_what_a_notebook_asks_for_must_be_declared(project, code, wanted, enough):

@@ -41,7 +41,7 @@ LATER_MARKS = ("labels", "noise", "config")
 #: What reading a damaged checkpoint raises.
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 #: What ``info`` must hold, each with its type.
-INFO = {"step": int, "seconds": (int, float), "identity": dict, "rows": list}
+INFO: dict[str, Any] = {"step": int, "seconds": (int, float), "identity": dict, "rows": list}
 
 
 class Checkpoint(NamedTuple):
