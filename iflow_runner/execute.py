@@ -119,7 +119,7 @@ def why(task: Task, out: Path, entry: dict[str, Any] | None) -> list[str]:
     if entry is None:
         return ["it has not run yet"]
     if entry["status"] != "ok":
-        return [f"it {'was ' * (entry['status'] == 'interrupted')}{entry['status']}"]
+        return ["it was interrupted" if entry["status"] == "interrupted" else "it failed"]
     now, then = task.inputs(out), entry["inputs"]
     reasons = [_change(name, then.get(name), now[name]) for name in now]
     reasons += [f"it no longer reads {name}" for name in then if name not in now]
@@ -146,8 +146,11 @@ def _expected(plan: Plan, entries: dict[str, dict]) -> dict[str, float]:
         committed = read_json(reference(f"{plan.profile}.manifest.json"))["notebooks"]
     except (OSError, KeyError, TypeError):
         committed = {}
-    known = {**committed, **{n: e for n, e in entries.items() if e["status"] == "ok"}}
-    seconds = {name: entry["seconds"] for name, entry in known.items() if entry["status"] == "ok"}
+    seconds = {
+        name: entry["seconds"]
+        for name, entry in [*committed.items(), *entries.items()]
+        if entry["status"] == "ok"
+    }
     return {task.name: seconds[task.name] for task in plan.tasks if task.name in seconds}
 
 
@@ -238,9 +241,9 @@ class _Run:
 
     def attempt(self, task: Task, table: ProgressTable) -> dict[str, Any]:
         """Execute a notebook in its work folder and return its entry for the manifest."""
-        folder, out, inputs = self.work / task.name, self.work / task.name / "out", None
+        folder, inputs = self.work / task.name, task.inputs(self.out)
+        out = folder / "out"
         stop_kernel(folder)  # one that outlived a runner that was killed
-        inputs = task.inputs(self.out)
         if self.fresh or read_json(folder / "inputs.json") != inputs:
             shutil.rmtree(folder, ignore_errors=True)
             write_together({folder / "inputs.json": json.dumps(inputs)})
@@ -259,7 +262,7 @@ class _Run:
             "parameters": task.parameters,
             "inputs": inputs,
             "reads": task.notebook.reads,
-            "error": self.without_places(error, folder)[:300] or None,
+            "error": self.without_places(" ".join(error.split()), folder)[:300] or None,
         }
         executed = out / "notebooks" / task.notebook.file.name
         if executed.is_file() and (trace := traceback_of(_clean_notebook(executed, out))):
@@ -327,7 +330,7 @@ class _Run:
 
     def recover(self) -> None:
         """Take in what had ended when an earlier call was killed."""
-        for folder in sorted(self.work.glob("*/")):
+        for folder in sorted(path for path in self.work.glob("*") if path.is_dir()):
             stop_kernel(folder)
             if entry := read_json(folder / "entry.json"):
                 self.install(folder.name, entry)
@@ -344,17 +347,12 @@ class _Run:
             if entry["status"] == "ok" and f"tables/{name}.csv" in entry["files"]:
                 with open(table, encoding="utf-8", newline="") as file:
                     rows += list(csv.DictReader(file))
-        write_together({self.out / "results.csv": csv_text(rows)})
-        final = status != "running"
-        made = {name: page.result() for name, page in self.pages.items()} if final else {}
-        page = report.page(manifest, rows, self.out if final else None, made)
-        write_together(
-            {
-                self.out / "index.html": page,
-                self.out / "manifest.json": json.dumps(manifest, indent=2, ensure_ascii=False)
-                + "\n",
-            }
-        )
+        write_together({self.out / "results.csv": csv_text(rows)})  # the complete page reads it
+        over = status != "running"
+        made = {name: page.result() for name, page in self.pages.items()} if over else {}
+        page = report.page(manifest, rows, self.out if over else None, made)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        write_together({self.out / "index.html": page, self.out / "manifest.json": text})
         return manifest
 
 

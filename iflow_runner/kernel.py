@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import LIBRARY
-from .files import read_json
+from .files import read_json, write_together
 from .plan import Task
 from .progress import Row
 from .provenance import THREADS
@@ -147,7 +147,8 @@ def note_sessions(folder: Path) -> None:
     import psutil
 
     file = folder / "sessions.json"
-    known = {tuple(pair) for pair in read_json(file) or ()}
+    before = {tuple(pair) for pair in read_json(file) or ()}
+    known = set(before)
     for process in processes(folder):
         try:
             leader = psutil.Process(os.getsid(process.pid))
@@ -155,7 +156,8 @@ def note_sessions(folder: Path) -> None:
                 known.add((leader.pid, leader.create_time()))
         except (psutil.Error, OSError):
             pass  # it has gone
-    file.write_text(json.dumps(sorted(known)))
+    if known != before:
+        write_together({file: json.dumps(sorted(known))})
 
 
 def _sessions(folder: Path) -> Iterator[int]:
@@ -166,8 +168,9 @@ def _sessions(folder: Path) -> Iterator[int]:
         try:
             if abs(psutil.Process(number).create_time() - created) < 2:  # the clock may be set
                 yield number
-        except psutil.NoSuchProcess:
-            yield number  # the number stays taken as long as the session has a process
+        except psutil.NoSuchProcess:  # the number stays taken as long as the session has a process
+            if created > psutil.boot_time():
+                yield number
 
 
 def processes(folder: Path) -> set[psutil.Process]:
@@ -200,6 +203,7 @@ def stop_kernel(folder: Path) -> None:
             except psutil.Error:
                 pass  # it ended by itself
         if not found:
+            (folder / "sessions.json").unlink(missing_ok=True)
             return
         psutil.wait_procs(found, timeout=3)
 

@@ -306,6 +306,15 @@ def _own_code(target: str) -> dict[str, str | None]:
 # ---- on a worker
 
 
+def look(target: str, device: str) -> dict[str, str | None]:
+    """Return what ``identity`` says here, after a look whether the device is there."""
+    if device not in ("auto", "cpu"):
+        import torch
+
+        torch.empty(0, device=device)
+    return identity(target)
+
+
 class RunError(RuntimeError):
     """A run failed for a reason that one line says."""
 
@@ -329,7 +338,7 @@ def run_point(settings: dict[str, Any], code: dict[str, str | None]) -> dict[str
         SkipRun: If the function says that the settings make no sense.
     """
     target = settings.get("run") or settings["notebook"]
-    if wrong := _difference(identity(target), code):
+    if wrong := _difference(look(target, settings["device"]), code):
         raise RunError(f"its worker {wrong}")
     start = time.perf_counter()
     rows, files = _call(settings) if "run" in settings else _run_notebook(settings)
@@ -472,10 +481,11 @@ def _reach(scheduler: str, sweep: Sweep) -> Any:
     if not client.nthreads():
         print(f"waiting for a worker: start one with `dask worker {scheduler}`", flush=True)
         client.wait_for_workers(1)
-    found = client.run(identity, sweep.target, on_error="return")
+    device = sweep.runs[0].settings["device"]
+    found = client.run(look, sweep.target, device, on_error="return")
     for worker, theirs in found.items():
         failed = isinstance(theirs, Exception)
-        wrong = f"cannot do this ({theirs})" if failed else _difference(theirs, sweep.code)
+        wrong = f"cannot do this ({_line(theirs)})" if failed else _difference(theirs, sweep.code)
         if wrong:
             client.close()
             raise ValueError(f"the worker {worker} {wrong}")

@@ -103,7 +103,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> None:
 
 def of(folder) -> list[psutil.Process]:
     """The processes of all notebooks at work in the folder of a run."""
-    return [p for work in (folder / execute.WORK).glob("*/") for p in kernel.processes(work)]
+    return [p for work in (folder / execute.WORK).glob("*_*") for p in kernel.processes(work)]
 
 
 @pytest.mark.long
@@ -217,8 +217,11 @@ time.sleep(600)""",
     # the number of a session that is over may go to another process: that is left alone
     work = tmp_path / "work"
     work.mkdir()
-    (work / "sessions.json").write_text(json.dumps([[os.getsid(0), 1.0]]))
-    assert not kernel.processes(work)
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for number in (os.getsid(0), gone.pid):
+        (work / "sessions.json").write_text(json.dumps([[number, 1.0]]))
+        assert not list(kernel._sessions(work)) and not kernel.processes(work)
 
 
 def test_one_that_had_ended_when_it_was_killed_is_taken_in(project, monkeypatch):
