@@ -14,7 +14,7 @@ from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
 from iflow_lib.sampling import (
     SAMPLERS,
-    Plan,
+    SamplerRequest,
     Sampler,
     initial_anchors,
     initial_noise,
@@ -56,7 +56,7 @@ def noise(model, n, seed=0):
 
 
 def line_times(model, method, nfe):
-    return SAMPLERS[method](Plan(model, 1, 0, nfe)).times.tolist()
+    return SAMPLERS[method](SamplerRequest(model, 1, 0, nfe)).times.tolist()
 
 
 # ---------------------------------------------------------------- truth
