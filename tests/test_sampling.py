@@ -14,8 +14,8 @@ from iflow_lib.networks import MLP, UNet
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
 from iflow_lib.sampling import (
     SAMPLERS,
-    SamplerRequest,
     Sampler,
+    SamplerRequest,
     initial_anchors,
     initial_noise,
     pick_device,
