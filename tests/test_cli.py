@@ -130,6 +130,8 @@ def test_run(here, capfd, tmp_path):
     arguments = [
         "reproduce",
         "01",
+        "--jobs",
+        "2",
         "--device",
         "cpu",
         "-p",
