@@ -77,3 +77,15 @@ def project(tmp_path):
         parameters='label: str = "x"\nextra: int = 1',
     )
     return folder
+
+
+def pytest_collection_modifyitems(items):
+    """Start the notebooks first, half of them on each of two workers.
+
+    A worker of pytest-xdist begins with a part of the list that lies together. Notebooks that come
+    last would leave the other core idle for minutes.
+    """
+    slow = [item for item in items if item.name.startswith("test_nbval[")]
+    rest = [item for item in items if not item.name.startswith("test_nbval[")]
+    middle = len(rest) // 2
+    items[:] = slow[::2] + rest[:middle] + slow[1::2] + rest[middle:]

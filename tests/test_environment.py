@@ -168,7 +168,6 @@ def notebook_source(path: Path) -> str:
 def test_imports_are_declared():
     """`pip install .[notebooks]` brings all that a notebook imports; no module imports what no extra declares."""
     owners = {
-        "bs4": "beautifulsoup4",
         "ot": "pot",
         "sklearn": "scikit-learn",
         "PIL": "pillow",
@@ -179,6 +178,7 @@ def test_imports_are_declared():
         declared = {canonicalize_name(Requirement(line).name) for line in lines}
         known = sys.stdlib_module_names | {
             "iflow_lib",
+            "iflow_runner",
             "tomllib",
             "torchvision",
         }  # the last two are used if there
@@ -188,7 +188,7 @@ def test_imports_are_declared():
             if canonicalize_name(owners.get(name, name)) not in declared
         }
 
-    for path in (ROOT / "iflow_lib").rglob("*.py"):
+    for path in [f for p in ("iflow_lib", "iflow_runner") for f in (ROOT / p).rglob("*.py")]:
         assert (
             unknown(
                 imported(path.read_text(encoding="utf-8")), ["notebooks", "scale", "export", "fid"]

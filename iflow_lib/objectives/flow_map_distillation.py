@@ -88,7 +88,7 @@ class FlowMapDistillation(DerivativeObjective):
             raise ValueError(
                 f"the teacher must be another model, on the same path and data: {theirs}, not {ours}"
             )
-        scales = [s and s.config() for s in (self.teacher.scaling, data.scaling)]
+        scales = [s and s.config() for s in (self.teacher.scaling, getattr(data, "scaling", None))]
         if scales[0] != scales[1]:
             known = ["standardized" if s else "not standardized" for s in scales]
             raise ValueError(
