@@ -30,14 +30,20 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 def torchrun(out: Path, *arguments: str) -> None:
     """Two processes of ``together.py``."""
     command = "-m torch.distributed.run --standalone --nproc_per_node 2 tests/together.py".split()
-    done = subprocess.run(
-        [sys.executable, *command, str(out), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, *command, str(out), *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+        # gloo's own threads abort a process now and then while it leaves, when all is written
+        if "terminate called without an active exception" not in done.stderr:
+            break
+        shutil.rmtree(out)
+        out.mkdir()
     assert done.returncode == 0, done.stderr[-3000:]
 
 
