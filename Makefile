@@ -46,7 +46,7 @@ test: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist worksteal -m 'not long' \
-		--cov=iflow_lib --cov=iflow_runner --cov-report=term --cov-fail-under=90
+		--cov=iflow_lib --cov=iflow_runner --cov-report=term --cov-fail-under=85
 
 # The same, and then what takes long: runs that are killed, the exercises' solutions, whole profiles. At most 20 minutes.
 test-all: test

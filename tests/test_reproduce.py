@@ -273,7 +273,9 @@ def test_interruption(project, tmp_path):
         f"import time; open({str(tmp_path / 'begun')!r}, 'w').close(); time.sleep(99)",
     )
     code = (
-        "import sys\nfrom iflow_runner.execute import reproduce\nfrom iflow_runner.plan import make_plan\n"
+        # a shell that starts jobs in the background tells them to ignore Ctrl-C
+        "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from iflow_runner.execute import reproduce\nfrom iflow_runner.plan import make_plan\n"
         f"sys.exit(reproduce(make_plan(folder={str(project)!r}), jobs=1)['status'] != 'interrupted')"
     )
     with subprocess.Popen(

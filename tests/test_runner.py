@@ -72,7 +72,9 @@ def started():
 
     def start(folder) -> subprocess.Popen:
         code = (
-            "import sys\nfrom iflow_runner.execute import reproduce\n"
+            # a shell that starts jobs in the background tells them to ignore Ctrl-C
+            "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "from iflow_runner.execute import reproduce\n"
             "from iflow_runner.plan import make_plan\n"
             f"sys.exit(reproduce(make_plan(folder={str(folder)!r}), jobs=2)['status'] != 'ok')"
         )
