@@ -24,7 +24,7 @@ from iflow_lib.metrics import interval
 from iflow_lib.objectives import ANCHORS
 
 VERDICTS = ("reproduced", "not reproduced", "partly", "not testable here", "open")
-IMAGES, PATHS = "fashion_mnist", plotting.PATHS
+IMAGES, PATH_LABELS = "fashion_mnist", plotting.PATH_LABELS
 
 
 class MissingRuns(Exception):
@@ -110,9 +110,9 @@ def compared(ours, theirs, digits: str = ".2f") -> tuple[str, list[float]]:
     ratios = {
         (dataset, path): ours(found, dataset, path) / theirs(found, dataset, path)
         for dataset in (*data.PLANE, IMAGES)
-        for path in PATHS
+        for path in PATH_LABELS
     }
-    for path, shown in PATHS.items():
+    for path, shown in PATH_LABELS.items():
         cells = [ratios[dataset, path] for dataset in data.PLANE]
         said.append(
             f"{shown} {min(cells):{digits}} to {max(cells):{digits}}, "
@@ -399,7 +399,7 @@ def better_than_others() -> tuple[str, str]:
     said = []
     for name in ("FlowMatching", "ConsistencyTraining", "IntegralAdditivity"):
         less = ", ".join(
-            f"{dataset} {PATHS[path]} {value:.2f}"
+            f"{dataset} {PATH_LABELS[path]} {value:.2f}"
             for (dataset, path), value in ratio[name].items()
             if value <= 1
         )
@@ -432,7 +432,7 @@ def robust() -> tuple[str, str]:
     ours = rows[(rows.objective == "IntegralIdentity") & (rows.nfe == 1) & (rows.metric == "w2")]
     cells = ours.groupby(["path", "dataset"]).value.mean()
     said = "; ".join(
-        f"{PATHS[path]} median {part.median():.2f}, worst {part.max():.2f} ({part.idxmax()[1]})"
+        f"{PATH_LABELS[path]} median {part.median():.2f}, worst {part.max():.2f} ({part.idxmax()[1]})"
         for path, part in cells.groupby("path")
     )
     return f"W2 / floor of one jump, five sets: {said}", graded(

@@ -26,7 +26,7 @@ from iflow_lib.io import write_atomic
 from iflow_lib.metrics import interval
 from iflow_lib.model import FlowMap
 
-NAMES, PATHS = plotting.SETS, plotting.PATHS
+NAMES, PATH_LABELS = plotting.SETS, plotting.PATH_LABELS
 #: (objective, method) -> name, colour, marker; colours as in ``plotting``, one for each method on every path
 METHODS = {
     ("FlowMatching", "euler"): ("velocity, Euler", "#D55E00", "s"),
@@ -89,14 +89,14 @@ def plane_quality():
     rows = over_floor(table("plane.csv")).query("step == @zoo.PLANE_STEPS and anchor == 'none'")
     sets = [name for name in NAMES if name in set(rows.dataset)]
     fig, axes = plt.subplots(
-        len(PATHS),
+        len(PATH_LABELS),
         len(sets),
         figsize=(2.7 * len(sets) + 1, 7.2),
         sharex=True,
         sharey=True,
         squeeze=False,
     )
-    for line, path in zip(axes, PATHS):
+    for line, path in zip(axes, PATH_LABELS):
         for ax, dataset in zip(line, sets):
             part = rows[(rows.path == path) & (rows.dataset == dataset)]
             for (objective, method), (name, color, marker) in METHODS.items():
@@ -109,7 +109,7 @@ def plane_quality():
             ax.minorticks_off()
             if path == "rectified":
                 ax.set_title(NAMES[dataset])
-        line[0].set_ylabel(f"{PATHS[path]}\n$W_2$ / floor")
+        line[0].set_ylabel(f"{PATH_LABELS[path]}\n$W_2$ / floor")
     for ax in axes[-1]:
         ax.set_xlabel("network calls")
     fig.legend(
@@ -219,16 +219,16 @@ def self_anchor():
         wide = rows.pivot(index=["dataset", "path", "nfe", "seed"], columns="anchor", values="w2")
         apart = wide["self"] - wide["none"]
         cells = {
-            (f"{NAMES[d]}, {PATHS[p]}", nfe): values.to_numpy()
+            (f"{NAMES[d]}, {PATH_LABELS[p]}", nfe): values.to_numpy()
             for (d, p, nfe), values in apart.groupby(["dataset", "path", "nfe"])
         }
         paired(
             ax,
             list(
                 dict.fromkeys(
-                    f"{NAMES[d]}, {PATHS[p]}"
+                    f"{NAMES[d]}, {PATH_LABELS[p]}"
                     for d in NAMES
-                    for p in PATHS
+                    for p in PATH_LABELS
                     if d in set(rows.dataset)
                 )
             ),
@@ -397,7 +397,7 @@ def image_quality():
         ),
     ):
         part = rows[rows.metric == metric]
-        for path in PATHS:
+        for path in PATH_LABELS:
             for method in ("euler", "map"):
                 found = part[(part.path == path) & (part.method == method)]
                 if len(found):
@@ -431,14 +431,14 @@ def image_quality():
 
 def image_samples():
     columns = [("euler", 1), ("euler", 4), ("euler", 8), ("map", 1), ("map", 2)]
-    fig, axes = plt.subplots(len(PATHS), len(columns), figsize=(13, 6.0))
-    for line, path in zip(axes, PATHS):
+    fig, axes = plt.subplots(len(PATH_LABELS), len(columns), figsize=(13, 6.0))
+    for line, path in zip(axes, PATH_LABELS):
         for ax, (method, nfe) in zip(line, columns):
             kind = "integral" if method == "map" else "velocity"
             model = zoo.pretrained(f"{path}_{kind}", REFERENCE / "checkpoints")
             plotting.image_grid(ifl.sample(model, 24, nfe, method, 5).x, ax, columns=6)
             what = "jump" if method == "map" else "Euler step"
-            ax.set_title(f"{PATHS[path]}, {nfe} {what}{'s' * (nfe > 1)}", fontsize=10)
+            ax.set_title(f"{PATH_LABELS[path]}, {nfe} {what}{'s' * (nfe > 1)}", fontsize=10)
     return fig
 
 
@@ -455,8 +455,8 @@ def image_methods():
         for rule, name in RULES.items()
     ]
     shades = {1: "#0072B2", 2: "#56B4E9", 8: "#E69F00", 32: "#D55E00"}
-    fig, axes = plt.subplots(1, len(PATHS), figsize=(12.5, 4.6), sharey=True, sharex=True)
-    for ax, path in zip(axes, PATHS):
+    fig, axes = plt.subplots(1, len(PATH_LABELS), figsize=(12.5, 4.6), sharey=True, sharex=True)
+    for ax, path in zip(axes, PATH_LABELS):
         for i, (objective, anchor, _, method) in enumerate(kinds):
             found = rows[
                 (rows.path == path)
@@ -487,7 +487,7 @@ def image_methods():
                 )
         ax.set(
             xscale="log",
-            title=PATHS[path],
+            title=PATH_LABELS[path],
             xlabel="Frechet distance",
             yticks=range(len(kinds)),
             yticklabels=[name for _, _, name, _ in kinds],
@@ -513,8 +513,8 @@ def cost():
             runs[run]["calls_per_step"] * step for run, step in zip(rows.run_id, rows.step)
         ]
     )
-    fig, axes = plt.subplots(1, len(PATHS), figsize=(12, 4.2), sharey=True)
-    for ax, path in zip(axes, PATHS):
+    fig, axes = plt.subplots(1, len(PATH_LABELS), figsize=(12, 4.2), sharey=True)
+    for ax, path in zip(axes, PATH_LABELS):
         for (objective, method), (name, color, marker) in METHODS.items():
             found = rows[
                 (rows.path == path) & (rows.objective == objective) & (rows.method == method)
@@ -542,7 +542,10 @@ def cost():
             )
         ax.axhline(1, color=plotting.METHOD_COLORS["floor"], linewidth=1, zorder=0)
         ax.set(
-            yscale="log", title=PATHS[path], xlabel="training, 1,000 network batches", xlim=(0, 50)
+            yscale="log",
+            title=PATH_LABELS[path],
+            xlabel="training, 1,000 network batches",
+            xlim=(0, 50),
         )
         ax.set_yticks([1, 2, 5, 10], ["1", "2", "5", "10"])
         ax.minorticks_off()

@@ -13,7 +13,7 @@ from experiments.common import REFERENCE, ROOT, markdown
 from iflow_lib import plotting, zoo
 from iflow_lib.metrics import interval
 
-SETS, PATHS = plotting.SETS, plotting.PATHS
+SETS, PATH_LABELS = plotting.SETS, plotting.PATH_LABELS
 #: jumps -> Euler steps of the velocity model on the same path that they should match
 WANTED = {1: 8, 2: 16, 4: 32}
 METHODS = {
@@ -65,7 +65,7 @@ def plane_table(table: pd.DataFrame) -> str:
     lines = [line("Rectified Flow, Euler", euler, nfe) for nfe in (1, 4, 16, 100)]
     names = METHODS | {"IntegralIdentity": "Integration Flow"}
     for objective in ("IntegralIdentity", "IntegralAdditivity", "ConsistencyTraining"):
-        for path, shown in PATHS.items():
+        for path, shown in PATH_LABELS.items():
             part = rows[(rows.path == path) & (rows.objective == objective)]
             for nfe in (1, 2) if objective == "IntegralIdentity" else (1,):
                 lines.append(line(f"{names[objective]}, {shown}", part, nfe))
@@ -79,7 +79,7 @@ def images_table(table: pd.DataFrame) -> str:
     value = table.pivot_table(index=["path", "method", "nfe"], columns="metric", values="value")
     floor = table[table.method == "floor"].set_index("metric").value
     lines = []
-    for path, shown in PATHS.items():
+    for path, shown in PATH_LABELS.items():
         for method, name in (("euler", "velocity, Euler"), ("map", "Integration Flow")):
             for nfe, row in value.loc[path, method].iterrows():
                 cells = [f"{row[metric]:.{n}f}" for metric, n in digits.items()]
@@ -117,7 +117,7 @@ def self_anchor_table(table: pd.DataFrame) -> str:
     for (dataset, path, nfe), rows in table.groupby(["dataset", "path", "nfe"], sort=False):
         wide = rows.pivot(index="seed", columns="anchor", values="w2")
         apart = wide["self"] - wide["none"]
-        name = f"{dataset.replace('_', ' ').replace('gaussians', 'Gaussians')}, {PATHS[path]}"
+        name = f"{dataset.replace('_', ' ').replace('gaussians', 'Gaussians')}, {PATH_LABELS[path]}"
         means = [f"{wide[anchor].mean():.3f}" for anchor in ("none", "self")]
         lines.append([name, nfe, *means, f"{apart.mean():+.3f} ± {interval(apart):.3f}"])
     return markdown(["", "network calls", "no anchor", 'anchor="self"', "difference"], lines)
@@ -185,11 +185,13 @@ def image_methods_table(table: pd.DataFrame) -> str:
             shown = name if plain else f"{name}, {anchor.replace('_', ' ')}"
             for nfe in sorted(part.nfe.unique()):
                 at = part[part.nfe == nfe]
-                lines.append([shown, f"{nfe:.0f}", *(cell(at[at.path == p].value) for p in PATHS)])
+                lines.append(
+                    [shown, f"{nfe:.0f}", *(cell(at[at.path == p].value) for p in PATH_LABELS)]
+                )
     lines.append(
         ["floor: data against data", "", spread(table[table.method == "floor"].value), "", ""]
     )
-    header = ["Fashion-MNIST, Frechet distance", "network calls", *PATHS.values()]
+    header = ["Fashion-MNIST, Frechet distance", "network calls", *PATH_LABELS.values()]
     return markdown(header, lines)
 
 

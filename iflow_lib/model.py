@@ -62,6 +62,13 @@ class FlowMap(nn.Module):
         self.learned: str | None = None
         self.scaling: Standardization | None = None
 
+    def extra_repr(self) -> str:
+        """Return what ``print`` shows above the network's layers."""
+        said = {"path": self.path, "data_shape": self.data_shape, "learned": self.learned}
+        return "\n".join(
+            [*(f"{k}={v!r}" for k, v in said.items()), f"parameters={self.parameter_count:,}"]
+        )
+
     @property
     def data_shape(self) -> tuple[int, ...]:
         """Shape of one example, as the network states it."""

@@ -39,7 +39,7 @@ _OTHER_COLOR = "#8A8F98"
 #: Packages whose errors are shown in two lines.
 _OURS = ("iflow_lib", "iflow_runner")
 #: How figures and tables name the paths.
-PATHS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
+PATH_LABELS = {"rectified": "rectified", "ve": "VE", "pfgmpp": "PFGM++"}
 #: How figures and tables name the sets in the plane.
 SETS = {
     "eight_gaussians": "eight Gaussians",
@@ -152,7 +152,7 @@ def method_name(path: str, method: str) -> str:
     """
     if method in ("floor", "data"):
         return method
-    shown = PATHS.get(path, path)
+    shown = PATH_LABELS.get(path, path)
     if method == "map":
         return f"Integration Flow, {shown}"
     return f"{'Rectified Flow' if path == 'rectified' else shown}, {method.capitalize()}"

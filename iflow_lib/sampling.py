@@ -42,6 +42,13 @@ class SampleResult:
     trajectory: Tensor | None = None
     times: Tensor | None = None
 
+    def __repr__(self) -> str:
+        """Return the shapes in place of the numbers."""
+        known = {"x": self.x, "trajectory": self.trajectory, "times": self.times}
+        shapes = {k: tuple(v.shape) for k, v in known.items() if v is not None}
+        said = [f"{name}: {shape}" for name, shape in shapes.items()]
+        return f"SampleResult({', '.join([*said, f'nfe: {self.nfe}'])})"
+
 
 class AverageVelocity:
     """The network during sampling: with its labels and guidance, and with a count of its calls.
@@ -561,6 +568,11 @@ def _run(
     """Return the points (points, n, ...) on the CPU, or only the last, and the number of calls."""
     plan, kept, calls = sampler.plan, [], 0
     noise = torch.cat(list(initial_noise(plan.model, plan.n, plan.seed)))
+    name, times = type(sampler).__name__, sampler.times
+    if times is not None and not (times.ndim == 1 and times[0] > 0 and times[-1] == 0):
+        raise ValueError(
+            f"the times of the sampler {name} must fall from tau_max to 0, got {times}"
+        )
     training = [part for part in plan.model.modules() if part.training]
     plan.model.eval()
     try:
@@ -570,6 +582,11 @@ def _run(
             u = AverageVelocity(plan.model, known, guidance)
             record: list[Tensor] = []
             for point in sampler.points(u, x):
+                if point.shape != x.shape:
+                    raise ValueError(
+                        f"the sampler {name} made a point of shape {tuple(point.shape)} from one of "
+                        f"{tuple(x.shape)}: both must be the same"
+                    )
                 if not trajectory:
                     record.clear()
                 record.append(point.cpu() if trajectory else point)

@@ -180,7 +180,8 @@ def check_seed(value: Any) -> int:
     """Return ``value`` as a seed that every generator takes.
 
     Args:
-        value: A whole number from 0 to 2^63 - 1, of Python, numpy or torch.
+        value: A whole number from 0 to 2^32 - 1, of Python, numpy or torch. Torch's generator on
+            the CPU reads no more bits, so that larger seeds would silently repeat smaller ones.
 
     Returns:
         The seed.
@@ -189,6 +190,6 @@ def check_seed(value: Any) -> int:
         ValueError: If it is not such a number.
     """
     seed = check_int("seed", value, minimum=0)
-    if seed >= 1 << 63:
-        raise ValueError(f"seed must be a whole number below 2^63, got {value!r}")
+    if seed >= 1 << 32:
+        raise ValueError(f"seed must be a whole number below 2^32, got {value!r}")
     return seed

@@ -337,14 +337,24 @@ def _started_from(model: FlowMap) -> FlowMap:
 # ---- shipped models
 
 
+def shipped(folder: str | os.PathLike[str]) -> list[str]:
+    """List the models in a folder, by the names that ``pretrained`` takes.
+
+    Args:
+        folder: The folder that holds one folder for each model, in a checkout
+            results/reference/checkpoints.
+    """
+    return sorted(file.parent.name for file in FilePath(folder).glob("*/config.json"))
+
+
 def pretrained(
     system: System | str, folder: str | os.PathLike[str], *, device: str | torch.device = "cpu"
 ) -> FlowMap:
     """Load a model that ships, or one that ``experiments.models`` has trained.
 
     Args:
-        system: Its system. What ships: velocity and integral of each path on Fashion-MNIST, and
-            each kind on eight Gaussians and the rectified path.
+        system: Its system. ``shipped(folder)`` lists what there is: velocity and integral of each
+            path on Fashion-MNIST, and each kind on eight Gaussians and the rectified path.
         folder: The folder that holds one folder for each model, in a checkout
             results/reference/checkpoints.
         device: Where to load it.
@@ -356,8 +366,9 @@ def pretrained(
     system = System.parse(system)
     place = FilePath(folder) / system.name
     if not place.is_dir():
+        there = ", ".join(shipped(folder)) or "no model"
         raise FileNotFoundError(
-            f"there is no model {system.name} in {folder}: restore it if it shipped, or train it: "
+            f"there is no model {system.name} in {folder}, but {there}: restore it if it shipped, or train it: "
             f"python -m experiments.models {system.name} --folder {FilePath(folder).as_posix()}"
         )
     return FlowMap.from_pretrained(place, device=device)

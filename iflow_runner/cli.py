@@ -149,8 +149,10 @@ def sweep(scheduler: str | None, workers: int | None, fresh: bool, device: str, 
     """Run a notebook or a function over a grid of settings, on this machine or on a cluster.
 
     FILE says what to run and over which grid; experiments/sweep.toml is an example. Without
-    workers (--workers 0) this process does the runs. A function's runs are done again when its
-    module or one that it imports has changed; --fresh is for anything else, such as data files.
+    workers (--workers 0) this process does the runs. A function returns a list of dicts, each with
+    a metric, a value and, as far as they apply, the other columns of results.csv. Its runs are done
+    again when its module or one that it imports has changed; --fresh is for anything else, such as
+    data files.
     """
     from . import sweep as sweeps
 
@@ -169,12 +171,12 @@ def sweep(scheduler: str | None, workers: int | None, fresh: bool, device: str, 
             return _complain(error, 1)
     runs = manifest["runs"]
     number = {word: 0 for word in ("ok", "failed", "skipped", "not run")}
-    for key, run in runs.items():
+    for run in runs.values():
         number[run["status"]] += 1
-        if run["status"] == "failed":
-            _complain(f"{key} failed: {run['error']}", 1)
     skipped = f", {number['skipped']} skipped" if number["skipped"] else ""
     print(f"{number['ok']} of {len(runs)} runs are done, {number['failed']} failed{skipped}")
+    if number["failed"]:
+        _complain(f"{number['failed']} of {len(runs)} runs failed; manifest.json says why", 1)
     print(f"results: {_short(todo.out / 'results.csv')}")
     return _code(manifest)
 

@@ -90,9 +90,13 @@ def status(plan: Plan) -> list[tuple[str, str, str]]:
     """
     entries, said, runs = _earlier_entries(plan), [], set()
     for task in plan.tasks:
-        reasons = why(task, plan.out, entries.get(task.name)) + [
-            f"it reads the results of {name}, which runs" for name in task.after if name in runs
-        ]
+        reasons = why(task, plan.out, entries.get(task.name))
+        first = [name for name in task.after if name in runs]
+        if first and task.name in entries:
+            more = f" and {len(first) - 1} more" if len(first) > 1 else ""
+            reasons.append(f"it reads the results of {first[0]}{more}, which run before it")
+        elif first and not reasons:
+            reasons = ["it has not run yet"]
         if reasons:
             runs.add(task.name)
             begun = read_json(plan.out / WORK / task.name / "inputs.json") == task.inputs(plan.out)

@@ -20,7 +20,7 @@ from .provenance import digest, machine, sha256
 from .recorder import checkout
 
 #: The types that a parameter may have, in words.
-KINDS = {
+PARAMETER_TYPES = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -209,7 +209,7 @@ def typed(what: str, value: Any, default: Any, text: bool = True) -> Any:
         if type(value) is not kind or kind is float and not math.isfinite(value):
             raise ValueError
     except (ValueError, KeyError, SyntaxError, OverflowError):
-        raise ValueError(f"{what} must be {KINDS[kind]}, got {given!r}") from None
+        raise ValueError(f"{what} must be {PARAMETER_TYPES[kind]}, got {given!r}") from None
     if kind is list and default:
         return [typed(f"each item of {what}", v, default[0]) for v in value]
     return value
@@ -345,7 +345,7 @@ def _declared(name: str, source: str) -> dict[str, Any]:
             kind = getattr(getattr(node, "annotation", None), "id", type(default).__name__)
             if kind == "float" and type(default) is int:
                 default = float(default)
-            if kind != type(default).__name__ or type(default) not in KINDS:
+            if kind != type(default).__name__ or type(default) not in PARAMETER_TYPES:
                 raise ValueError(
                     f"{target.id} is declared as {kind}, and its default is {default!r}"
                 )

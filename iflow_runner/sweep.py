@@ -38,7 +38,7 @@ from typing import Any
 from . import LIBRARY
 from .execute import reproduce
 from .files import only_writer, output_folder, read_json, read_toml, write_together
-from .plan import KINDS, known_name, make_plan, typed
+from .plan import PARAMETER_TYPES, known_name, make_plan, typed
 from .provenance import digest, duration, git_state, machine, package_version, sha256, utc_now
 from .recorder import checkout, csv_text, tidy_rows
 
@@ -120,7 +120,8 @@ def read_sweep(
             f"{file.name}: {kind} and profile must be text, got {target!r}, {profile!r}"
         )
     if kind == "run":
-        defaults, choices = function_parameters(target)
+        given = fixed | {name: next(iter(_as_list(values)), None) for name, values in grid.items()}
+        defaults, choices = function_parameters(target, given)
         base = {"run": target}
     else:
         with tempfile.TemporaryDirectory() as nowhere:
@@ -166,10 +167,9 @@ def read_sweep(
         key = "-".join([re.sub(r"[^\w.=-]+", "-", label)[:100], mark])
         runs[key] = Run(key, label, settings)
     if out is None:
-        try:
+        root = Path.cwd()
+        if kind == "notebook" or root.is_relative_to(LIBRARY.parent):
             root = checkout()
-        except FileNotFoundError:  # functions need none
-            root = Path()
         out = root / "results" / "runs" / f"sweep-{file.stem}"
     out = output_folder(out, "sweep", make=False)
     return Sweep([*runs.values()], target, out, content, identity(target))
@@ -196,11 +196,23 @@ def load_function(name: str) -> Callable[..., Any]:
     return found
 
 
-def function_parameters(name: str) -> tuple[dict[str, Any], dict[str, tuple]]:
+def _as_list(values: Any) -> list[Any]:
+    return values if isinstance(values, list) else [values]
+
+
+def function_parameters(
+    name: str, given: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, tuple]]:
     """Return the defaults of a function's parameters, and the choices of those that are a Literal.
 
+    Args:
+        name: The function, as ``module:function``.
+        given: A value for each parameter that the sweep file names. Where a parameter has no
+            default, it stands in for one.
+
     Raises:
-        ValueError: With one line, if one has no default that a sweep can vary.
+        ValueError: With one line, if a parameter has neither a default that a sweep can vary nor a
+            value in the file.
     """
     function = load_function(name)
     defaults, choices = {}, {}
@@ -214,12 +226,24 @@ def function_parameters(name: str) -> tuple[dict[str, Any], dict[str, tuple]]:
             "with names that its module has"
         ) from None
     for parameter in parameters:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
         default = parameter.default
+        if default is parameter.empty:
+            if parameter.name == "device":  # --device says it
+                default = ""
+            elif given and parameter.name in given:
+                default = given[parameter.name]
+            else:
+                raise ValueError(
+                    f"{name}: parameter {parameter.name} has no default: give it a value in "
+                    "[parameters] or a list of values in [grid]"
+                )
         default = list(default) if isinstance(default, tuple) else default
-        if type(default) not in KINDS:
+        if type(default) not in PARAMETER_TYPES:
             raise ValueError(
-                f"{name}: parameter {parameter.name} must have a default that is an int, float, "
-                "bool, str, list or tuple"
+                f"{name}: parameter {parameter.name} must be an int, float, bool, str, list or "
+                f"tuple, for a sweep to vary it; it is {default!r}"
             )
         hint = hints.get(parameter.name)
         defaults[parameter.name] = float(default) if hint is float else default  # type: ignore[arg-type]

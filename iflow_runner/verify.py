@@ -77,8 +77,8 @@ def verify(run: str | Path, against: str | Path | None = None) -> pd.DataFrame:
     both = theirs.join(mine, how="inner", lsuffix="_reference", rsuffix="_run").reset_index()
     if both.empty:
         raise ValueError(
-            f"{run} and {against or 'results/reference'} have nothing in common: no cell with the "
-            f"same {', '.join(CELL[:-1])} and {CELL[-1]}"
+            f"{run} and {against or 'results/reference'} have nothing in common: "
+            f"{_why_apart(mine, theirs)}; compare with a run of the same profile by --against RUN"
         )
     both["allowed"] = [_allowed(row) for row in both.itertuples()]
     moved = (both.mean_run - both.mean_reference).abs()
@@ -114,6 +114,19 @@ def _cells(table: pd.DataFrame) -> Any:
     values = table.groupby(list(CELL))["value"]
     mean, sd = values.agg(lambda v: v.mean(skipna=False)), values.std()
     return pd.DataFrame({"n": values.size(), "mean": mean, "sd": sd.fillna(0.0)})
+
+
+def _why_apart(mine: Any, theirs: Any) -> str:
+    """Name the columns in which two tables of cells have no value in common."""
+    said = []
+    for column in CELL:
+        here, there = (
+            sorted(set(cells.index.get_level_values(column))) for cells in (mine, theirs)
+        )
+        if not set(here) & set(there):
+            values = [", ".join(map(str, v[:3])) + ", ..." * (len(v) > 3) for v in (here, there)]
+            said.append(f"{column} is {values[0]} here and {values[1]} there")
+    return " and ".join(said) or f"no cell with the same {', '.join(CELL[:-1])} and {CELL[-1]}"
 
 
 def _allowed(row: Any) -> float:

@@ -13,7 +13,7 @@ from ..utils import check_int, check_seed
 from .tensor_data import TensorData
 
 SPLITS = ("train", "test")
-KINDS = ("plane", "draws", "images", "stored")
+DATASET_KINDS = ("plane", "draws", "images", "stored")
 
 #: Number of examples that ``load`` draws from a law when the caller names none.
 DRAWN_BY_DEFAULT = {"train": 100_000, "test": 10_000}
@@ -93,9 +93,9 @@ def register_dataset(
         ValueError: If the name or the seed id is taken, or the kind is unknown.
     """
     seed_id = check_int("seed_id", seed_id, minimum=0)
-    if kind not in KINDS:
+    if kind not in DATASET_KINDS:
         raise ValueError(
-            f"unknown kind {kind!r} for data set {name!r}; expected {', '.join(KINDS)}"
+            f"unknown kind {kind!r} for data set {name!r}; expected {', '.join(DATASET_KINDS)}"
         )
     if compared_by is None and kind in ("plane", "draws"):
         compared_by = "points"

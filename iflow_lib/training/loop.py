@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -59,7 +59,17 @@ class TrainRun:
 
     model: FlowMap
     history: pd.DataFrame
-    manifest: dict[str, Any] = field(repr=False)
+    manifest: dict[str, Any]
+
+    def __repr__(self) -> str:
+        """Return what was trained, for how long, and the last loss."""
+        name, path = self.manifest["objective"]["name"], self.manifest["path"]["name"]
+        loss = f", loss {self.history.loss.iloc[-1]:.4g}" if len(self.history) else ""
+        ended = ", interrupted" if self.manifest["interrupted"] else ""
+        return (
+            f"TrainRun({name} on {path}, {self.manifest['steps_done']:,} steps in "
+            f"{self.manifest['seconds']:.1f} s{loss}{ended}; model, history, manifest)"
+        )
 
 
 def fit(
