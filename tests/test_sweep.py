@@ -40,6 +40,9 @@ def train(dataset: Literal["eight_gaussians", "spiral"] = "eight_gaussians", pat
 
 def other(steps: int = 3, wrong=None): pass
 
+def bare(seed, lr: float, steps: int = 3, *more, device, **others):
+    return [{"seed": seed, "step": steps, "metric": "lr", "value": lr}]
+
 def typo(steps: "Itn" = 3): pass
 
 def chosen(steps: Literal[1, 2] = 1): pass
@@ -132,6 +135,24 @@ def test_every_point_once_in_order(toml):
     assert sweep.read_sweep(file, file.parent / "out", device="cuda").runs[0].key != runs[0].key
 
 
+def test_what_has_no_default_takes_its_values_from_the_file(toml, capfd):
+    file, *_ = toml("run = 'science:bare'\n[parameters]\nlr = 2\n[grid]\nseed = [3, 4]\n")
+    runs = sweep.read_sweep(file, file.parent / "out").runs
+    assert [run.settings["parameters"] for run in runs] == [
+        {"seed": seed, "lr": 2.0, "steps": 3} for seed in (3, 4)
+    ]
+    code, out, _ = iflow(capfd, file, "--out", file.parent / "out", "--workers", 0)
+    assert code == 0 and "2 of 2 runs are done" in out
+    rows = pd.read_csv(file.parent / "out" / "results.csv")
+    assert list(rows.seed) == [3, 4] and list(rows.value) == [2, 2]
+
+
+def test_results_of_a_function_elsewhere_stay_in_the_working_folder(toml, science):
+    file, *_ = toml(EIGHT)
+    assert sweep.read_sweep(file).out == science / "results" / "runs" / "sweep-grid"
+    assert not (science / "results").exists()
+
+
 def test_a_large_grid_needs_yes(toml):
     file, *_ = toml(SHORT + f"[grid]\nseed = {list(range(101))}\nsteps = {list(range(1, 101))}\n")
     with pytest.raises(ValueError, match="expands to 10,100 runs, more than 10,000: say --yes"):
@@ -179,7 +200,15 @@ N = "notebook = '05'\n"
             ["must name a function", "No module named"],
         ),
         ("run = 'science:none'\n[grid]\nseed = [0]", ["must name a function", "'none'"]),
-        ("run = 'science:other'\n[grid]\nsteps = [0]", ["parameter wrong must have a default"]),
+        ("run = 'science:other'\n[grid]\nsteps = [0]", ["parameter wrong must be an int, float", "it is None"]),
+        (
+            "run = 'science:bare'\n[grid]\nseed = [0]",
+            ["parameter lr has no default", "[parameters]", "[grid]"],
+        ),
+        (
+            "run = 'science:bare'\n[parameters]\nlr = 1\n[grid]\nseed = [0, 'x']",
+            ["seed must be a whole number, got 'x'"],
+        ),
         ("notebook = '42'\n[grid]\nseed = [0]", ["unknown notebook: '42'", "05_training"]),
         (
             N + "profile = 'quik'\n[grid]\nseed = [0]",
@@ -298,10 +327,9 @@ def test_a_failed_run_is_said_and_the_others_go_on(toml, capfd, counted):
     bad[1] = FloatingPointError("the loss is\nnot finite")
     code, out, err = iflow(capfd, *arguments)
     assert code == 1 and done == [0, 1, 2] and states(arguments[2]) == ["ok", "failed", "ok"]
-    assert err.startswith("iflow: seed=1-") and err.endswith(
-        " failed: FloatingPointError: the loss is not finite\n"
-    )
-    assert err.count("\n") == 1 and "2 of 3 runs are done, 1 failed" in out
+    assert err == "iflow: 1 of 3 runs failed; manifest.json says why\n"
+    assert out.count("FloatingPointError: the loss is not finite\n") == 1
+    assert "2 of 3 runs are done, 1 failed" in out
     bad.clear()
     assert iflow(capfd, *arguments)[0] == 0 and done == [0, 1, 2, 1]
     rows = pd.read_csv(arguments[2] / "results.csv")

@@ -131,6 +131,8 @@ def test_only_equal_settings_are_compared(change, tmp_path, capsys):
     mine, theirs = folder(tmp_path / "a", [row(0.2, **change)]), folder(tmp_path / "b", [row(0.2)])
     code, out, err = call(capsys, "verify", mine, "--against", theirs)
     assert code == 2 and "have nothing in common" in err and err.count("\n") == 1 and out == ""
+    (column,) = change
+    assert f"common: {column} is {change[column]} here and" in err
     both = folder(tmp_path / "c", [row(0.2), row(0.9, **change)])
     assert verify(both, theirs).attrs["only_in_run"] == 1
 

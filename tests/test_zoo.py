@@ -169,6 +169,14 @@ def test_what_is_copied_needs_the_first_anchors():
 # ---------------------------------------------------------------- shipped models
 
 
+def test_the_shipped_models_are_listed(tmp_path):
+    assert zoo.shipped(CHECKPOINTS) == sorted([*common.IMAGE_MODELS, *common.PLANE_MODELS])
+    assert zoo.shipped(tmp_path) == [] == zoo.shipped(tmp_path / "none")
+    with pytest.raises(FileNotFoundError) as error:
+        zoo.pretrained("spiral_ve_integral", CHECKPOINTS)
+    assert "but eight_gaussians_rectified_additivity, " in one_line(error)
+
+
 @pytest.mark.parametrize("name", [*common.IMAGE_MODELS, *common.PLANE_MODELS])
 def test_a_shipped_model_is_what_its_name_says(name):
     system = zoo.System.parse(name)
