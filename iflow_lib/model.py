@@ -80,6 +80,11 @@ class FlowMap(nn.Module):
         return sum(p.numel() for p in self.net.parameters())
 
     @property
+    def compiled(self) -> bool:
+        """Whether the model runs under ``torch.compile``."""
+        return any(part._compiled_call_impl is not None for part in (self, self.net))
+
+    @property
     def anchored(self) -> bool:
         """Whether the network takes an anchor, an estimate of x_0."""
         return bool(getattr(self.net, "anchor", False))

@@ -95,7 +95,8 @@ class ConsistencyTraining(Objective):
         high = torch.exp(
             self.mean + self.std * torch.randn(n, generator=generator, device=source)
         ).clamp(max=highest)
-        high[torch.rand(n, generator=generator, device=source) < self.start_share] = highest
+        at_start = torch.rand(n, generator=generator, device=source) < self.start_share
+        high = high.masked_fill(at_start, highest)
         shrink = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * high))
         return high.to(device), (high * (1 - shrink).clamp(min=0)).to(device)
 

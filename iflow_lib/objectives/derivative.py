@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
-from ..utils import is_out_of_memory, load_jvp_rules
+from ..utils import is_out_of_memory, load_jvp_rules, uses_tf32
 from .base import check_choice
 from .network_state import is_pure, model_device, repeatable, trial
 from .two_time import TwoTimeObjective
@@ -48,8 +48,19 @@ class DerivativeObjective(TwoTimeObjective):
         """Start a run: find out whether forward mode can go through the network."""
         super().prepare(model, data, seed=seed, device=device)
         _WITHOUT_JVP.discard(model.net)
-        if not self.uses_jvp(model, device or model_device(model)):
-            return
+        device = device or model_device(model)
+        if self.uses_jvp(model, device):
+            self._try_jvp(model, device)
+        if not self.uses_jvp(model, device) and uses_tf32(device):
+            warnings.warn(
+                "the difference of two products in TF32 is mostly rounding: take derivative='jvp' or "
+                "precision='float32'",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _try_jvp(self, model: FlowMap, device: torch.device) -> None:
+        """Note it if forward mode cannot go through the network, by a small call of a copy."""
         with trial(model, device) as (twin, (x, t, s, anchor, labels)), torch.no_grad():
             try:
                 self.total_derivative(twin, x, t, s, x, anchor, labels)

@@ -90,7 +90,7 @@ def check_data(model: FlowMap, data: TensorData, precision: str = "float32") -> 
             f"a network with {classes} classes needs data with labels 0 to {classes - 1}"
         )
     others = {w.dtype for w in model.parameters() if w.is_floating_point()} - {torch.float32}
-    if others and precision == "float32" and not _takes_float32(model):
+    if others and precision != "bfloat16" and not _takes_float32(model):
         raise ValueError(
             f"the weights of the model are {others.pop()}, and data are float32 in training: call "
             "model.float() first"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..data import TensorData, as_dataset, scale_warning
 from ..io import write_together
 from ..model import FlowMap
-from ..objectives.base import Batch, Objective
+from ..objectives.base import Batch, Drawn, Objective
 from ..utils import (
     GRAPHS,
     Compiled,
@@ -39,9 +39,17 @@ from .checkpoints import RunFolder, Signals, difference
 from .checks import check_arguments, check_data, check_processes, has_own_call
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
 from .distributed import Processes
+from .graph import StepGraph, cuda_graph
 from .history import History
 from .progress import Progress
-from .runtime import autocast, hardware, limited_threads, own_random_numbers
+from .runtime import (
+    autocast,
+    float32_products,
+    hardware,
+    limited_threads,
+    own_random_numbers,
+    source_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,6 +146,7 @@ def fit(
         folder or nullcontext(),
         limited_threads(config.threads, model.parameter_count * config.batch_size),
         own_random_numbers(config.seed + processes.rank, device),
+        float32_products(device, config.precision),
     ):
         if folder and resume is None and processes.on_first(folder.checkpoints):
             raise ValueError(
@@ -215,17 +224,27 @@ class Trainer:
         self.weights: list[Tensor] = list(model.parameters())
         self.averaged: list[Tensor] = list(self.average.parameters())
         self.averaged_buffers = list(self.average.buffers())
+        self.graph = self._step_graph()
+        # of this step: the learning rate, and by how much the average moves
+        self.rate: float | Tensor = config.lr
+        self.share: float | Tensor = 1 - config.ema
+        if self.graph:
+            self.rate = torch.tensor(self.rate, dtype=torch.float32, device=device)
+            self.share = torch.tensor(self.share, dtype=torch.float32, device=device)
         self.optimizer = torch.optim.Adam(
             self.weights,
-            lr=config.lr,
+            lr=self.rate,
             betas=(0.9, 0.99),
             fused=device.type in ("cpu", "cuda") or None,
+            capturable=self.graph is not None,
         )
-        # mps cannot draw all the noise laws
-        self.source = device if device.type == "cuda" else torch.device("cpu")
-        self.generator = torch.Generator(self.source).manual_seed(config.seed)
+        self.generator = torch.Generator(source_of(device)).manual_seed(config.seed)
+        options = GRAPHS if self.compiled == "graphs" and not self.graph else {}
         self.loss: nn.Module = _Loss(
-            model, objective, self.compiled, autocast(device, config.precision)
+            model,
+            objective,
+            options if self.compiled else None,
+            autocast(device, config.precision),
         )
         if self.processes.world_size > 1:
             self.loss = nn.parallel.DistributedDataParallel(
@@ -239,6 +258,18 @@ class Trainer:
             last_checkpoint=lambda: _newest(folder),
         )
         self.start = self.saved = time.perf_counter()
+
+    def _step_graph(self) -> StepGraph | None:
+        """A graph of the whole step if the settings ask for one, and the step allows it."""
+        if (
+            self.compiled != "graphs"
+            or self.processes.world_size > 1
+            or has_own_call(self.objective)
+            or not self.objective.captures()
+        ):
+            return None
+        graph = cuda_graph(self.device)
+        return None if graph is None else StepGraph(self._whole_step, graph)
 
     def _describe(self, data: TensorData) -> dict[str, Any]:
         """What the manifest says beforehand. With a folder it also identifies the data."""
@@ -318,9 +349,49 @@ class Trainer:
     # ------------------------------------------------------------ a step
     def one_step(self) -> None:
         """Draw a batch, take its gradient, and move the weights and their average."""
+        self._set_rates()
+        batch = self.batches.draw(self.step, self.generator)
+        mean = self._replay(batch) if self.graph else self._train_on(batch)
+        self.history.note(self.step + 1, mean, self.seconds())
+        self.step += 1
+
+    def _set_rates(self) -> None:
+        """Set the learning rate of this step, and by how much the average moves."""
+        step = self.step + 1
+        # a short run must not average over its random start: (1 + step) / (10 + step) rises to the decay
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        rate, share = learning_rate(self.config, self.step), 1 - decay
+        if isinstance(self.rate, Tensor) and isinstance(self.share, Tensor):
+            self.rate.fill_(rate)
+            self.share.fill_(share)
+            return
+        self.share = share
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
-        loss, mean = self._evaluate(self.batches.draw(self.step, self.generator))
+            group["lr"] = rate
+
+    def _train_on(self, batch: Batch) -> Tensor:
+        """Move the weights; return the mean of the loss over all rows."""
+        loss, mean = self._evaluate(batch)
+        self._descend(loss)
+        return mean
+
+    def _replay(self, batch: Batch) -> Tensor:
+        """As ``_train_on``, by the graph of the step."""
+        objective = self.objective
+        drawn = objective.checked_draw(objective.draw(self.model, batch, self.generator))
+        assert self.graph is not None
+        loss, estimate = self.graph(drawn)
+        objective.update_state(batch, drawn, loss, estimate)
+        return loss
+
+    def _whole_step(self, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
+        """What the graph of the step holds: all that computes."""
+        loss, estimate = self.objective.checked_loss(self.loss(**drawn))
+        self._descend(loss)
+        return loss.detach(), estimate
+
+    def _descend(self, loss: Tensor) -> None:
+        """Move the weights against the gradient of a loss, and their average after them."""
         for w in self.weights:
             w.grad = None  # the optimizer's zero_grad does the same in ten times the time
         loss.backward()
@@ -330,8 +401,6 @@ class Trainer:
             )
         self.optimizer.step()
         self._move_average()
-        self.history.note(self.step + 1, mean, self.seconds())
-        self.step += 1
 
     def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of this process's rows, to be differentiated, and the mean over all rows."""
@@ -353,10 +422,11 @@ class Trainer:
         torch.optim.swa_utils.AveragedModel gives the same bits in four times the time of this line,
         on CUDA with a copy to the device at each step, and its first update would not average.
         """
-        step = self.step + 1
-        # a short run must not average over its random start: (1 + step) / (10 + step) rises to the decay
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights], 1 - decay)
+        weights, share = [w.detach() for w in self.weights], self.share
+        if isinstance(share, Tensor):  # the kernel of them all at once takes numbers of Python only
+            torch._foreach_lerp_(self.averaged, weights, [share.to(w.dtype) for w in weights])
+        else:
+            torch._foreach_lerp_(self.averaged, weights, share)
         if self.averaged_buffers:
             torch._foreach_copy_(self.averaged_buffers, list(self.model.buffers()))
 
@@ -365,7 +435,9 @@ class Trainer:
         """Write a checkpoint of the run as it is after the last step."""
         assert self.folder is not None
         self.history.check(self.step)  # a checkpoint is to be a good one
-        bad = [k for k, w in self.model.named_parameters() if not bool(torch.isfinite(w).all())]
+        named = dict(self.model.named_parameters())
+        finite = torch.stack([torch.isfinite(w).all() for w in named.values()]).tolist()
+        bad = [name for name, good in zip(named, finite) if not good]
         if bad:
             raise FloatingPointError(
                 f"the weights of {self.objective.name} are not finite at step {self.step} ({bad[0]}); "
@@ -445,20 +517,22 @@ class Trainer:
 
 
 class _Loss(nn.Module):
-    """The pure half of a step, as a module for DistributedDataParallel, perhaps compiled."""
+    """The pure half of a step, as a module for DistributedDataParallel.
+
+    It is compiled with ``options`` if there are any, not even none.
+    """
 
     def __init__(
         self,
         model: FlowMap,
         objective: Objective,
-        compiled: bool | str,
+        options: dict[str, Any] | None,
         context: AbstractContextManager[Any],
     ) -> None:
         super().__init__()
         self.model, self.context = model, context
         self.call: Any = partial(objective.loss, model)
-        if compiled:
-            options = GRAPHS if compiled == "graphs" else {}
+        if options is not None:
             self.call = Compiled(self.call, dynamic=False, **options)
 
     def forward(self, **drawn: Tensor | None) -> tuple[Tensor, Tensor | None]:
