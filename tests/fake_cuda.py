@@ -76,6 +76,7 @@ class _Operations(TorchDispatchMode):
             self.found.append(str(op))
         elif ours and any(a.ndim for a in hosts):
             raise AssertionError(f"{op} mixes tensors of the device and of the host")
+        op = _with_memory(op)
         plain, options = tree_map(_numbers, (args, kwargs))
         out = op(*plain, **options)
         known = {id(_numbers(a)): a for a in given}  # what is changed in place stays itself
@@ -84,6 +85,12 @@ class _Operations(TorchDispatchMode):
             return known.get(id(a)) if id(a) in known else OnDevice(a)
 
         return tree_map_only(Tensor, place, out) if here else out
+
+
+def _with_memory(op):
+    """Zeros in place of what forward mode takes for them, which has no memory."""
+    known = op.overloadpacket is torch.ops.aten._efficientzerotensor
+    return torch.ops.aten.zeros.default if known else op
 
 
 def _numbers(a):
@@ -180,6 +187,7 @@ class _Tape(TorchDispatchMode):
         self.tape = tape
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        op = _with_memory(op)
         out = op(*args, **(kwargs or {}))
         given = [a for a in tree_leaves((args, kwargs or {})) if isinstance(a, Tensor)]
         memory = {a.untyped_storage().data_ptr() for a in given}

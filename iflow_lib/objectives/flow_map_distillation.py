@@ -104,6 +104,8 @@ class FlowMapDistillation(DerivativeObjective):
         super().prepare(model, data, seed=seed, device=device)
         frozen = copy.deepcopy(self.teacher).to(device or model_device(model))
         self.__dict__["_frozen"] = frozen.eval().requires_grad_(False)
+        # here, because a compiled loss cannot ask a path for it in one piece
+        self.__dict__["_tau_max"] = model.path.tau_max
 
     @property
     def frozen_teacher(self) -> FlowMap:
@@ -198,13 +200,13 @@ class FlowMapDistillation(DerivativeObjective):
             )
         far = n - 2 * n // 5  # so many rows jump from t_max
         zero = torch.zeros_like(z.flatten(1)[:, 0])
-        t = torch.full_like(zero, model.path.tau_max)
+        with torch.no_grad():
+            real = self.features(x_0, zero, labels).to(z.dtype)  # distances not in that of autocast
+        t = torch.full_like(zero, self.__dict__["_tau_max"])
         t[far:] /= 2
         x_t = on_line(x_0, z, t)
         with repeatable(model):  # the prediction alone moves running statistics
             y = x_t - expand(t, x_t) * model(x_t, t, zero, labels=labels)
-        with torch.no_grad():
-            real = self.features(x_0, zero, labels).to(z.dtype)  # distances not in that of autocast
         ours = self.features(y, zero, labels).to(z.dtype)
         total = torch.zeros((), dtype=z.dtype, device=z.device)
         for part, share in ((slice(0, far), far / n), (slice(far, n), (n - far) / n)):
