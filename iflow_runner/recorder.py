@@ -9,14 +9,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import LIBRARY
 from .files import read_json, write_together
 from .provenance import duration
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Columns of every table of results, in this order.
 COLUMNS = tuple(
@@ -181,13 +178,6 @@ def checkout() -> Path:
         "this needs the checkout with its notebooks folder: run it there, or install with "
         "`pip install -e .`"
     )
-
-
-def compare(folder: str | Path) -> pd.DataFrame:
-    """Compare tables with the committed ones, as ``iflow verify`` does; see ``verify.verify``."""
-    from .verify import verify  # which imports this module
-
-    return verify(folder)
 
 
 def reference(name: str = "") -> Path:

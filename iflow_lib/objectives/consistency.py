@@ -128,7 +128,8 @@ class ConsistencyTraining(Objective):
             x = on_line(x_0, z, tau)
             return x - expand(tau, x) * model(x, tau, torch.zeros_like(tau), labels=labels)
 
-        with torch.no_grad(), repeatable(model):
+        # with statistics of its own batch at the low level, a BatchNorm would chase itself
+        with torch.no_grad(), repeatable(model, hold_statistics=True):
             target = end(low)
         c = self.c * math.sqrt(x_0[0].numel())
         distance = ((end(high) - target).square().flatten(1).sum(1) + c**2).sqrt() - c

@@ -10,8 +10,8 @@ So a loss makes the calls it compares within ``repeatable(model)`` and the predi
 all start from the same state of torch's global generators and of the network's buffers, and only
 the prediction moves that state on. The same masks belong to the same rows only if the calls have
 equally many rows; and statistics of a batch are comparable only if it has the same rows. So such a
-network is always called with all rows: ``compared_rows``. In a derivative those statistics are
-held.
+network is always called with all rows: ``compared_rows``. In a derivative, and in the target of
+consistency training, those statistics are held.
 
 A network without any of this, a pure one, is called as if this module did not exist.
 """
@@ -121,9 +121,10 @@ def repeatable(model: FlowMap, *, hold_statistics: bool = False) -> AbstractCont
 
     Args:
         model: The model that is called.
-        hold_statistics: Let batch normalisation use its running statistics, for a derivative. The
-            statistics of a batch move when all its rows do, but those of the network that is
-            sampled stand still.
+        hold_statistics: Let batch normalisation use its running statistics, as the network that is
+            sampled does. The statistics of a batch move when all its rows do, so that a derivative
+            would count them; and they differ from noise level to noise level, so that the two
+            calls of consistency training would be made by two different functions.
     """
     # A compiled loss has a pure network: see Objective.compiles.
     if torch.compiler.is_compiling() or is_pure(model):
