@@ -482,6 +482,12 @@ def sample(
     labels = None if labels is None else _check_labels(model, labels, n)
     if guided and labels is None:
         raise ValueError("guidance needs labels")
+    without = labels is None or guided or bool((labels < 0).any())
+    if model.classes and without and model.knows_no_class is False:
+        raise ValueError(
+            "this model was trained with label_dropout=0, so it knows no samples without a class: give "
+            "labels, and no guidance"
+        )
     evaluations = _evaluations(kind, method, nfe, guided=guided)
     grid = None if times is None else _own_grid(model, times, evaluations // kind.calls, method)
     scaling = model.scaling if original_scale else None

@@ -738,7 +738,9 @@ def test_what_is_printed_of_a_run_and_its_model():
     model = FlowMap(MLP(dim=2, hidden=8), RectifiedFlow())
     run = fit(model, FlowMatching(), torch.randn(64, 2), TrainConfig(steps=3, batch_size=8))
     said = repr(run)
-    assert said.startswith("TrainRun(FlowMatching on rectified, 3 steps in ") and "loss " in said
+    assert (
+        said.startswith("TrainRun(FlowMatching on RectifiedFlow, 3 steps in ") and "loss " in said
+    )
     assert len(said) < 120 and "interrupted" not in said
     shown = repr(run.model)
     assert "path=RectifiedFlow()" in shown and "learned='velocity'" in shown

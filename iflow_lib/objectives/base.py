@@ -160,7 +160,17 @@ class Objective:
                 f"loss of {self.name} must return a pair, the loss and None (or what update_state is given), "
                 f"as in return loss, None; got a {type(out).__name__}"
             )
-        return out[0], out[1]
+        loss = out[0]
+        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
+            given = f"{loss!r:.60}"
+            if isinstance(loss, Tensor):
+                given = f"a tensor of shape {tuple(loss.shape)}"
+                if loss.ndim == 0:
+                    given = "one without: is something detached, or under torch.no_grad()?"
+            raise ValueError(
+                f"loss of {self.name} must be one number with a gradient, such as a mean; got {given}"
+            )
+        return loss, out[1]
 
     def update_state(
         self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
@@ -259,10 +269,13 @@ def uniform(*shape: int, generator: torch.Generator | None, like: Tensor) -> Ten
     return torch.rand(*shape, generator=generator, device=source).to(like)
 
 
-def check_number(name: str, value: object, most: float = math.inf) -> None:
-    """Raise ValueError unless ``value`` is a finite number from 0 to ``most``."""
-    if not (isinstance(value, (int, float, np.number)) and 0 <= value <= most and value < math.inf):
-        wanted = "at least 0" if most == math.inf else f"in [0, {most:g}]"
+def check_number(name: str, value: Any, most: float = math.inf, least: float = 0.0) -> None:
+    """Raise ValueError unless ``value`` is a finite number from ``least`` to ``most``."""
+    number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
+    if not (number and least <= value <= most):
+        wanted = f"in [{least:g}, {most:g}]"
+        if most == math.inf:
+            wanted = f"at least {least:g}" if least > -math.inf else "a finite number"
         shown = value if isinstance(value, (int, float, np.number)) else f"a {type(value).__name__}"
         raise ValueError(f"{name} must be {wanted}, got {shown}")
 

@@ -14,7 +14,7 @@ from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
 from ..utils import is_out_of_memory, load_jvp_rules, uses_tf32
-from .base import check_choice
+from .base import check_choice, check_number
 from .network_state import is_pure, model_device, repeatable, trial
 from .two_time import TwoTimeObjective
 
@@ -41,6 +41,7 @@ class DerivativeObjective(TwoTimeObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("derivative", self.derivative, DERIVATIVES)
+        check_number("step", self.step, least=1e-5, most=0.1)  # less is rounding in float32
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None

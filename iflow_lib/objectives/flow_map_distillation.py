@@ -70,6 +70,11 @@ class FlowMapDistillation(DerivativeObjective):
             )
         if self.teacher.anchored:
             raise ValueError("the teacher's network takes an anchor: use one without")
+        if self.teacher.learned in ("jump_to_data", "refinement"):
+            raise ValueError(
+                "the teacher must have learned a velocity, as FlowMatching and the integral objectives teach "
+                f"it; this one learned {self.teacher.learned!r} only"
+            )
         for name in ("perceptual", "matching"):
             check_number(name, getattr(self, name))
             if getattr(self, name) and not callable(getattr(self.teacher.net, "features_at", None)):
@@ -84,9 +89,14 @@ class FlowMapDistillation(DerivativeObjective):
     ) -> None:
         """Start a run with a frozen copy of the teacher; ValueError if the two do not fit."""
         theirs, ours = ((m.path.name, m.path.config(), m.data_shape) for m in (self.teacher, model))
-        if self.teacher is model or theirs != ours:
+        if theirs != ours:
             raise ValueError(
-                f"the teacher must be another model, on the same path and data: {theirs}, not {ours}"
+                f"the teacher must be a model on the same path and data: {theirs}, not {ours}"
+            )
+        if set(self.teacher.parameters()) & set(model.parameters()):
+            raise ValueError(
+                "the teacher must be another model, which shares no weight with the one that is trained: "
+                "give copy.deepcopy(teacher)"
             )
         scales = [s and s.config() for s in (self.teacher.scaling, getattr(data, "scaling", None))]
         if scales[0] != scales[1]:

@@ -68,6 +68,7 @@ class X0Regression(Objective):
         check_choice("anchor", self.anchor, ANCHORS)
         check_choice("distance", self.distance, DISTANCES)
         check_number("start_share", self.start_share, most=1)
+        check_number("c", self.c)
         if self.blend and self.anchor == "none":
             raise ValueError("blend compares the output with the anchor: it needs one")
         self.learns = "jump_to_data" if self.anchor == "none" else "refinement"

@@ -107,7 +107,7 @@ class TrainConfig:
         self._set("device", str(self.device))
         if not isinstance(self.out_dir, (str, os.PathLike)):
             raise ValueError(f'out_dir must be a folder, or "" for none, got {self.out_dir!r}')
-        self._set("out_dir", os.fspath(self.out_dir))
+        self._set("out_dir", os.path.expanduser(os.fspath(self.out_dir)))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the class is frozen

@@ -10,9 +10,11 @@ import copy
 import json
 import platform
 import re
+import threading
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
@@ -26,6 +28,7 @@ from ..data import TensorData, as_dataset, scale_warning
 from ..io import write_together
 from ..model import FlowMap
 from ..objectives.base import Batch, Drawn, Objective
+from ..objectives.network_state import model_device
 from ..utils import (
     GRAPHS,
     Compiled,
@@ -53,6 +56,10 @@ from .runtime import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: A training seeds torch's global generators, of which a process has one set for all its threads.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass
@@ -98,7 +105,7 @@ def fit(
     to step must be in its ``state()``, and be taken back by ``load_state()``, because steps that
     were done before the stop are not repeated. It may draw from its generator and from torch's
     global one. The global one is seeded with ``config.seed``, and afterwards has the state that it
-    had before.
+    had before. Of two threads that train, one waits for the other.
 
     Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was
     learned so far, with ``manifest["interrupted"]``. A second Ctrl-C stops at once.
@@ -133,16 +140,29 @@ def fit(
         torch.OutOfMemoryError: If the device has too little memory.
     """
     check_arguments(model, objective, config, resume)
+    with _ONE_AT_A_TIME, torch.enable_grad():
+        return _fit(model, objective, data, config, resume)
+
+
+def _fit(
+    model: FlowMap,
+    objective: Objective,
+    data: Any,
+    config: TrainConfig,
+    resume: str | PathLike[str] | None,
+) -> TrainRun:
+    """Do what ``fit`` says."""
     processes = Processes.join(config.device)
     check_processes(objective, config, processes)
     dataset = as_dataset(data)
-    check_data(model, dataset, config.precision)
+    check_data(model, dataset, config.precision, config.label_dropout)
     far = scale_warning(dataset.x) if processes.rank == 0 else None
     if far:
-        warnings.warn(far, UserWarning, stacklevel=2)
+        warnings.warn(far, UserWarning, stacklevel=3)
     device = processes.device
     folder = RunFolder(config.out_dir, config.keep, processes) if config.out_dir else None
     with (
+        _left_as_it_was_if_refused(model),
         folder or nullcontext(),
         limited_threads(config.threads, model.parameter_count * config.batch_size),
         own_random_numbers(config.seed + processes.rank, device),
@@ -185,6 +205,29 @@ def fit(
     return run
 
 
+@contextmanager
+def _left_as_it_was_if_refused(model: FlowMap) -> Iterator[None]:
+    """Put back what a run sets beforehand, if it is refused or fails before any weight has moved."""
+    known = {name: getattr(model, name) for name in ("learned", "scaling", "knows_no_class")}
+    training = {part: part.training for part in model.modules()}
+    device = model_device(model)
+
+    def marks() -> list[tuple[int, int]]:  # loading weights changes the one, a step the other
+        return [(w._version, id(w.grad)) for w in model.parameters()]
+
+    before = marks()
+    try:
+        yield
+    except BaseException:
+        if marks() == before:
+            for name, value in known.items():
+                setattr(model, name, value)
+            for part, mode in training.items():
+                part.training = mode
+            model.to(device)
+        raise
+
+
 # ---------------------------------------------------------------- the loop
 
 
@@ -217,6 +260,7 @@ class Trainer:
         self.compiled = _compiles(objective, model, config, device)
         self.manifest = self._describe(data)
         model.learned, model.scaling = objective.learns, data.scaling
+        model.knows_no_class = config.label_dropout > 0 if model.classes else None
         model.to(device).train()
         if self.batches.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -274,7 +318,9 @@ class Trainer:
     def _describe(self, data: TensorData) -> dict[str, Any]:
         """What the manifest says beforehand. With a folder it also identifies the data."""
         model, objective = self.model, self.objective
-        marks = {}
+        marks, scaling = {}, {}
+        if data.scaling is not None:
+            scaling = {"scaling": data.scaling.config()}
         if self.folder is not None:
             marks = self.processes.on_first(data.fingerprints)
         config = getattr(model.net, "config", None)
@@ -288,7 +334,7 @@ class Trainer:
             },
             "config": asdict(self.config),
             "compiled": self.compiled,
-            "data": {"name": data.name, "shape": list(data.x.shape), **marks},
+            "data": {"name": data.name, "shape": list(data.x.shape), **scaling, **marks},
         }
 
     def seconds(self) -> float:
