@@ -137,7 +137,8 @@ def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None)
     The copy to a CUDA device is made while the program goes on.
     """
     if x.device.type == "cpu" and device.type == "cuda":
-        return x.pin_memory().to(device, dtype or x.dtype, non_blocking=True)
+        # its type first: on the way, it would be copied into memory that is not pinned
+        return x.to(dtype or x.dtype).pin_memory().to(device, non_blocking=True)
     return x.to(device, dtype or x.dtype)
 
 

@@ -4,7 +4,9 @@ And it is one graph there, in which nothing is fixed that changes from step to s
 """
 
 import copy
+import gc
 import warnings
+import weakref
 from dataclasses import dataclass
 from functools import partial
 
@@ -363,6 +365,18 @@ def test_a_graph_makes_the_steps_that_are_made_without(graphs, name):
     assert len(graphs) == 1
 
 
+def test_a_run_with_a_graph_is_forgotten_at_its_end(graphs):
+    """With its memory on the device: the collector of cycles may come much later."""
+    made = trained(*RUNS["matching"], compile="graphs")
+    gone = weakref.ref(made)
+    gc.disable()
+    try:
+        del made
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("what", ["rate", "share"])
 def test_a_number_of_python_would_stay_as_it_was(graphs, monkeypatch, what):
     """So the stand-in does see what a graph would keep."""
@@ -383,14 +397,17 @@ def test_a_number_of_python_would_stay_as_it_was(graphs, monkeypatch, what):
 
 @dataclass(frozen=True)
 class Uneven(ifl.FlowMatching):
-    """Every third step has fewer rows."""
+    """Every third step has fewer rows. What its loss returns beside the loss is kept."""
 
     def draw(self, model, batch, generator):
         drawn = super().draw(model, batch, generator)
-        return {k: v if v is None or batch.step % 3 else v[:7] for k, v in drawn.items()}
+        return {k: v[:7] if k != "labels" and batch.step % 3 == 2 else v for k, v in drawn.items()}
+
+    def loss(self, model, x_0, z, t, labels):
+        return super().loss(model, x_0, z, t, labels)[0], 2 * t
 
     def update_state(self, batch, drawn, loss, estimate):
-        SEEN.append((batch.step, len(drawn["t"]), loss))
+        SEEN.append((loss, estimate))
 
 
 SEEN = []
@@ -400,12 +417,11 @@ def test_a_step_of_another_shape_is_made_without(graphs):
     SEEN.clear()
     run = (Uneven, mlp(), lambda: points().x)
     replayed = trained(*run, compile="graphs")
-    losses = [float(loss) for _, _, loss in SEEN]
-    # steps 0, 3, 6, 9 give the shape of the first
-    assert graphs[0].log == ["warm up"] * WARM_UP + ["capture", "replay"]
+    # steps 2, 5, 8 and 11 are the small ones
+    assert graphs[0].log == ["warm up"] * WARM_UP + ["capture", *["replay"] * (8 - WARM_UP)]
     same(replayed, trained(*run, compile=False))
-    assert losses == [float(loss) for _, _, loss in SEEN[12:]]
-    assert len({tensor.data_ptr() for _, _, tensor in SEEN[:12]}) == 12  # each step's own
+    # what each step gave is its own, and is not written over by the next ones
+    assert all(torch.equal(*pair) for i in range(12) for pair in zip(SEEN[i], SEEN[12 + i]))
 
 
 def test_where_recording_fails_training_goes_on_and_says_so(graphs, monkeypatch):
@@ -418,7 +434,9 @@ def test_where_recording_fails_training_goes_on_and_says_so(graphs, monkeypatch)
     lost = []
     step = StepGraph._step
     monkeypatch.setattr(
-        StepGraph, "_step", lambda self: step(self) if self.calls <= WARM_UP else lost.append(1)
+        StepGraph,
+        "_step",
+        lambda self, whole: step(self, whole) if self.calls <= WARM_UP else lost.append(1),
     )
     with pytest.warns(RuntimeWarning, match="going on without a CUDA graph of the step") as said:
         without = trained(*RUNS["identity, difference"], compile="graphs")
@@ -616,6 +634,21 @@ def test_tf32_is_what_was_asked_for_and_afterwards_what_it_was(before, precision
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = own
 
 
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="an older torch")
+def test_torch_settings_that_cannot_be_put_back_are_left():
+    """Its older and newer names for TF32 do not go together: where both are used, reading one fails."""
+    own = flags()
+    try:
+        torch.backends.cudnn.conv.fp32_precision = "none" if own[1] else "tf32"
+        with pytest.warns(RuntimeWarning, match="fp32_precision was set"):
+            with runtime.float32_products(torch.device("cuda"), "tf32"):
+                kept = torch.backends.cudnn.conv.fp32_precision
+        assert kept == torch.backends.cudnn.conv.fp32_precision != ("tf32" if own[1] else "none")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = own
+    assert flags() == own
+
+
 def test_tf32_elsewhere_is_float32_and_says_so():
     def fit(**settings):
         config = ifl.TrainConfig(
@@ -651,6 +684,10 @@ def on_cuda(name, **settings):
     )
 
 
+def flat(weights):
+    return torch.cat([w.detach().cpu().flatten() for w in weights])
+
+
 @cuda
 @needs_cuda
 @pytest.mark.parametrize("name", RUNS)
@@ -680,11 +717,13 @@ def test_a_graph_on_a_gpu_makes_the_steps_that_are_made_without(name, monkeypatc
         for how in ("graphs", False)
     )
     assert replayed.graph.recorded and not replayed.graph.refused
-    for a, b in zip(replayed.averaged, plain.averaged):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-    assert np.allclose(
-        [row[1] for row in replayed.history.rows], [row[1] for row in plain.history.rows], rtol=1e-3
-    )
+    losses = [[row[1] for row in made.history.rows] for made in (replayed, plain)]
+    assert np.allclose(*losses, rtol=1e-2)
+    if "images" in name or "map" in name:
+        return  # biases before a norm have gradients of mere rounding, which Adam makes large
+    start = flow_map(*RUNS[name][1::2])  # the network, on the path
+    far = flat(plain.weights) - flat(start.parameters())
+    assert float((flat(replayed.weights) - flat(plain.weights)).norm() / far.norm()) < 0.02
 
 
 @cuda

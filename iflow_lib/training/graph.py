@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -64,61 +65,62 @@ class StepGraph:
     and so are all calls if recording fails, which a warning of one line says.
 
     Args:
-        step: Makes a step from what was drawn, and returns the loss, and an estimate or None,
-            without gradient. It reads nothing else that changes, but for tensors in place.
         graph: An empty graph.
     """
 
-    def __init__(self, step: Step, graph: CudaGraph) -> None:
-        self.step, self.graph = step, graph
+    def __init__(self, graph: CudaGraph) -> None:
+        self.graph = graph
         self.calls, self.recorded, self.refused = 0, False, False
         self.drawn: Drawn = {}  # the tensors that stay
         self.kinds: dict[str, tuple | None] = {}
         self.out: tuple[Tensor, Tensor | None]
 
-    def __call__(self, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, step: Step, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
         """Make a step.
 
         Args:
+            step: Makes a step from what was drawn, and returns the loss, and an estimate or None,
+                without gradient. It reads nothing else that changes, but for tensors in place. It
+                is the same in all calls; it is not kept, because it holds who keeps this graph.
             drawn: The arguments of the loss by name.
 
         Returns:
             The loss, and the estimate or None. They stay as they are when the next step is made.
         """
         if self.refused:
-            return self.step(drawn)
+            return step(drawn)
         try:
             kinds = _kinds(drawn)
             if not self.kinds:
                 self.kinds, self.drawn = kinds, _places(drawn, self.graph.device)
         except Exception as error:  # not a tensor
-            return self._refuse(error, drawn)
+            return self._refuse(error, step, drawn)
         if kinds != self.kinds:
-            return self.step(drawn)
+            return step(drawn)
         for name, place in self.drawn.items():
             if place is not None:
                 place.copy_(drawn[name])  # type: ignore[arg-type]
         self.calls += 1
         if self.calls <= WARM_UP:
-            self.graph.warm_up(self._step)
+            self.graph.warm_up(partial(self._step, step))
             return self.out
         if not self.recorded:
             try:
-                self.graph.capture(self._step)
+                self.graph.capture(partial(self._step, step))
             except Exception as error:  # of CUDA, or of anything that the step calls
-                return self._refuse(error, drawn)
+                return self._refuse(error, step, drawn)
             self.recorded = True
         self.graph.replay()
         loss, estimate = self.out
         return loss.clone(), None if estimate is None else estimate.clone()
 
-    def _step(self) -> None:
-        self.out = self.step(self.drawn)
+    def _step(self, step: Step) -> None:
+        self.out = step(self.drawn)
 
-    def _refuse(self, error: Exception, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
+    def _refuse(self, error: Exception, step: Step, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
         """Make this step and all that follow as they are."""
         self.refused, why = True, (str(error).strip().splitlines() or [""])[0][:200]
-        out = self.step(drawn)  # raises where the step itself is at fault
+        out = step(drawn)  # raises where the step itself is at fault
         warnings.warn(
             f"going on without a CUDA graph of the step, which could not be recorded: "
             f"{type(error).__name__}: {why}",

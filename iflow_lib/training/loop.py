@@ -313,7 +313,7 @@ class Trainer:
         ):
             return None
         graph = cuda_graph(self.device)
-        return None if graph is None else StepGraph(self._whole_step, graph)
+        return None if graph is None else StepGraph(graph)
 
     def _describe(self, data: TensorData) -> dict[str, Any]:
         """What the manifest says beforehand. With a folder it also identifies the data."""
@@ -426,7 +426,7 @@ class Trainer:
         objective = self.objective
         drawn = objective.checked_draw(objective.draw(self.model, batch, self.generator))
         assert self.graph is not None
-        loss, estimate = self.graph(drawn)
+        loss, estimate = self.graph(self._whole_step, drawn)
         objective.update_state(batch, drawn, loss, estimate)
         return loss
 
