@@ -214,6 +214,7 @@ def test_the_lines_without_make_are_known():
     assert len(no_make_lines()) == 4
 
 
+@pytest.mark.long
 @in_venv
 def test_the_lines_without_make_work(tmp_path):
     """Runs README.md's lines for real as far as that is cheap and needs no network.

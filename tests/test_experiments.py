@@ -188,6 +188,7 @@ def test_table_of_runs(name, options, runs, tmp_path, experiment, small):
 SPEED = "--networks MLP --compile --repetitions 3 --objectives FlowMatching".split()
 
 
+@pytest.mark.long
 def test_speed(tmp_path, experiment):
     """Training steps; a part that is measured again replaces its own rows alone."""
     options = [*SPEED, "--peers", "torchcfm", "--out", tmp_path, "--parts", "training"]
@@ -385,6 +386,7 @@ def test_the_committed_table_of_the_plane_is_complete(tmp_path, experiment, caps
         assert file.read_bytes() == (ROOT / "results" / "reference" / file.name).read_bytes()
 
 
+@pytest.mark.long
 def test_tuning(tmp_path, experiment, monkeypatch):
     """Two steps of two variants, few samples; a third is added to the table without the others."""
     module = experiment("tuning")
@@ -440,6 +442,7 @@ def test_recipe(tmp_path, experiment, small, monkeypatch):
     assert straight["exact"] > 0.01 and len(straight) == 3
 
 
+@pytest.mark.long
 def test_images(tmp_path, experiment, small, monkeypatch):
     """A model that is missing is trained first, one that is there is measured; and only once."""
     monkeypatch.setattr(experiment("images"), "REAL", 2000)

@@ -153,6 +153,7 @@ record.save()""",
     assert not [p for p in psutil.process_iter() if str(out) in " ".join(p.cmdline())]
 
 
+@pytest.mark.long
 @posix
 def test_killed_with_two_at_work_both_go_on(project, started):
     """Killed in the middle of two trainings: what had ended is not run again, both trainings go on."""
