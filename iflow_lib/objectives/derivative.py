@@ -41,7 +41,7 @@ class DerivativeObjective(TwoTimeObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("derivative", self.derivative, DERIVATIVES)
-        check_number("step", self.step, least=1e-5, most=0.1)  # less is rounding in float32
+        check_number("step", self.step, least=1e-5, most=0.5)  # less is rounding in float32
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None

@@ -40,7 +40,7 @@ def float32_products(device: torch.device, precision: str) -> Iterator[None]:
             warnings.warn(
                 f'precision="tf32" is of CUDA: on {device} it is float32',
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         yield
         return
@@ -52,7 +52,7 @@ def float32_products(device: torch.device, precision: str) -> Iterator[None]:
             "torch's fp32_precision was set: products and convolutions of float32 stay as it says, whatever "
             "precision says",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         yield
         return
