@@ -200,7 +200,10 @@ N = "notebook = '05'\n"
             ["must name a function", "No module named"],
         ),
         ("run = 'science:none'\n[grid]\nseed = [0]", ["must name a function", "'none'"]),
-        ("run = 'science:other'\n[grid]\nsteps = [0]", ["parameter wrong must be an int, float", "it is None"]),
+        (
+            "run = 'science:other'\n[grid]\nsteps = [0]",
+            ["parameter wrong must be an int, float", "it is None"],
+        ),
         (
             "run = 'science:bare'\n[grid]\nseed = [0]",
             ["parameter lr has no default", "[parameters]", "[grid]"],
