@@ -1,11 +1,11 @@
 """What experiments/speed.py and experiments/gpu.py time, and how: a step of ``fit`` and of the neighbours' loops, in turns."""
 
 import functools
+import math
 import random
 import time
 
 import torch
-from scipy.stats import binom
 
 import iflow_lib as ifl
 from iflow_lib.training.loop import Trainer
@@ -126,7 +126,11 @@ def seconds(function, times: int, device: str) -> float:
 def middle(values) -> tuple[float, float, float]:
     """The median of some numbers, and the ends of its 95 % interval, from order statistics."""
     values = sorted(values)
-    n, tail = len(values), int(binom.ppf(0.025, len(values), 0.5))
+    n, tail = len(values), 0
+    chance = 0.5**n  # that so few of n values, or fewer, are below the true median
+    while chance < 0.025:
+        tail += 1
+        chance += math.comb(n, tail) * 0.5**n
     return values[n // 2], values[max(0, tail - 1)], values[min(n - 1, n - tail)]
 
 

@@ -166,7 +166,8 @@ def main(arguments=None) -> int:
     codes = []
     for i, part in enumerate(given.parts):
         seconds = share(given.parts[i:], until - time.time())
-        say(f"--- {part}: {max(0, seconds):.0f} s")
+        if not child:
+            say(f"--- {part}: {max(0, seconds):.0f} s")
         codes.append(run(part, given, time.time() + seconds))
     table = given.out / "gpu.csv"
     if not child and table.is_file():

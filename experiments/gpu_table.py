@@ -164,7 +164,9 @@ def measure_all(cells: Iterable[Cell], results: Results, budget: Budget) -> dict
             count["measured" if _measure(cell, results, budget) else "skipped"] += 1
     if too_late:
         results.skip(too_late)
-        say(f"skipped, {max(0, budget.left()):.0f} s are left: {'; '.join(too_late)}")
+        first, more = list(too_late)[:4], len(too_late) - 4
+        rest = f", and {more} more, which gpu.manifest.json names" if more > 0 else ""
+        say(f"skipped, {max(0, budget.left()):.0f} s are left: {'; '.join(first)}{rest}")
     return count | {"skipped": count["skipped"] + len(too_late)}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import binom
 
 import iflow_lib as ifl
 from experiments import gpu, gpu_checks, gpu_quality, gpu_speed, readme_tables
@@ -50,12 +51,6 @@ def small(out: Path, *options, minutes: float = 5) -> int:
 # ------------------------------------------------------------------ the checks
 
 
-#: ``test_the_whole_program`` makes every check that means something on a CPU; these two also alone, where pytest can look in.
-@pytest.mark.parametrize("name", ["paths", "out of memory"])
-def test_a_check_passes_on_the_cpu(name):
-    CHECKS[name].run(CPU)
-
-
 def test_checks_of_a_gpu_say_so_elsewhere():
     there = [name for name, check in CHECKS.items() if not check.cpu]
     assert len(there) > 15
@@ -65,40 +60,42 @@ def test_checks_of_a_gpu_say_so_elsewhere():
 
 
 @pytest.mark.parametrize(
-    "name, what, broken",
+    "name, fault",
     [
-        ("same seed, same noise", "iflow_lib.sampling.NOISE_BLOCK", None),
-        ("the difference is the derivative", "difference", None),
-        ("objectives are those of the CPU", "loss", None),
-        ("out of memory", "words", None),
+        ("same seed, same noise", "another seed each time"),
+        ("the difference is the derivative", "rounded outputs"),
+        ("objectives are those of the CPU", "a loss that drifts"),
+        ("out of memory", "no word of the checkpoint"),
+        ("transfers", "another seed each time"),
     ],
 )
-def test_a_check_can_fail(name, what, broken, monkeypatch):
-    """Each with a fault of the kind that it is there for."""
-    if what == "difference":  # as TF32 would round
-        own = ifl.FlowMap.forward
+def test_a_check_can_fail(name, fault, monkeypatch):
+    """Each with a fault of the kind that it is there for; ``test_the_whole_program`` shows that it passes without."""
+    calls = [0]
+    if fault == "rounded outputs":  # as TF32 rounds
+        forward = ifl.FlowMap.forward
 
         def rounded(self, *given, **known):
-            return own(self, *given, **known).to(torch.bfloat16).float()
+            return forward(self, *given, **known).to(torch.bfloat16).float()
 
         monkeypatch.setattr(ifl.FlowMap, "forward", rounded)
-    elif what == "loss":
-        calls, own_loss = [0], ifl.FlowMatching.loss
+    elif fault == "a loss that drifts":
+        loss_of = ifl.FlowMatching.loss
 
         def drifting(self, *given, **known):
             calls[0] += 1
-            loss, rest = own_loss(self, *given, **known)
+            loss, rest = loss_of(self, *given, **known)
             return loss * (1 + 1e-3 * calls[0]), rest
 
         monkeypatch.setattr(ifl.FlowMatching, "loss", drifting)
-    elif what == "words":
+    elif fault == "no word of the checkpoint":
         monkeypatch.setattr("iflow_lib.training.loop._newest", lambda folder: "nothing is known")
     else:
-        calls, own_sample = [0], ifl.sample
+        sample = ifl.sample
 
-        def other(model, n, nfe, method, seed, **known):
+        def other(model, n, nfe, method, seed=0, **known):
             calls[0] += 1
-            return own_sample(model, n, nfe, method, seed + calls[0], **known)
+            return sample(model, n, nfe, method, seed + calls[0], **known)
 
         monkeypatch.setattr(ifl, "sample", other)
     with pytest.raises(AssertionError):
@@ -231,7 +228,9 @@ def test_without_time_everything_is_skipped(tmp_path, capsys):
         assert small(tmp_path, "--parts", part, minutes=0) == 0
     said = capsys.readouterr().out
     assert len(re.findall("^skipped, 0 s are left", said, flags=re.M)) == 3
-    assert "0 measured, 0 there" in said and "speed/UNet/FlowMatching/float32/eager" in said
+    assert "0 measured, 0 there" in said and "more, which gpu.manifest.json names" in said
+    kept = read_manifest(tmp_path / "gpu.csv")["skipped"]
+    assert len(kept) > 100 and "cpu: speed/UNet/FlowMatching/float32/eager" in kept
     assert pd.read_csv(tmp_path / "gpu.csv").empty
 
 
@@ -251,7 +250,8 @@ def test_on_a_gpu_each_part_has_a_process_of_its_own(tmp_path, monkeypatch, caps
     assert [seconds - gpu.GRACE for _, seconds in begun] == [90, 240, 60, 540]
 
 
-def test_a_part_in_a_process_of_its_own(tmp_path):
+def test_a_part_in_a_process_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 300)
     given = gpu.parser().parse_args(["--device", "cpu", "--tiny"])
     given.out, given.runs = tmp_path, tmp_path / "runs"
     assert gpu.run_apart("speed", given, time.time() - 1) == 0
@@ -286,28 +286,27 @@ def test_wrong_options(options, words, capsys, monkeypatch):
 # ------------------------------------------------------------------ the program
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The whole program in its small form, where nothing can be imported that a GPU machine may lack: folder, output."""
-    folder = tmp_path_factory.mktemp("gpu")
+def run_whole(folder: Path) -> subprocess.CompletedProcess:
+    """The whole program in its small form, where nothing can be imported that a GPU machine may lack."""
     for name in BLOCKED:
         (folder / "blocked" / name).mkdir(parents=True)
         text = f"raise ImportError('{name} is blocked')\n"
         (folder / "blocked" / name / "__init__.py").write_text(text)
     environment = os.environ | {"PYTHONPATH": str(folder / "blocked"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "experiments.gpu", "--device", "cpu", "--tiny"]
-    command += ["--out", str(folder / "out"), "--runs", str(folder / "runs")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    return folder, done
+    command += ["--out", str(folder), "--runs", str(folder / "runs")]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-def test_the_whole_program(whole):
-    folder, done = whole
+def test_the_whole_program(tmp_path, capsys):
+    done = run_whole(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    table = pd.read_csv(folder / "out" / "gpu.csv")
+    table = pd.read_csv(tmp_path / "gpu.csv")
     assert list(dict.fromkeys(table.part)) == list(PARTS) and set(table.card) == {"cpu"}
     assert table.value.notna().all() and not table.duplicated(["run", "metric", "nfe"]).any()
-    assert (table[table.metric == "passed"].value == 1).all()
+    passed = table[table.metric == "passed"]
+    assert (passed.value == 1).all()
+    assert set(passed.run) == {f"tests/{name}" for name, check in CHECKS.items() if check.cpu}
     speed = table[table.part == "speed"]
     assert set(speed[speed["mode"] == "eager"].objective) == set(gpu_speed.OBJECTIVES)
     assert set(speed.network.dropna()) == {"UNet", "Transformer"}
@@ -315,37 +314,29 @@ def test_the_whole_program(whole):
     assert (steps.low <= steps.value).all() and (steps.value <= steps.high).all()
     assert (steps.share_of_ceiling > 0).all()
     samples = table[(table.part == "sampling") & (table.metric == "latency")]
-    assert set(zip(samples.batch, samples.nfe)) == {
-        (b, n) for b in (1, 4, 16) for n in (1, 2, 4, 50)
-    }
+    wanted = {(batch, nfe) for batch in (1, 4, 16) for nfe in (1, 2, 4, 50)}
+    assert set(zip(samples.batch, samples.nfe)) == wanted
     quality = table[(table.part == "quality") & (table.metric == "frechet")]
-    assert set(zip(quality.method, quality.nfe)) >= {
-        *(("map", n) for n in (1, 2, 4)),
-        *(("euler", n) for n in (8, 16, 32)),
-    }
+    wanted = {*(("map", n) for n in (1, 2, 4)), *(("euler", n) for n in (8, 16, 32))}
+    assert set(zip(quality.method, quality.nfe)) >= wanted
     assert len(set(quality.step.dropna())) == 1  # equally many steps
-    manifest = read_manifest(folder / "out" / "gpu.csv")
+    manifest = read_manifest(tmp_path / "gpu.csv")
     assert manifest["cards"]["cpu"]["torch"] == torch.__version__
     assert {key.removeprefix("cpu: ") for key in manifest["runs"]} == set(table.run)
     said = [line for line in done.stdout.splitlines() if "is not installed" in line]
     assert len(said) == len(PEERS), done.stdout
     assert "what it must show" in done.stdout and "not measured" in done.stdout
 
-
-def test_the_whole_program_again_does_nothing(whole, capsys):
-    folder, _ = whole
-    before = (folder / "out" / "gpu.csv").read_bytes()
+    # again, in this process, where the neighbours are installed
+    before = (tmp_path / "gpu.csv").read_bytes()
+    assert small(tmp_path) == 0
+    said = capsys.readouterr().out
     for part in PARTS:
-        options = ["--parts", part, "--runs", str(folder / "runs")]
-        gpu.main(["--device", "cpu", "--tiny", "--out", str(folder / "out"), *options])
-        said = capsys.readouterr().out
-        # the neighbours are installed here, and blocked there
         measured = len(PEERS) if part == "speed" else 0
-        assert f"{part}: {measured} measured" in said, said
-    after = (folder / "out" / "gpu.csv").read_bytes()
+        assert f"\n{part}: {measured} measured" in said, said
+    after = (tmp_path / "gpu.csv").read_bytes()
     assert len(after.splitlines()) == len(before.splitlines()) + 2 * len(PEERS)
-    table = pd.read_csv(folder / "out" / "gpu.csv")
-    peers = table[table.metric == "fit_over_peer"]
+    peers = pd.read_csv(tmp_path / "gpu.csv").query("metric == 'fit_over_peer'")
     assert list(peers.objective) == list(PEERS) and (peers.value > 0).all()
 
 
@@ -383,6 +374,8 @@ def test_compiled_steps_and_samples_take_the_same_way(tmp_path, monkeypatch):
         return function
 
     monkeypatch.setattr(torch, "compile", compiler)
+    for name in ("reset", "cudagraph_mark_step_begin"):  # which import the compiler, for seconds
+        monkeypatch.setattr(torch.compiler, name, lambda: None)
     both = gpu_speed.FULL.modes
     size = replace(gpu_speed.SMALL, modes=both)
     monkeypatch.setitem(gpu_speed.SIZES, "small", size)
@@ -459,6 +452,9 @@ def test_the_middle_has_an_interval():
     assert middle([3, 1, 2]) == (2, 1, 3)
     median, low, high = middle(range(11))
     assert (median, low, high) == (5, 1, 9)
+    for n in range(1, 60):
+        tail = int(binom.ppf(0.025, n, 0.5))
+        assert middle(range(n)) == (n // 2, max(0, tail - 1), min(n - 1, n - tail))
 
 
 def test_precisions_are_put_back():
