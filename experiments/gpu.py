@@ -14,10 +14,12 @@ It needs PyTorch, numpy, pandas, safetensors, tqdm, scipy and this checkout, not
   --fashion-mnist names a folder with the four idx.gz files, or Debian's package has them; else on those of this package.
 
 A value of speed and sampling is the median over blocks, ``low`` and ``high`` its 95 % interval from order statistics.
+"first_step" and "first_call" count compiling, with what torch's caches hold already.
+
 With fewer minutes than nine every part gets less; the last one gets what is left. On a GPU each part runs in a process of its
-own, which is ended if it overruns, and whose end leaves the others unharmed. What is measured is written at once; what there is no time for is skipped, with a word, and so is what
-cannot run here. Called again, it does what is missing on this card; another card is added. Changed code is not noticed:
---fresh measures the named parts again.
+own, which is ended if it overruns, and whose end leaves the others unharmed. What is measured is written at once; what there
+is no time for is skipped, with a word, and so is what cannot run here. Called again, it does what is missing on this card;
+another card is added. Changed code is not noticed: --fresh measures the named parts again.
 
 Writes gpu.csv and gpu.manifest.json into --out (results/reference/bench). ``--device cpu --tiny`` is the small form, which
 shows that everything runs, and writes into results/runs/gpu.
@@ -87,6 +89,8 @@ def check_cells(device: torch.device, need: float) -> list[Cell]:
 def run_here(part: str, given: argparse.Namespace, until: float) -> int:
     """Make the measurements of a part; 1 if a check failed."""
     device, size = torch.device(given.device), "small" if given.tiny else "full"
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # streams and graphs are of the current one
     results, budget = Results(given.out, card_name(device), about_card(device)), Budget(until)
     if given.fresh:
         results.forget(part)

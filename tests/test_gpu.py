@@ -493,12 +493,14 @@ def test_images_that_are_named_must_be_the_right_ones(tmp_path, monkeypatch):
 
 
 def test_steps_follow_from_the_time(tmp_path, monkeypatch):
-    """As many as one seed of every path can have; they are kept, so that a later call trains as long."""
+    """As many as the two models of a path can have; they are kept, so that a later call trains as long."""
     size = gpu_quality.SIZES["small"]
     data, clock = ifl.data.load("fashion_mnist", 64), Clock()
     monkeypatch.setattr(gpu_quality, "seconds", lambda step, times, device: step() or 0.5)
     plan = gpu_quality.steps_for(size, data, CPU, Budget(clock() + 100.4, clock))
-    assert plan == {"steps": 75, "seconds_per_step": {"velocity": 0.5, "integral": 0.5}}
+    assert plan == {"steps": 85, "seconds_per_step": {"velocity": 0.5, "integral": 0.5}}
+    longest = gpu_quality.steps_for(size, data, CPU, Budget(clock() + 1000, clock))
+    assert longest["steps"] == 127  # or the other paths would never have their turn
     unplanned = replace(size, steps=None)
     monkeypatch.setitem(gpu_quality.SIZES, "small", unplanned)
     given = {"folder": None, "runs": tmp_path}
@@ -510,7 +512,7 @@ def test_steps_follow_from_the_time(tmp_path, monkeypatch):
     first = gpu_quality.quality_cells(
         "small", CPU, results, Budget(clock() + 100.4, clock), **given
     )
-    assert "/steps75/" in first[-1].run
+    assert "/steps85/" in first[-1].run
     again = Results(tmp_path, "cpu")
     later = gpu_quality.quality_cells("small", CPU, again, Budget(clock() + 50, clock), **given)
     assert [cell.run for cell in later] == [cell.run for cell in first]
