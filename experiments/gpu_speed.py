@@ -171,7 +171,8 @@ def peak_row(device: torch.device) -> list[dict]:
 def timed(step: Callable, blocks: int, block_seconds: float, device: torch.device) -> tuple:
     """Seconds of the first call; and the median of blocks of calls, with its 95 % interval."""
     first, one = seconds(step, 1, device), seconds(step, 1, device)
-    if block_seconds:
+    if block_seconds:  # a graph is recorded in the first steps
+        one = seconds(step, 3, device)
         one = seconds(step, max(1, round(block_seconds / one)), device)
     times = max(1, math.ceil(block_seconds / one))
     return first, middle([seconds(step, times, device) for _ in range(blocks)])
