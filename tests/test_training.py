@@ -722,6 +722,7 @@ def test_whole_numbers_and_seeds():
             check_seed(wrong)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @paths
 def test_cuda(path):
