@@ -120,7 +120,6 @@ class ConsistencyTraining(Objective):
         labels: Tensor | None,
     ) -> tuple[Tensor, None]:
         """Return ``E (sqrt(|f(high) - f(low)|^2 + c^2) - c) / (high - low)``."""
-
         n = len(x_0)
         if mixes_rows(
             model
