@@ -8,10 +8,11 @@
 PROFILE ?= quick
 DEVICE ?= auto
 JOBS ?= 2
+MINUTES ?= 9
 PYTHON ?= python3
 
 $(if $(wildcard iflow_lib/__init__.py),,$(error run make in the folder of this Makefile))
-.PHONY: help reproduce reference test test-all browser workshop-check lab lock clean
+.PHONY: help reproduce reference test test-all browser gpu workshop-check lab lock clean
 
 help:
 	@echo 'make reproduce   run the main job into results/runs/PROFILE  [PROFILE=smoke|quick|full] [DEVICE=auto|cpu|cuda|mps]'
@@ -19,6 +20,7 @@ help:
 	@echo 'make test        check every module, every notebook and the browser  [JOBS=2 at once]'
 	@echo 'make test-all    the same, and what takes long: killed runs, solutions, whole profiles'
 	@echo 'make browser     notebooks in JupyterLab, and a report, in a headless Chromium (part of make test where there is one)'
+	@echo 'make gpu         checks, speed, sampling and quality on a GPU, into results/reference/bench  [MINUTES=9] [DEVICE=cuda:1]'
 	@echo 'make workshop-check   is this machine ready for a workshop? [PROFILE] [DEVICE]'
 	@echo 'make lab         open JupyterLab on the notebooks'
 	@echo 'make lock        pin the newest versions that pyproject.toml allows: requirements.lock, environment.yml'
@@ -60,6 +62,11 @@ browser: .venv/installed
 		echo 'error: no Chromium. On Debian or Ubuntu: apt install chromium; elsewhere put chromium or google-chrome on the' \
 			'PATH, or set CHROMIUM to its program' >&2; exit 1
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -rs tests/test_lab.py tests/test_report.py
+
+# On a machine with a GPU; called again, it does what is missing. Without this .venv, where torch, numpy, pandas, safetensors,
+# tqdm and scipy are installed: python -m experiments.gpu
+gpu: .venv/installed
+	.venv/bin/python -m experiments.gpu --minutes $(MINUTES) --device $(DEVICE)
 
 # Can a workshop be held on this machine? Runs the 90-minute plan of docs/workshop.md without a network.
 workshop-check: .venv/installed

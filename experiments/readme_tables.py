@@ -10,6 +10,7 @@ import math
 import pandas as pd
 
 from experiments.common import REFERENCE, ROOT, markdown
+from experiments.gpu_table import demands
 from iflow_lib import plotting, zoo
 from iflow_lib.metrics import interval
 
@@ -417,6 +418,147 @@ def cost_table(table: pd.DataFrame) -> str:
     return markdown(["", *(f"{row.setting}, {row.objective}" for row in rows)], lines)
 
 
+# ---- a GPU: sections with their headings, which are absent as long as nothing was measured
+
+
+def gpu_short_table(table: pd.DataFrame) -> str:
+    """What a GPU must show, card by card."""
+    if table.empty:
+        return ""
+    cards = list(dict.fromkeys(table.card))
+    lines = []
+    for found in zip(*(demands(table, card) for card in cards)):
+        cells = [
+            one.verdict
+            if math.isnan(one.value)
+            else f"{one.value:.3g}, {one.verdict}".removesuffix(", measured")
+            for one in found
+        ]
+        lines.append([found[0].what, found[0].shown_bound, *cells])
+    intro = (
+        "One prepared run, `make gpu` ([gpu.csv](results/reference/bench/gpu.csv), "
+        "[experiments/gpu.py](experiments/gpu.py)); all of it: [docs/scaling.md](docs/scaling.md)."
+    )
+    shown = markdown(["on a GPU", "wanted", *cards], lines)
+    return f"### On a GPU\n\n{intro}\n\n{shown}"
+
+
+def gpu_table(table: pd.DataFrame) -> str:
+    """Everything that was measured on each card."""
+    if table.empty:
+        return ""
+    text = [
+        "## On a GPU",
+        "One prepared run, `make gpu` ([experiments/gpu.py](../experiments/gpu.py)); its docstring says what each number means.",
+    ]
+    for card in dict.fromkeys(table.card):
+        rows = table[table.card == card]
+        text.append(f"### {card}")
+        for make in (_gpu_ceilings, _gpu_steps, _gpu_samples, _gpu_quality, _gpu_checks):
+            text += filter(None, [make(rows)])
+    return "\n\n".join(text)
+
+
+def _median(row, digits: int = 3) -> str:
+    """A value with its interval."""
+    if pd.isna(row.low):
+        return f"{row.value:.{digits}g}"
+    return f"{row.value:.{digits}g} ({row.low:.{digits}g} to {row.high:.{digits}g})"
+
+
+def _share(row) -> str:
+    if pd.isna(row.share_of_ceiling):
+        return ""
+    return f"{row.share_of_ceiling:.0%} of {row.ceiling}".replace("%", " %")
+
+
+def _gpu_ceilings(rows: pd.DataFrame) -> str:
+    found = rows[(rows.part == "speed") & rows.objective.isin(["matmul", "copy"])]
+    lines = [
+        [
+            "copying" if row.objective == "copy" else f"products, {row.precision}",
+            f"{_median(row)} {row.unit}",
+        ]
+        for row in found.itertuples()
+    ]
+    return markdown(["the card's ceilings", ""], lines) if lines else ""
+
+
+def _gpu_steps(rows: pd.DataFrame) -> str:
+    rows = rows[(rows.part == "speed") & rows.network.notna()]
+    memory = rows[rows.metric == "peak_memory"].set_index("run").value
+    names = {"UNet": "U-Net"}
+    lines = [
+        [
+            names.get(row.network, row.network),
+            row.objective,
+            row.precision,
+            row.mode,
+            _median(row),
+            _share(row),
+            f"{memory[row.run] / 1000:.1f}" if row.run in memory else "",
+        ]
+        for row in rows[rows.metric == "steps_per_second"].itertuples()
+    ]
+    header = [
+        "network",
+        "one training step",
+        "precision",
+        "how",
+        "steps a second",
+        "share",
+        "peak GB",
+    ]
+    return markdown(header, lines) if lines else ""
+
+
+def _gpu_samples(rows: pd.DataFrame) -> str:
+    rows = rows[rows.part == "sampling"]
+    rate = rows[rows.metric == "images_per_second"].set_index(["run", "nfe"])
+    lines = []
+    for row in rows[rows.metric == "latency"].itertuples():
+        fast = rate.loc[(row.run, row.nfe)]
+        cells = [f"{1000 * row.value:.3g}", f"{fast.value:.3g}", _share(fast)]
+        lines.append([row.mode, f"{row.batch:.0f}", f"{row.nfe:.0f}", *cells])
+    header = [
+        "sampling, U-Net",
+        "images at once",
+        "calls",
+        "milliseconds",
+        "images a second",
+        "share",
+    ]
+    return markdown(header, lines) if lines else ""
+
+
+def _gpu_quality(rows: pd.DataFrame) -> str:
+    rows = rows[(rows.part == "quality") & (rows.metric == "frechet")]
+    sets = {"fashion_mnist": "the 10,000 that ship", "fashion_mnist_full": "all 60,000"}
+    lines = []
+    for (data, path, step), part in rows.groupby(["dataset", "path", "step"], sort=False):
+        for method, name in (("euler", "velocity, Euler"), ("map", "Integration Flow")):
+            for nfe, found in part[part.method == method].groupby("nfe"):
+                cells = [f"{nfe:.0f}", f"{len(found)}", spread(found.value)]
+                shown = f"{name}, {PATH_LABELS[path]}"
+                lines.append([sets.get(data, data), f"{step:,.0f}", shown, *cells])
+    header = ["training images", "steps", "model", "network calls", "seeds", "Frechet"]
+    return markdown([*header], lines) if lines else ""
+
+
+def _gpu_checks(rows: pd.DataFrame) -> str:
+    rows = rows[rows.metric == "passed"]
+    if rows.empty:
+        return ""
+    failed = [
+        f"{row.run.removeprefix('tests/')}: {row.note}"
+        for row in rows[rows.value == 0].itertuples()
+    ]
+    said = f"Of {len(rows)} checks {len(rows) - len(failed)} passed."
+    return "\n".join([said, *([""] + [f"- {one}" for one in failed] if failed else [])])
+
+
+#: Tables that may not be there yet: then their sections are empty.
+WHEN_MEASURED = ("bench/gpu.csv",)
 #: name of the table in a page -> where it is read from, and how it is written
 TABLES = {
     "plane": ("plane.csv", plane_table),
@@ -441,4 +583,6 @@ TABLES = {
     "cost": ("bench/cost.csv", cost_table),
     "runner": ("bench/runner.csv", runner_table),
     "sweep": ("bench/sweep.csv", sweep_table),
+    "gpu": ("bench/gpu.csv", gpu_short_table),
+    "gpu_all": ("bench/gpu.csv", gpu_table),
 }

@@ -23,7 +23,6 @@ import argparse
 import functools
 import os
 import platform
-import random
 import subprocess
 import sys
 import time
@@ -33,12 +32,11 @@ os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
 
 import pandas as pd
 import torch
-from scipy.stats import binom
 
 import iflow_lib as ifl
 from experiments.common import NETWORKS, ROOT, choices, command_line
+from experiments.contenders import CHORES, PEERS, in_turns, peer_step, seconds, steps_of
 from experiments.store import read_manifest, write_table
-from iflow_lib.training.loop import Trainer
 from iflow_lib.training.runtime import hardware, limited_threads
 
 PARTS = ("training", "memory", "sampling", "threads")
@@ -53,18 +51,12 @@ OBJECTIVES = {
     "X0Regression, per_example": functools.partial(ifl.X0Regression, "per_example"),
 }
 COMPILED = ("FlowMatching", "IntegralIdentity", "IntegralIdentity, jvp", "IntegralAdditivity")
-PEERS = ("torchcfm", "flow_matching", "rectified-flow-pytorch", "rectified-flow-pytorch MeanFlow")
-CHORES = " + clipping and EMA"
 
 
 # ------------------------------------------------------------------ contenders: callables that do one training step
 def make_model(network: str, anchored: bool = False) -> ifl.FlowMap:
     torch.manual_seed(0)
     return ifl.FlowMap(NETWORKS[network][0](anchor=anchored), ifl.RectifiedFlow())
-
-
-def make_data(shape, n: int = 10_000) -> torch.Tensor:
-    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(1))
 
 
 def ours(network: str, objective: str, device: str, *, compile=False, clip: float | None = 1.0):
@@ -74,108 +66,12 @@ def ours(network: str, objective: str, device: str, *, compile=False, clip: floa
     return steps_of(model, objective, NETWORKS[network][1], device, compile=compile, clip=clip)
 
 
-def steps_of(
-    model: ifl.FlowMap, objective: ifl.Objective, batch_size: int, device: str, **settings
-):
-    """A function that does the next step of a training."""
-    config = ifl.TrainConfig(
-        steps=1_000_000, batch_size=batch_size, device=device, progress=False, **settings
-    )
-    points = ifl.data.TensorData(make_data(model.data_shape))
-    return Trainer(model, objective, points, config).one_step
-
-
 def peer(network: str, name: str, device: str):
     """One step of a neighbour's training loop, as its examples have it."""
-    chores, name = name.endswith(CHORES), name.removesuffix(CHORES)
-    model = make_model(network).to(device)
-    net, x, batch = model.net, make_data(model.data_shape).to(device), NETWORKS[network][1]
-    if name == "torchcfm":
-        from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
-
-        matcher = ConditionalFlowMatcher(sigma=0.0)
-
-        def loss_of(x_1):
-            t, x_t, u_t = matcher.sample_location_and_conditional_flow(torch.randn_like(x_1), x_1)
-            return torch.mean((net(x_t, t, t) - u_t) ** 2)
-    elif name == "flow_matching":
-        from flow_matching.path import AffineProbPath
-        from flow_matching.path.scheduler import CondOTScheduler
-
-        path = AffineProbPath(scheduler=CondOTScheduler())
-
-        def loss_of(x_1):
-            t = torch.rand(len(x_1), device=x_1.device)
-            drawn = path.sample(t=t, x_0=torch.randn_like(x_1), x_1=x_1)
-            return torch.pow(net(drawn.x_t, drawn.t, drawn.t) - drawn.dx_t, 2).mean()
-    else:
-        import rectified_flow_pytorch as rfp
-
-        class Adapter(torch.nn.Module):
-            """Our network under the calls ``model(x, times=t)`` and ``model(x, t, t - s)``."""
-
-            def __init__(self):
-                super().__init__()
-                self.net = net
-
-            def forward(self, x, times, delta=None):
-                times = times.reshape(-1)
-                return self.net(x, times, times if delta is None else times - delta)
-
-        whole = rfp.MeanFlow if name.endswith("MeanFlow") else rfp.RectifiedFlow
-        loss_of = whole(Adapter(), data_shape=model.data_shape).to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
-    average = [p.detach().clone() for p in net.parameters()]
-
-    def step():
-        data = x[torch.randint(len(x), (batch,), device=device)]
-        optimizer.zero_grad()
-        loss = loss_of(data)
-        loss.backward()
-        if chores:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        if chores:  # as torchcfm's image examples have it, parameter by parameter
-            for mean, p in zip(average, net.parameters()):
-                mean.copy_(mean * 0.999 + p.detach() * (1 - 0.999))
-
-    return step
+    return peer_step(name, make_model(network), NETWORKS[network][1], device)
 
 
-# ------------------------------------------------------------------ timing
-def seconds(function, times: int, device: str) -> float:
-    start = time.perf_counter()
-    for _ in range(times):
-        function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - start) / times
-
-
-def in_turns(contenders: dict, base: str, times: dict | int, repetitions: int, device: str) -> dict:
-    """{name: {seconds, ratio, low, high}}: see the top of this file."""
-    found = {name: [] for name in contenders}
-    for repetition in range(repetitions):
-        order = list(contenders)
-        random.Random(repetition).shuffle(order)
-        for name in order:
-            found[name].append(
-                seconds(contenders[name], times if isinstance(times, int) else times[name], device)
-            )
-    tail = int(binom.ppf(0.025, repetitions, 0.5))
-    out = {}
-    for name, values in found.items():
-        ratios = sorted(a / b for a, b in zip(values, found[base]))
-        out[name] = {
-            "seconds": sorted(values)[repetitions // 2],
-            "ratio": ratios[repetitions // 2],
-            "low": ratios[max(0, tail - 1)],
-            "high": ratios[min(repetitions - 1, repetitions - tail)],
-            "repetitions": repetitions,
-        }
-    return out
-
-
+# ------------------------------------------------------------------ what is timed
 def training(network: str, arguments) -> list[dict]:
     device, batch = arguments.device, NETWORKS[network][1]
     steps, first = {}, {}

@@ -226,7 +226,8 @@ class MixtureFlow(ExactFlow):
         super().__init__(path, points.shape[1:])
         if len(points) < 1 or not math.isfinite(std) or std < 0:
             raise ValueError(f"need at least one point and std >= 0, got {len(points)} and {std!r}")
-        weights = torch.ones(len(points)) if weights is None else weights
+        device = points.device
+        weights = torch.ones(len(points), device=device) if weights is None else weights
         if weights.shape != points.shape[:1] or not bool((weights > 0).all()):
             raise ValueError(
                 f"weights must be {len(points)} positive numbers, got shape {tuple(weights.shape)}"
@@ -234,7 +235,8 @@ class MixtureFlow(ExactFlow):
         self.points = points.double().flatten(1)
         n = self.points.shape[1]
         self.log_weights = (weights.double() / weights.double().sum()).log()
-        self.variances, self.axes = _axes(torch.eye(n).double() * std**2 if cov is None else cov, n)
+        same = torch.eye(n, dtype=torch.float64, device=device) * std**2
+        self.variances, self.axes = _axes(same if cov is None else cov, n)
         self.smooth = bool(self.variances.max() > 0)
         if not self.smooth:
             # at 0 the velocity (x - y) / tau is 0 / 0; from here on the points move by tau |z - y|
@@ -243,7 +245,7 @@ class MixtureFlow(ExactFlow):
         if self.aug_dim is not None and self.smooth:
             # the nodes of the quadrature: u = ln(chi2 / aug_dim), wide, and finer than its own spread
             step = min(0.25, 0.5 / math.sqrt(n + self.aug_dim))
-            u = torch.arange(-40.0, 5.0, step, dtype=torch.float64)
+            u = torch.arange(-40.0, 5.0, step, dtype=torch.float64, device=device)
             self.scales = (-u).exp()  # aug_dim / chi2
             # the density of u, up to a constant
             self.log_scale_weights = self.aug_dim / 2 * (u - u.exp())

@@ -38,6 +38,8 @@ class FlowMap(nn.Module):
             or None where nobody said. ``fit`` sets it.
         scaling: How the data were standardized before training, or None. ``fit`` takes it from the
             data and ``sample`` undoes it.
+        knows_no_class: Whether a network with classes has also learned what to do without one, as
+            guidance and sampling without labels need; None where nobody said. ``fit`` sets it.
 
     Raises:
         ValueError: If net is not such a module, path is not a path, or a method of it is wrong.
@@ -61,6 +63,7 @@ class FlowMap(nn.Module):
         self.net, self.path = net, path
         self.learned: str | None = None
         self.scaling: Standardization | None = None
+        self.knows_no_class: bool | None = None
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows above the network's layers."""
@@ -78,6 +81,11 @@ class FlowMap(nn.Module):
     def parameter_count(self) -> int:
         """Number of the network's parameters."""
         return sum(p.numel() for p in self.net.parameters())
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the model runs under ``torch.compile``."""
+        return any(part._compiled_call_impl is not None for part in (self, self.net))
 
     @property
     def anchored(self) -> bool:
@@ -104,8 +112,8 @@ class FlowMap(nn.Module):
             tau_t: Their line times, (B,).
             tau_s: Target line times, (B,).
             anchor: An estimate of x_0, (B, ...), for an anchored network.
-            labels: Classes (B,), -1 where unknown, for a network with classes; one without ignores
-                them.
+            labels: Classes (B,), -1 where unknown, for a network with classes, which is given -1
+                for all where there are none; a network without classes ignores them.
 
         Returns:
             The average velocity on the line, shape of x_line.
@@ -113,7 +121,11 @@ class FlowMap(nn.Module):
         Raises:
             ValueError: If the network returns anything but a real tensor of that shape.
         """
-        keywords = {"anchor": anchor, "labels": labels if self.classes else None}
+        if not self.classes:
+            labels = None
+        elif labels is None:
+            labels = torch.full(x_line.shape[:1], -1, device=x_line.device)
+        keywords = {"anchor": anchor, "labels": labels}
         out = self.net(
             x_line,
             tau_t,
@@ -300,6 +312,7 @@ class FlowMap(nn.Module):
             self.path,
             learned=self.learned,
             scaling=self.scaling,
+            knows_no_class=self.knows_no_class,
             card=card,
             dtype=dtype,
             info=info,
@@ -324,9 +337,9 @@ class FlowMap(nn.Module):
                 both), names a class that is not registered, or the device is not there.
         """
         device = pick_device(device)
-        net, path, learned, scaling = pretrained.load(folder)
+        net, path, learned, scaling, knows_no_class = pretrained.load(folder)
         model = cls(net, path)
-        model.learned, model.scaling = learned, scaling
+        model.learned, model.scaling, model.knows_no_class = learned, scaling, knows_no_class
         return model.to(device).eval()
 
 
@@ -341,6 +354,13 @@ def writes_into_input(net: nn.Module) -> ValueError:
 def _check_network(net: nn.Module) -> None:
     """Raise ValueError unless a network says what it takes."""
     name = type(net).__name__
+    if isinstance(net, FlowMap):
+        raise ValueError("net is a FlowMap already: give its network, model.net")
+    if isinstance(net, torch._dynamo.OptimizedModule):
+        raise ValueError(
+            "net is compiled already, and could not be saved: give the network itself, and call "
+            "model.compile(), or train with TrainConfig(compile=True)"
+        )
     if not hasattr(net, "data_shape"):
         raise ValueError(
             f"the network {name} has no data_shape: set self.data_shape, the shape of one example, such as (3,)"

@@ -33,6 +33,7 @@ def save(
     *,
     learned: str | None = None,
     scaling: Standardization | None = None,
+    knows_no_class: bool | None = None,
     card: str | None = None,
     dtype: torch.dtype | None = None,
     info: dict[str, Any] | None = None,
@@ -64,6 +65,7 @@ def save(
         "path": path_entry,
         "learned": learned,
         "scaling": None if scaling is None else scaling.config(),
+        "knows_no_class": knows_no_class,
         "sha256": sha256(weights),
         "info": info or {},
     }
@@ -83,11 +85,14 @@ def save(
     write_together(files)
 
 
-def load(folder: str | PathLike[str]) -> tuple[nn.Module, Path, str | None, Standardization | None]:
+def load(
+    folder: str | PathLike[str],
+) -> tuple[nn.Module, Path, str | None, Standardization | None, bool | None]:
     """Read what ``save`` wrote; errors are those of ``FlowMap.from_pretrained``.
 
     Returns:
-        The network with its weights as float32, the path, what was learned, and the scale of the data.
+        The network with its weights as float32, the path, what was learned, the scale of the data,
+        and whether the network knows what to do without a class.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
@@ -102,7 +107,7 @@ def load(folder: str | PathLike[str]) -> tuple[nn.Module, Path, str | None, Stan
         _fill(net, state, "config.json describes")
     except (TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder}: {first_line(error)}") from error
-    return net, path, config["learned"], scaling
+    return net, path, config["learned"], scaling, config.get("knows_no_class")
 
 
 def read_config(folder: str | PathLike[str]) -> dict[str, Any]:

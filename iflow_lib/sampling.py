@@ -17,7 +17,7 @@ from torch import Tensor
 from .data import TensorData
 from .model import FlowMap, writes_into_input
 from .registry import first_line
-from .utils import check_int, check_seed, pick_device
+from .utils import check_int, check_seed, pick_device, to_device
 
 #: Noise is drawn in blocks of this many samples, whatever the batch size of the network.
 NOISE_BLOCK = 256
@@ -450,7 +450,8 @@ def sample(
               published (arXiv 2504.20179), for an anchored model.
         seed: Seed of the noise. The same seed gives the same noise everywhere: see
             ``initial_noise``.
-        batch_size: Samples at a time. It bounds memory and changes neither noise nor anchors.
+        batch_size: Samples at a time. It bounds memory and changes neither noise nor anchors. The
+            last batch of a compiled model is filled up, so that nothing is compiled for its size.
         device: Where the network runs; None is where the model is. On another device a copy of the
             model runs, which takes the model's memory once more, there and for a moment here.
         trajectory: Whether the points on the way are kept.
@@ -481,11 +482,22 @@ def sample(
     labels = None if labels is None else _check_labels(model, labels, n)
     if guided and labels is None:
         raise ValueError("guidance needs labels")
+    without = labels is None or guided or bool((labels < 0).any())
+    if model.classes and without and model.knows_no_class is False:
+        raise ValueError(
+            "this model was trained with label_dropout=0, so it knows no samples without a class: give "
+            "labels, and no guidance"
+        )
     evaluations = _evaluations(kind, method, nfe, guided=guided)
     grid = None if times is None else _own_grid(model, times, evaluations // kind.calls, method)
     scaling = model.scaling if original_scale else None
     model = _on_device(model, device)
-    sampler = kind(SamplerRequest(model, n, seed, evaluations, grid, tolerance))
+    # more noise only adds to the end. The steps of an adaptive solver would see the added samples
+    rows = -(-n // batch_size) * batch_size
+    if not (model.compiled and n > batch_size and kind.counts_steps):
+        rows = n
+    labels = None if labels is None else torch.cat([labels, labels[: rows - n]])
+    sampler = kind(SamplerRequest(model, rows, seed, evaluations, grid, tolerance))
     empty = torch.empty(0, device=None if device is None else pick_device(device))
     points, calls = _run(
         sampler,
@@ -495,7 +507,7 @@ def sample(
         labels=labels,
         guidance=guidance,
     )
-    spent = -(-calls // n)  # rounded up
+    points, spent = points[:, :n], -(-calls // rows)  # rounded up
 
     def undo(values: Tensor) -> Tensor:
         return values if scaling is None else scaling.undo(values)
@@ -577,8 +589,9 @@ def _run(
     plan.model.eval()
     try:
         for start in range(0, plan.n, batch_size):
-            x = noise[start : start + batch_size].to(like)
-            known = None if labels is None else labels[start : start + len(x)].to(x.device)
+            x = to_device(noise[start : start + batch_size], like.device, like.dtype)
+            known = None if labels is None else labels[start : start + len(x)]
+            known = None if known is None else to_device(known, x.device)
             u = AverageVelocity(plan.model, known, guidance)
             record: list[Tensor] = []
             for point in sampler.points(u, x):

@@ -123,6 +123,25 @@ def set_random_state(states: dict[str, Tensor], device: torch.device) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
+def uses_tf32(device: torch.device) -> bool:
+    """Return whether matrix products of float32 on a device are rounded to TF32."""
+    try:
+        return device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:  # set by fp32_precision alone, whose newer names older versions lack
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor on another device, in another type if one is given.
+
+    The copy to a CUDA device is made while the program goes on.
+    """
+    if x.device.type == "cpu" and device.type == "cuda":
+        # its type first: on the way, it would be copied into memory that is not pinned
+        return x.to(dtype or x.dtype).pin_memory().to(device, non_blocking=True)
+    return x.to(device, dtype or x.dtype)
+
+
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """Return a device of this machine.
 

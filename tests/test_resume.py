@@ -313,11 +313,14 @@ def test_continue_from_a_given_checkpoint(tmp_path):
         torch.equal(a, b)
         for a, b in zip(run.model.parameters(), whole.model.parameters(), strict=True)
     )
+    for wrong in (tmp_path / "checkpoints" / "step-00000009", tmp_path, "Auto"):
+        with pytest.raises(ValueError) as error:
+            fit(*setup("FlowMatching", tmp_path, keep=50), resume=wrong)
+        assert "there is no checkpoint" in one_line(error) and 'resume="auto"' in str(error.value)
+    state = early / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
     with pytest.raises(ValueError, match="damaged"):
-        fit(
-            *setup("FlowMatching", tmp_path, keep=50),
-            resume=tmp_path / "checkpoints" / "step-00000009",
-        )
+        fit(*setup("FlowMatching", tmp_path, keep=50), resume=early)
 
 
 @pytest.mark.parametrize(

@@ -411,7 +411,7 @@ def test_status_says_what_would_run_and_why(project):
     everyone = ("01_first", "02_second", "03_third")
     changed("its parameters: steps 2 is now 7", "01_first", "03_third", parameters={"steps": 7})
     assert (
-        "reads the results of 01_first, which runs"
+        "reads the results of 01_first, which run"
         in states(project, parameters={"steps": 7})["03_third"][1]
     )
     plane = reference / "plane.csv"

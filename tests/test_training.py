@@ -722,6 +722,7 @@ def test_whole_numbers_and_seeds():
             check_seed(wrong)
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @paths
 def test_cuda(path):
@@ -738,7 +739,9 @@ def test_what_is_printed_of_a_run_and_its_model():
     model = FlowMap(MLP(dim=2, hidden=8), RectifiedFlow())
     run = fit(model, FlowMatching(), torch.randn(64, 2), TrainConfig(steps=3, batch_size=8))
     said = repr(run)
-    assert said.startswith("TrainRun(FlowMatching on RectifiedFlow, 3 steps in ") and "loss " in said
+    assert (
+        said.startswith("TrainRun(FlowMatching on RectifiedFlow, 3 steps in ") and "loss " in said
+    )
     assert len(said) < 120 and "interrupted" not in said
     shown = repr(run.model)
     assert "path=RectifiedFlow()" in shown and "learned='velocity'" in shown

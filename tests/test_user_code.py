@@ -1,6 +1,7 @@
 """Faults in what a user wrote, or in how it is used, end in one line that says what to do."""
 
 import dataclasses
+import threading
 from functools import partial
 
 import numpy as np
@@ -220,3 +221,215 @@ def test_guidance_without_nfe(learned):
     assert ifl.sample(flow, 4, labels=1).nfe == 1
     if learned == "jump_to_data":
         refused(lambda: ifl.sample(flow, 4, 1, labels=1, guidance=2.0), "nfe must be 2")
+
+
+# ---- what a breaker found
+
+
+def state_of(flow):
+    modes = [part.training for part in flow.modules()]
+    return flow.learned, flow.scaling, flow.knows_no_class, modes
+
+
+def test_a_refused_run_leaves_the_model_as_it_was(tmp_path):
+    fit(model(), out_dir=tmp_path)
+    flow = fit(model(), ifl.IntegralIdentity(), ifl.data.standardize(POINTS * 100 + 700)).model
+    flow.requires_grad_(True)
+    before = state_of(flow)
+    refused(
+        lambda: ifl.fit(flow, ifl.FlowMatching(), POINTS + 1, config_of(tmp_path), "auto"),
+        "another run",
+    )
+    assert state_of(flow) == before and flow.learned == "jump"
+
+    class Fails(ifl.FlowMatching):
+        def loss(self, model, **drawn):
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fit(flow, Fails())
+    assert state_of(flow) == before
+    with pytest.raises(FloatingPointError):  # weights have moved: it is another model
+        fit(flow, data=POINTS, lr=1e30)
+    assert flow.learned == "velocity"
+
+
+def config_of(folder):
+    return ifl.TrainConfig(steps=2, batch_size=8, device="cpu", progress=False, out_dir=folder)
+
+
+class Classes(Net):
+    """Adds a vector for each class; ``rows`` more than classes are for unknown ones."""
+
+    def __init__(self, kind, classes=2):
+        super().__init__(classes=classes)
+        self.kind = kind
+        self.vectors = nn.Parameter(torch.zeros(classes + (kind == "right"), 2))
+        self.table = nn.Embedding(classes, 2)
+
+    def forward(self, x, t, s, labels):
+        if self.kind == "embedding":
+            return self.layer(x) + self.table(labels)
+        return self.layer(x) + self.vectors[labels]
+
+
+@pytest.mark.parametrize("kind", ["index", "embedding"])
+def test_labels_of_unknown_classes(kind):
+    data = ifl.data.TensorData(POINTS, labels=torch.arange(64) % 2)
+    wrong, right = (ifl.FlowMap(Classes(k), ifl.RectifiedFlow()) for k in (kind, "right"))
+    refused(lambda: fit(wrong, data=data), "Classes does not take the label -1", "label_dropout=0")
+    fit(right, data=data)
+    assert ifl.sample(right, 3, 2, "euler").x.shape == (
+        3,
+        2,
+    )  # labels are a required argument there
+    trained = fit(wrong, data=data, label_dropout=0).model
+    assert trained.knows_no_class is False
+    for options in ({}, {"labels": 1, "guidance": 2.0}, {"labels": [1, 0, -1, 1]}):
+        refused(partial(ifl.sample, trained, 4, 2, **options), "label_dropout=0", "give labels")
+    ifl.sample(trained, 4, 2, labels=1)
+
+
+def test_what_is_known_without_a_class_is_kept_in_the_files(tmp_path):
+    data = ifl.data.TensorData(POINTS, labels=torch.arange(64) % 2)
+    for dropout in (0.0, 0.1):
+        flow = ifl.FlowMap(ifl.MLP(dim=2, hidden=8, classes=2), ifl.RectifiedFlow())
+        run = fit(flow, data=data, label_dropout=dropout)
+        run.model.save_pretrained(tmp_path / str(dropout))
+        again = ifl.FlowMap.from_pretrained(tmp_path / str(dropout))
+        assert again.knows_no_class is run.model.knows_no_class is (dropout > 0)
+
+
+def test_additivity_needs_velocities():
+    for options, batch in (({"equal_share": 0.0}, POINTS), ({}, POINTS[:1])):
+        objective = ifl.IntegralAdditivity(**options)
+        refused(lambda: objective(model(), batch), "rows with s = t", "batch_size")  # noqa: B023
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ifl.IntegralIdentity(step=0.0),
+        lambda: ifl.IntegralIdentity(step=-1e-3),
+        lambda: ifl.IntegralIdentity(step=1e-9),
+        lambda: ifl.ConsistencyTraining(k=-20.0),
+        lambda: ifl.ConsistencyTraining(stages=2.5),
+        lambda: ifl.ConsistencyTraining(mean=float("nan")),
+        lambda: ifl.ConsistencyTraining(q="2"),
+        lambda: ifl.X0Regression(c=float("nan")),
+    ],
+)
+def test_settings_out_of_range(make):
+    refused(make, "must be")
+
+
+def test_a_buffer_that_is_not_saved():
+    twin = ifl.FlowMap(Moving(), ifl.RectifiedFlow())
+    refused(lambda: fit(twin), "Moving changes the buffer mean", "persistent=True")
+
+
+class Moving(Net):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(2), persistent=False)
+
+    def forward(self, x, t, s):
+        self.mean.mul_(0.9).add_(0.1)
+        return self.layer(x) + self.mean
+
+
+def test_two_trainings_in_threads_are_each_as_alone():
+    def train(found, seed):
+        torch_net = ifl.FlowMap(nets[seed], ifl.RectifiedFlow())
+        found[seed] = fit(
+            torch_net, ifl.IntegralIdentity(derivative="jvp"), seed=seed, label_dropout=0
+        ).model
+
+    def random(out, x):
+        return out * torch.nn.functional.dropout(torch.ones_like(out), 0.2)
+
+    results = []
+    for at_once in (False, True):
+        found, nets = {}, {}
+        for seed in (0, 1, 2):
+            torch.manual_seed(seed)
+            nets[seed] = Net(random)
+        torch.manual_seed(7)
+        state = torch.get_rng_state()
+        threads = [threading.Thread(target=train, args=(found, seed)) for seed in nets]
+        for thread in threads:
+            thread.start()
+            if not at_once:
+                thread.join()
+        for thread in threads:
+            thread.join()
+        assert torch.equal(torch.get_rng_state(), state)
+        results.append(found)
+    for seed in (0, 1, 2):
+        alone, together = (list(found[seed].parameters()) for found in results)
+        assert all(map(torch.equal, alone, together))
+
+
+def test_a_teacher_that_does_not_fit():
+    net, path = Net(), ifl.RectifiedFlow()
+    teacher = ifl.FlowMap(net, path)
+    objective = ifl.FlowMapDistillation(teacher=teacher)
+    refused(lambda: fit(ifl.FlowMap(net, path), objective), "shares no weight", "deepcopy")
+    jumps = fit(model(), ifl.ConsistencyTraining()).model
+    refused(lambda: ifl.FlowMapDistillation(teacher=jumps), "velocity", "jump_to_data")
+
+
+def test_the_scale_of_the_data_belongs_to_a_run(tmp_path):
+    data = ifl.data.standardize(3 * POINTS + 1)
+    fit(model(), data=data, out_dir=tmp_path)
+    bare = ifl.data.TensorData(data.x, name=data.name)
+    refused(
+        lambda: ifl.fit(model(), ifl.FlowMatching(), bare, config_of(tmp_path), "auto"), "scaling"
+    )
+
+
+def test_home_is_not_a_folder_called_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    fit(model(), out_dir="~/run")
+    assert (tmp_path / "run" / "manifest.json").is_file()
+
+
+def test_training_where_gradients_are_off():
+    with torch.no_grad():
+        run = fit(model())
+    assert run.manifest["steps_done"] == 2
+    with torch.inference_mode():
+        refused(lambda: fit(model()), "torch.inference_mode()")
+
+
+class Loss(ifl.FlowMatching):
+    def __init__(self, change):
+        object.__setattr__(self, "change", change)
+
+    def config(self):
+        return {}
+
+    def loss(self, model, **drawn):
+        value, _ = super().loss(model, **drawn)
+        return self.change(value), None
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda v: v.detach(), "detached"),
+        (lambda v: v.expand(3), "shape (3,)"),
+        (float, "one number with a gradient"),
+    ],
+)
+def test_a_loss_that_cannot_be_differentiated(change, words):
+    refused(lambda: fit(model(), Loss(change)), "loss of Loss must be one number", words)
+
+
+def test_networks_that_are_wrapped_already():
+    refused(lambda: ifl.FlowMap(model(), ifl.RectifiedFlow()), "FlowMap already", "model.net")
+    wrapped = torch.compile(Net(), backend="eager")
+    refused(
+        lambda: ifl.FlowMap(wrapped, ifl.RectifiedFlow()), "compiled already", "model.compile()"
+    )

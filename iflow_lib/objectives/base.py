@@ -59,11 +59,10 @@ class Batch:
 
     def draw_noise(self, model: FlowMap, generator: torch.Generator | None) -> Tensor:
         """Return the batch's noise, of the shape of x_0, or draw it from the law of the path."""
-        if self.noise is not None:
-            return self.noise
-        return model.path.noise(
-            self.x_0.shape, generator=generator, device=self.x_0.device, dtype=self.x_0.dtype
-        )
+        z, x_0 = self.noise, self.x_0
+        if z is None:
+            z = model.path.noise(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
+        return in_layout_of(x_0, z) if z.is_cuda else z  # on a CPU it would only be a copy
 
 
 #: What an objective may say of what a model learns from it.
@@ -87,7 +86,7 @@ class Objective:
                 x_t = on_line(x_0, z, t)
                 return (model(x_t, t, t) - (z - x_0)).square().mean(), None
 
-    Or override ``__call__`` alone: then the loss is neither compiled
+    Or override ``__call__`` alone: then the loss is neither compiled nor recorded as a CUDA graph
     nor spread over several GPUs. A dataclass gets ``config`` for free; other classes return their
     settings from it. A loss that compares several calls of the network makes them within
     ``repeatable(model)``: see ``network_state``.
@@ -161,7 +160,17 @@ class Objective:
                 f"loss of {self.name} must return a pair, the loss and None (or what update_state is given), "
                 f"as in return loss, None; got a {type(out).__name__}"
             )
-        return out[0], out[1]
+        loss = out[0]
+        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
+            given = f"{loss!r:.60}"
+            if isinstance(loss, Tensor):
+                given = f"a tensor of shape {tuple(loss.shape)}"
+                if loss.ndim == 0:
+                    given = "one without: is something detached, or under torch.no_grad()?"
+            raise ValueError(
+                f"loss of {self.name} must be one number with a gradient, such as a mean; got {given}"
+            )
+        return loss, out[1]
 
     def update_state(
         self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
@@ -198,6 +207,17 @@ class Objective:
         """
         return is_pure(model)
 
+    def captures(self) -> bool:
+        """Return whether a step may be recorded as a CUDA graph.
+
+        What is recorded is never read again: ``loss`` must see the same in every step but for its
+        arguments, and tensors of the device that are changed in place. That holds for a class that
+        is itself a frozen dataclass, whose attributes cannot be set. Override it where you know
+        that it holds, or that it does not.
+        """
+        made_by = vars(type(self)).get("__dataclass_params__")  # a subclass may set attributes
+        return made_by is not None and made_by.frozen
+
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint must keep of this objective."""
         return {}
@@ -231,6 +251,13 @@ def on_line(x_0: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return (1 - expand(t, x_0)) * x_0 + expand(t, x_0) * z
 
 
+def in_layout_of(x: Tensor, other: Tensor) -> Tensor:
+    """Return ``other`` as x lies in memory, if x is a batch of images in channels_last order."""
+    if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return other.contiguous(memory_format=torch.channels_last)
+    return other
+
+
 def first(k: int, *tensors: Tensor | None) -> tuple[Any, ...]:
     """Return the first k rows of each tensor. None stays None."""
     return tuple(None if a is None else a[:k] for a in tensors)
@@ -242,10 +269,13 @@ def uniform(*shape: int, generator: torch.Generator | None, like: Tensor) -> Ten
     return torch.rand(*shape, generator=generator, device=source).to(like)
 
 
-def check_number(name: str, value: object, most: float = math.inf) -> None:
-    """Raise ValueError unless ``value`` is a finite number from 0 to ``most``."""
-    if not (isinstance(value, (int, float, np.number)) and 0 <= value <= most and value < math.inf):
-        wanted = "at least 0" if most == math.inf else f"in [0, {most:g}]"
+def check_number(name: str, value: Any, most: float = math.inf, least: float = 0.0) -> None:
+    """Raise ValueError unless ``value`` is a finite number from ``least`` to ``most``."""
+    number = isinstance(value, (int, float, np.number)) and math.isfinite(value)
+    if not (number and least <= value <= most):
+        wanted = f"in [{least:g}, {most:g}]"
+        if most == math.inf:
+            wanted = f"at least {least:g}" if least > -math.inf else "a finite number"
         shown = value if isinstance(value, (int, float, np.number)) else f"a {type(value).__name__}"
         raise ValueError(f"{name} must be {wanted}, got {shown}")
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..model import FlowMap
 from ..paths import expand
-from .base import Batch, Drawn, Objective, on_line
-from .network_state import repeatable
+from ..utils import check_int
+from .base import Batch, Drawn, Objective, check_number, on_line
+from .network_state import mixes_rows, repeatable
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,13 @@ class ConsistencyTraining(Objective):
     learns = "jump_to_data"
 
     def __post_init__(self) -> None:
-        if not (
-            self.q > 1
-            and self.stages >= 1
-            and self.c > 0
-            and self.std > 0
-            and 0 <= self.start_share <= 1
-        ):
-            raise ValueError(
-                f"need q > 1, stages >= 1, c > 0, std > 0 and start_share in [0, 1], got {self}"
-            )
+        check_int("stages", self.stages)
+        check_number("mean", self.mean, least=-math.inf)
+        for name in ("q", "c", "std", "k", "b"):
+            check_number(name, getattr(self, name))
+        check_number("start_share", self.start_share, most=1)
+        if not (self.q > 1 and self.c > 0 and self.std > 0):
+            raise ValueError(f"need q > 1, c > 0 and std > 0, got {self}")
 
     def levels(
         self,
@@ -95,7 +93,8 @@ class ConsistencyTraining(Objective):
         high = torch.exp(
             self.mean + self.std * torch.randn(n, generator=generator, device=source)
         ).clamp(max=highest)
-        high[torch.rand(n, generator=generator, device=source) < self.start_share] = highest
+        at_start = torch.rand(n, generator=generator, device=source) < self.start_share
+        high = high.masked_fill(at_start, highest)
         shrink = self.q ** -(stage + 1) * (1 + self.k * torch.sigmoid(-self.b * high))
         return high.to(device), (high * (1 - shrink).clamp(min=0)).to(device)
 
@@ -121,15 +120,21 @@ class ConsistencyTraining(Objective):
         labels: Tensor | None,
     ) -> tuple[Tensor, None]:
         """Return ``E (sqrt(|f(high) - f(low)|^2 + c^2) - c) / (high - low)``."""
+        n = len(x_0)
+        if mixes_rows(
+            model
+        ):  # both calls see the rows of both levels, so their statistics are the same
+            x_0, z = torch.cat([x_0, x_0]), torch.cat([z, z])
+            high, low = torch.cat([high, low]), torch.cat([low, high])
+            labels = None if labels is None else torch.cat([labels, labels])
 
         def end(level: Tensor) -> Tensor:
             tau = level / (1 + level)
             x = on_line(x_0, z, tau)
-            return x - expand(tau, x) * model(x, tau, torch.zeros_like(tau), labels=labels)
+            return (x - expand(tau, x) * model(x, tau, torch.zeros_like(tau), labels=labels))[:n]
 
-        # with statistics of its own batch at the low level, a BatchNorm would chase itself
-        with torch.no_grad(), repeatable(model, hold_statistics=True):
+        with torch.no_grad(), repeatable(model):
             target = end(low)
         c = self.c * math.sqrt(x_0[0].numel())
         distance = ((end(high) - target).square().flatten(1).sum(1) + c**2).sqrt() - c
-        return (distance / (high - low)).mean(), None
+        return (distance / (high - low)[:n]).mean(), None

@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
-from ..utils import is_out_of_memory, load_jvp_rules
-from .base import check_choice
+from ..utils import is_out_of_memory, load_jvp_rules, uses_tf32
+from .base import check_choice, check_number
 from .network_state import is_pure, model_device, repeatable, trial
 from .two_time import TwoTimeObjective
 
@@ -41,6 +41,7 @@ class DerivativeObjective(TwoTimeObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("derivative", self.derivative, DERIVATIVES)
+        check_number("step", self.step, least=1e-5, most=0.5)  # less is rounding in float32
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
@@ -48,8 +49,19 @@ class DerivativeObjective(TwoTimeObjective):
         """Start a run: find out whether forward mode can go through the network."""
         super().prepare(model, data, seed=seed, device=device)
         _WITHOUT_JVP.discard(model.net)
-        if not self.uses_jvp(model, device or model_device(model)):
-            return
+        device = device or model_device(model)
+        if self.uses_jvp(model, device):
+            self._try_jvp(model, device)
+        if not self.uses_jvp(model, device) and uses_tf32(device):
+            warnings.warn(
+                "the difference of two products in TF32 is mostly rounding: take derivative='jvp' or "
+                "precision='float32'",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _try_jvp(self, model: FlowMap, device: torch.device) -> None:
+        """Note it if forward mode cannot go through the network, by a small call of a copy."""
         with trial(model, device) as (twin, (x, t, s, anchor, labels)), torch.no_grad():
             try:
                 self.total_derivative(twin, x, t, s, x, anchor, labels)

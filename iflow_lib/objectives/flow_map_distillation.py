@@ -70,6 +70,11 @@ class FlowMapDistillation(DerivativeObjective):
             )
         if self.teacher.anchored:
             raise ValueError("the teacher's network takes an anchor: use one without")
+        if self.teacher.learned in ("jump_to_data", "refinement"):
+            raise ValueError(
+                "the teacher must have learned a velocity, as FlowMatching and the integral objectives teach "
+                f"it; this one learned {self.teacher.learned!r} only"
+            )
         for name in ("perceptual", "matching"):
             check_number(name, getattr(self, name))
             if getattr(self, name) and not callable(getattr(self.teacher.net, "features_at", None)):
@@ -84,9 +89,14 @@ class FlowMapDistillation(DerivativeObjective):
     ) -> None:
         """Start a run with a frozen copy of the teacher; ValueError if the two do not fit."""
         theirs, ours = ((m.path.name, m.path.config(), m.data_shape) for m in (self.teacher, model))
-        if self.teacher is model or theirs != ours:
+        if theirs != ours:
             raise ValueError(
-                f"the teacher must be another model, on the same path and data: {theirs}, not {ours}"
+                f"the teacher must be a model on the same path and data: {theirs}, not {ours}"
+            )
+        if set(self.teacher.parameters()) & set(model.parameters()):
+            raise ValueError(
+                "the teacher must be another model, which shares no weight with the one that is trained: "
+                "give copy.deepcopy(teacher)"
             )
         scales = [s and s.config() for s in (self.teacher.scaling, getattr(data, "scaling", None))]
         if scales[0] != scales[1]:
@@ -104,6 +114,8 @@ class FlowMapDistillation(DerivativeObjective):
         super().prepare(model, data, seed=seed, device=device)
         frozen = copy.deepcopy(self.teacher).to(device or model_device(model))
         self.__dict__["_frozen"] = frozen.eval().requires_grad_(False)
+        # here, because a compiled loss cannot ask a path for it in one piece
+        self.__dict__["_tau_max"] = model.path.tau_max
 
     @property
     def frozen_teacher(self) -> FlowMap:
@@ -198,13 +210,13 @@ class FlowMapDistillation(DerivativeObjective):
             )
         far = n - 2 * n // 5  # so many rows jump from t_max
         zero = torch.zeros_like(z.flatten(1)[:, 0])
-        t = torch.full_like(zero, model.path.tau_max)
+        with torch.no_grad():
+            real = self.features(x_0, zero, labels).to(z.dtype)  # distances not in that of autocast
+        t = torch.full_like(zero, self.__dict__["_tau_max"])
         t[far:] /= 2
         x_t = on_line(x_0, z, t)
         with repeatable(model):  # the prediction alone moves running statistics
             y = x_t - expand(t, x_t) * model(x_t, t, zero, labels=labels)
-        with torch.no_grad():
-            real = self.features(x_0, zero, labels).to(z.dtype)  # distances not in that of autocast
         ours = self.features(y, zero, labels).to(z.dtype)
         total = torch.zeros((), dtype=z.dtype, device=z.device)
         for part, share in ((slice(0, far), far / n), (slice(far, n), (n - far) / n)):

@@ -31,7 +31,7 @@ class IntegralAdditivity(TwoTimeObjective):
     as its halves.
 
     Args:
-        equal_share: Share of the batch with s = t, plain velocity regression.
+        equal_share: Share of the batch with s = t, plain velocity regression: at least one row.
         start_share: Share of the other pairs with t at the start of sampling.
         end_share: Share of the other pairs with s = 0, at the data.
         time_density: Mean and standard deviation of the logit of both times, or "uniform".
@@ -41,8 +41,13 @@ class IntegralAdditivity(TwoTimeObjective):
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
         """Draw as ``TwoTimeObjective``, and ``share`` (k,): where m lies from s (0) to t (1)."""
-        drawn = super().draw(model, batch, generator)
-        k = len(batch.x_0) - round(self.equal_share * len(batch.x_0))
+        drawn, n = super().draw(model, batch, generator), len(batch.x_0)
+        k = n - round(self.equal_share * n)
+        if k == n:
+            raise ValueError(
+                "IntegralAdditivity learns nothing without rows with s = t, which say what the velocity is: "
+                f"of {n} rows equal_share={self.equal_share:g} makes none, so raise it, or batch_size"
+            )
         return {**drawn, "share": uniform(k, generator=generator, like=batch.x_0)}
 
     def loss(  # type: ignore[override]

@@ -10,8 +10,8 @@ So a loss makes the calls it compares within ``repeatable(model)`` and the predi
 all start from the same state of torch's global generators and of the network's buffers, and only
 the prediction moves that state on. The same masks belong to the same rows only if the calls have
 equally many rows; and statistics of a batch are comparable only if it has the same rows. So such a
-network is always called with all rows: ``compared_rows``. In a derivative, and in the target of
-consistency training, those statistics are held.
+network is always called with all rows: ``compared_rows``. In a derivative those statistics are
+held. Consistency training compares two noise levels: there both calls are given the rows of both.
 
 A network without any of this, a pure one, is called as if this module did not exist.
 """
@@ -73,6 +73,13 @@ def _call_twice(model: FlowMap, inputs: tuple[Any, ...]) -> tuple[bool, ValueErr
     first_out = model(*inputs).clone()
     if not all(a is None or torch.equal(a, b) for a, b in zip(given, inputs)):
         return True, writes_into_input(model.net)
+    saved = model.state_dict()
+    for name, buffer in model.named_buffers():
+        if name not in saved and not torch.equal(buffer, buffers[name]):
+            return True, ValueError(
+                f"the network {type(model.net).__name__} changes the buffer {name.removeprefix('net.')}, which is not saved: register "
+                "it with persistent=True"
+            )
     now = random_state(device) | dict(model.named_buffers())
     changes = not all(torch.equal(now[name], value) for name, value in (state | buffers).items())
     set_random_state(state, device)
@@ -85,8 +92,39 @@ def _call_twice(model: FlowMap, inputs: tuple[Any, ...]) -> tuple[bool, ValueErr
     return changes, ValueError(
         f"the network {type(model.net).__name__} returns another output for the same input and the same state "
         "of torch's global generator: draw its random numbers from that generator, as torch.rand does, "
-        "not from numpy or a generator of its own"
+        "not from numpy or a generator of its own, and keep what it counts in a buffer (register_buffer)"
     )
+
+
+def check_unknown_label(model: FlowMap) -> None:
+    """Check that a network with classes takes the label -1, an unknown class, for what it is.
+
+    A network that uses labels as an index takes the last class instead. Random weights tell, where
+    there are two classes at least.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if model.classes < 2:
+        return
+    with trial(model, torch.device("cpu")) as (twin, (x, t, s, anchor, _)), torch.no_grad():
+        twin.eval()
+        for weight in twin.parameters():
+            weight.copy_(torch.randn_like(weight))
+        outs = []
+        for label in (0, model.classes - 1, -1):
+            try:
+                outs.append(twin(x, t, s, anchor, torch.full((len(x),), label)))
+            except Exception:
+                if label >= 0:
+                    return  # the first step tells what is wrong
+                outs.append(outs[1])
+    first_class, last_class, unknown = outs
+    if torch.equal(unknown, last_class) and not torch.equal(first_class, last_class):
+        raise ValueError(
+            f"the network {type(model.net).__name__} does not take the label -1, which stands for an unknown "
+            "class: give it a vector more, for labels below 0, or train with label_dropout=0"
+        )
 
 
 def _check_signature(model: FlowMap) -> None:
@@ -121,10 +159,9 @@ def repeatable(model: FlowMap, *, hold_statistics: bool = False) -> AbstractCont
 
     Args:
         model: The model that is called.
-        hold_statistics: Let batch normalisation use its running statistics, as the network that is
-            sampled does. The statistics of a batch move when all its rows do, so that a derivative
-            would count them; and they differ from noise level to noise level, so that the two
-            calls of consistency training would be made by two different functions.
+        hold_statistics: Let batch normalisation use its running statistics, for a derivative. The
+            statistics of a batch move when all its rows do, but those of the network that is
+            sampled stand still.
     """
     # A compiled loss has a pure network: see Objective.compiles.
     if torch.compiler.is_compiling() or is_pure(model):
@@ -165,6 +202,13 @@ def _repeatable(model: FlowMap, hold_statistics: bool) -> Iterator[None]:
 def compared_rows(model: FlowMap, k: int, n: int) -> int:
     """Return how many of n rows a call for the first k needs: k, or all if it is not pure."""
     return k if torch.compiler.is_compiling() or is_pure(model) else n
+
+
+def mixes_rows(model: FlowMap) -> bool:
+    """Return whether batch normalisation makes the output of a row depend on the others."""
+    if torch.compiler.is_compiling() or is_pure(model):
+        return False
+    return any(isinstance(module, _BATCH_NORMS) for module in model.modules())
 
 
 def _buffers(model: FlowMap) -> list[tuple[nn.Module, str, Tensor]]:

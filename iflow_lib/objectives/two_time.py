@@ -67,8 +67,8 @@ class TwoTimeObjective(Objective):
         t, s = torch.maximum(one, other), torch.minimum(one, other)
         t[unequal:] = s[unequal:] = one[unequal:]
         chance = uniform(2, unequal, generator=generator, like=t)
-        t[:unequal][chance[0] < self.start_share] = path.tau_max
-        s[:unequal][chance[1] < self.end_share] = 0.0
+        t[:unequal].masked_fill_(chance[0] < self.start_share, path.tau_max)
+        s[:unequal].masked_fill_(chance[1] < self.end_share, 0.0)
         return t, s
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:

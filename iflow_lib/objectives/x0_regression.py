@@ -18,7 +18,7 @@ from ..model import FlowMap
 from ..paths import expand
 from .anchor_store import AnchorStore
 from .base import Batch, Drawn, Objective, check_choice, check_number, on_line, uniform
-from .network_state import repeatable
+from .network_state import model_device, repeatable
 
 ANCHORS = ("none", "shared", "per_example", "ground_truth", "self")
 DISTANCES = ("mse", "pseudo_huber", "l1")
@@ -39,7 +39,8 @@ class X0Regression(Objective):
             "none": no a.
             "shared": one running batch of estimates. Each step's output is the next one's anchor,
                 whatever the examples.
-            "per_example": each example's own last estimate (``AnchorStore``), at first N(0, I).
+            "per_example": each example's own last estimate (``AnchorStore``), at first N(0, I). The
+                estimates are kept where the run computes; they need as much memory as the data.
             "ground_truth": the same, but x_0 itself is stored, as the released code of DDDM does.
             "self": the network's own estimate in the same step, from an anchor N(0, I).
         distance: "mse", "l1", or "pseudo_huber", ``sqrt(e^2 + c^2) - c``, element by element.
@@ -67,6 +68,7 @@ class X0Regression(Objective):
         check_choice("anchor", self.anchor, ANCHORS)
         check_choice("distance", self.distance, DISTANCES)
         check_number("start_share", self.start_share, most=1)
+        check_number("c", self.c)
         if self.blend and self.anchor == "none":
             raise ValueError("blend compares the output with the anchor: it needs one")
         self.learns = "jump_to_data" if self.anchor == "none" else "refinement"
@@ -85,7 +87,12 @@ class X0Regression(Objective):
         super().prepare(model, data, seed=seed, device=device)
         self.store = self._running = None
         if self.anchor in ("per_example", "ground_truth"):
-            self.store = AnchorStore(len(data), model.data_shape, seed)
+            device = device or model_device(model)
+            self.store = AnchorStore(len(data), model.data_shape, seed, device)
+
+    def captures(self) -> bool:
+        """Return True: what is kept from step to step reaches ``loss`` as its argument alone."""
+        return True
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
         """Draw x_0, z, anchor (B, ...); t, labels (B,); with ``blend`` its weight w (B,)."""
@@ -146,14 +153,16 @@ class X0Regression(Objective):
     def update_state(
         self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
     ) -> None:
-        """Keep the new estimates, unless the run has failed."""
-        if not bool(torch.isfinite(loss)):
+        """Keep the new estimates; if the run has failed, those that this step began with."""
+        old, new = drawn["anchor"], batch.x_0 if self.anchor == "ground_truth" else estimate
+        if old is None or new is None or self.anchor == "self":
             return
+        # not an if: asking for the loss would make a GPU wait
+        new = torch.where(torch.isfinite(loss), new, old)
         if self.anchor == "shared":
-            self._running = estimate
-        elif self.store is not None and batch.index is not None and estimate is not None:
-            truth = self.anchor == "ground_truth"
-            self.store.update(batch.index, batch.x_0 if truth else estimate)
+            self._running = new
+        elif self.store is not None and batch.index is not None:
+            self.store.update(batch.index, new)
 
     def state(self) -> dict[str, Tensor]:
         """Return the running batch of "shared", or the estimates of all examples."""

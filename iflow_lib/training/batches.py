@@ -26,15 +26,19 @@ class Batches:
         processes: Processes that share it.
 
     Raises:
-        ValueError: If the data hold NaN or infinite values.
+        ValueError: If the data hold NaN or infinite values, or are fewer than the processes.
     """
 
     def __init__(
         self, data: TensorData, model: FlowMap, config: TrainConfig, processes: Processes
     ) -> None:
         device = processes.device
-        self.config, self.processes, self.shape = config, processes, model.data_shape
+        self.config, self.processes = config, processes
         self.device, self.size = device, len(data)
+        if self.size < processes.world_size:
+            raise ValueError(
+                f"{self.size} examples are too few for {processes.world_size} processes: start fewer"
+            )
         share = processes.shard(data.x)
         _check_finite(share, data, processes)
         self.mapped = data.mapped if device.type == "cpu" else None
@@ -58,12 +62,12 @@ class Batches:
         config, source = self.config, generator.device
         index = torch.randint(self.size, (config.batch_size,), generator=generator, device=source)
         place = index.to(self.device)
-        x_0 = self.processes.fetch(self._examples, place, self.shape)
+        x_0 = self.processes.fetch(self._examples, place)
         if self.channels_last:
             x_0 = x_0.contiguous(memory_format=torch.channels_last)
         noise, labels = None, None
         if self.noise is not None:
-            noise = self.processes.fetch(self.noise.__getitem__, place, self.shape)
+            noise = self.processes.fetch(self.noise.__getitem__, place)
         if self.labels is not None:
             chance = torch.rand(len(place), generator=generator, device=source).to(self.device)
             labels = torch.where(chance >= config.label_dropout, self.labels[place], -1)

@@ -190,6 +190,11 @@ class RunFolder:
         return found
 
     def _newest_whole(self, wanted: Path | None) -> Checkpoint | None:
+        if wanted and not (wanted / "state.json").is_file():
+            raise ValueError(
+                f'there is no checkpoint {wanted}: give resume="auto" for the newest one in out_dir, or the '
+                "folder of one, such as OUT_DIR/checkpoints/step-00001000"
+            )
         candidates = [wanted] if wanted else self.checkpoints()
         for folder in candidates:
             try:

@@ -10,7 +10,7 @@ import torch
 from ..data import TensorData, shape_hint
 from ..model import FlowMap
 from ..objectives.base import LEARNS, Objective, check_choice
-from ..objectives.network_state import trial
+from ..objectives.network_state import check_unknown_label, trial
 from .config import TrainConfig
 from .distributed import Processes
 
@@ -36,6 +36,10 @@ def check_arguments(model: Any, objective: Any, config: Any, resume: Any) -> Non
     if not isinstance(config, TrainConfig):
         raise ValueError(
             f"config must be a TrainConfig, such as TrainConfig(steps=1000), got {_kind(config)}"
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "nothing can be trained within torch.inference_mode(): call fit outside it"
         )
     if not any(w.requires_grad for w in model.parameters()):
         raise ValueError(
@@ -72,7 +76,9 @@ def has_own_call(objective: Objective) -> bool:
     return type(objective).__call__ is not Objective.__call__
 
 
-def check_data(model: FlowMap, data: TensorData, precision: str = "float32") -> None:
+def check_data(
+    model: FlowMap, data: TensorData, precision: str = "float32", label_dropout: float = 0.0
+) -> None:
     """Check that data have the shape, the labels and the type that the network takes.
 
     Raises:
@@ -85,12 +91,14 @@ def check_data(model: FlowMap, data: TensorData, precision: str = "float32") -> 
             f"the network takes examples of shape {model.data_shape}, the data have {shape}"
             + (f": {hint}" if hint else "")
         )
+    if classes and label_dropout:
+        check_unknown_label(model)
     if classes and (labels is None or not 0 <= int(labels.min()) <= int(labels.max()) < classes):
         raise ValueError(
             f"a network with {classes} classes needs data with labels 0 to {classes - 1}"
         )
     others = {w.dtype for w in model.parameters() if w.is_floating_point()} - {torch.float32}
-    if others and precision == "float32" and not _takes_float32(model):
+    if others and precision != "bfloat16" and not _takes_float32(model):
         raise ValueError(
             f"the weights of the model are {others.pop()}, and data are float32 in training: call "
             "model.float() first"

@@ -37,10 +37,17 @@ class TrainConfig:
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a ``torch.device``.
         channels_last: Memory layout of images for faster convolutions.
         compile: True: ``torch.compile`` the loss with its derivatives, and the model that is
-            returned. "graphs": the same, as CUDA graphs. False: neither. "auto": the loss, on CUDA,
-            for 2,000 steps or more, because compiling takes a while first (docs/scaling.md).
-        precision: "float32", or "bfloat16" for products and convolutions; weights, losses and
-            averages stay float32.
+            returned. "graphs": the same, and on CUDA the whole step, from the loss to the average,
+            is recorded after three steps as one CUDA graph, which every other step replays. An
+            objective that is no frozen dataclass (``Objective.captures``), and a run of several
+            processes, have a graph of the loss alone. On a CPU it is as True. False: neither.
+            "auto": the loss, on CUDA, for 2,000 steps or more, because compiling takes a while
+            first (docs/scaling.md). Compiling on CUDA and graphs have not run on a GPU yet.
+        precision: "float32"; "tf32" for products and convolutions in TF32, on CUDA; or "bfloat16"
+            for both. Weights, losses and averages are float32 always. With "float32" and "bfloat16"
+            nothing on CUDA is in TF32, in which PyTorch computes convolutions of float32 by
+            default. What the process has set is back after the run. Neither "tf32" nor "bfloat16"
+            has run on a GPU yet.
         threads: CPU threads, or 0 for as many as the network keeps busy.
         log_every: Steps between two rows of the history.
         progress: Show a progress bar on the terminal or in the notebook.
@@ -92,7 +99,7 @@ class TrainConfig:
         for name in ("channels_last", "progress"):
             self._set_choice(name, True, False)
         self._set_choice("compile", "auto", "graphs", True, False)
-        self._set_choice("precision", "float32", "bfloat16")
+        self._set_choice("precision", "float32", "tf32", "bfloat16")
         if not isinstance(self.device, (str, torch.device)):
             raise ValueError(
                 f'device must be a name such as "cuda:1" or a torch.device, got {self.device!r}'
@@ -100,7 +107,7 @@ class TrainConfig:
         self._set("device", str(self.device))
         if not isinstance(self.out_dir, (str, os.PathLike)):
             raise ValueError(f'out_dir must be a folder, or "" for none, got {self.out_dir!r}')
-        self._set("out_dir", os.fspath(self.out_dir))
+        self._set("out_dir", os.path.expanduser(os.fspath(self.out_dir)))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the class is frozen

@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from ..paths import expand
 from ..utils import pick_device
 
 Result = TypeVar("Result")
@@ -77,24 +78,22 @@ class Processes:
         distributed.all_gather(parts, value.contiguous())
         return torch.stack(parts, dim=1).flatten(0, 1)
 
-    def fetch(
-        self, read: Callable[[Tensor], Tensor], index: Tensor, shape: tuple[int, ...]
-    ) -> Tensor:
+    def fetch(self, read: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:
         """Return examples of something that the processes keep in shares.
 
         Args:
-            read: Gives rows of this process's share, by their place in it.
+            read: Gives rows of this process's share, by their place in it. The share is not empty.
             index: Numbers of the examples (B,), the same in every process.
-            shape: Shape of one example.
 
         Returns:
-            The examples, float32 (B, *shape), the same in every process.
+            The examples, float32 (B, ...), the same in every process.
         """
         if self.world_size == 1:
             return read(index)
         own = index % self.world_size == self.rank
-        out = torch.zeros(len(index), *shape, device=self.device)
-        out[own.to(self.device)] = read(index[own] // self.world_size).to(out)
+        # read as many rows as are asked for: counting this process's own would make a GPU wait
+        rows = read(torch.where(own, index // self.world_size, 0)).to(self.device, torch.float32)
+        out = torch.where(expand(own.to(self.device), rows), rows, 0)
         distributed.all_reduce(out)
         return out.to(index.device)
 

@@ -60,8 +60,6 @@ class History:
         Raises:
             FloatingPointError: If the loss is not finite, or runs away.
         """
-        if self.first_loss is None:
-            self.first_loss = float(loss)
         self._losses.append(loss)
         if step % self.config.log_every == 0 or step == self.config.steps:
             self.rows.append((step, self._mean(), seconds))
@@ -97,7 +95,12 @@ class History:
             )
 
     def _mean(self) -> float:
-        return float(torch.stack(self._losses).mean())
+        """The mean of the losses since the last row; the first time, note the first loss too."""
+        # both at once: a GPU is waited for once
+        first, mean = torch.stack([self._losses[0], torch.stack(self._losses).mean()]).tolist()
+        if self.first_loss is None:
+            self.first_loss = first
+        return mean
 
     def newest(self, step: int) -> float | None:
         """Return the mean loss that was logged at ``step``, or None if none was."""

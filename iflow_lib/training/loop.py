@@ -10,9 +10,11 @@ import copy
 import json
 import platform
 import re
+import threading
 import time
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from os import PathLike
@@ -25,7 +27,8 @@ from torch import Tensor, nn
 from ..data import TensorData, as_dataset, scale_warning
 from ..io import write_together
 from ..model import FlowMap
-from ..objectives.base import Batch, Objective
+from ..objectives.base import Batch, Drawn, Objective
+from ..objectives.network_state import model_device
 from ..utils import (
     GRAPHS,
     Compiled,
@@ -39,12 +42,24 @@ from .checkpoints import RunFolder, Signals, difference
 from .checks import check_arguments, check_data, check_processes, has_own_call
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
 from .distributed import Processes
+from .graph import StepGraph, cuda_graph
 from .history import History
 from .progress import Progress
-from .runtime import autocast, hardware, limited_threads, own_random_numbers
+from .runtime import (
+    autocast,
+    float32_products,
+    hardware,
+    limited_threads,
+    own_random_numbers,
+    source_of,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+#: A training seeds torch's global generators, of which a process has one set for all its threads.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 @dataclass
@@ -90,7 +105,7 @@ def fit(
     to step must be in its ``state()``, and be taken back by ``load_state()``, because steps that
     were done before the stop are not repeated. It may draw from its generator and from torch's
     global one. The global one is seeded with ``config.seed``, and afterwards has the state that it
-    had before.
+    had before. Of two threads that train, one waits for the other.
 
     Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was
     learned so far, with ``manifest["interrupted"]``. A second Ctrl-C stops at once.
@@ -125,19 +140,33 @@ def fit(
         torch.OutOfMemoryError: If the device has too little memory.
     """
     check_arguments(model, objective, config, resume)
+    with _ONE_AT_A_TIME, torch.enable_grad():
+        return _fit(model, objective, data, config, resume)
+
+
+def _fit(
+    model: FlowMap,
+    objective: Objective,
+    data: Any,
+    config: TrainConfig,
+    resume: str | PathLike[str] | None,
+) -> TrainRun:
+    """Do what ``fit`` says."""
     processes = Processes.join(config.device)
     check_processes(objective, config, processes)
     dataset = as_dataset(data)
-    check_data(model, dataset, config.precision)
+    check_data(model, dataset, config.precision, config.label_dropout)
     far = scale_warning(dataset.x) if processes.rank == 0 else None
     if far:
-        warnings.warn(far, UserWarning, stacklevel=2)
+        warnings.warn(far, UserWarning, stacklevel=3)
     device = processes.device
     folder = RunFolder(config.out_dir, config.keep, processes) if config.out_dir else None
     with (
+        _left_as_it_was_if_refused(model),
         folder or nullcontext(),
         limited_threads(config.threads, model.parameter_count * config.batch_size),
         own_random_numbers(config.seed + processes.rank, device),
+        float32_products(device, config.precision),
     ):
         if folder and resume is None and processes.on_first(folder.checkpoints):
             raise ValueError(
@@ -176,6 +205,29 @@ def fit(
     return run
 
 
+@contextmanager
+def _left_as_it_was_if_refused(model: FlowMap) -> Iterator[None]:
+    """Put back what a run sets beforehand, if it is refused or fails before any weight has moved."""
+    known = {name: getattr(model, name) for name in ("learned", "scaling", "knows_no_class")}
+    training = {part: part.training for part in model.modules()}
+    device = model_device(model)
+
+    def marks() -> list[tuple[int, int]]:  # loading weights changes the one, a step the other
+        return [(w._version, id(w.grad)) for w in model.parameters()]
+
+    before = marks()
+    try:
+        yield
+    except BaseException:
+        if marks() == before:
+            for name, value in known.items():
+                setattr(model, name, value)
+            for part, mode in training.items():
+                part.training = mode
+            model.to(device)
+        raise
+
+
 # ---------------------------------------------------------------- the loop
 
 
@@ -208,6 +260,7 @@ class Trainer:
         self.compiled = _compiles(objective, model, config, device)
         self.manifest = self._describe(data)
         model.learned, model.scaling = objective.learns, data.scaling
+        model.knows_no_class = config.label_dropout > 0 if model.classes else None
         model.to(device).train()
         if self.batches.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -215,17 +268,27 @@ class Trainer:
         self.weights: list[Tensor] = list(model.parameters())
         self.averaged: list[Tensor] = list(self.average.parameters())
         self.averaged_buffers = list(self.average.buffers())
+        self.graph = self._step_graph()
+        # of this step: the learning rate, and by how much the average moves
+        self.rate: float | Tensor = config.lr
+        self.share: float | Tensor = 1 - config.ema
+        if self.graph:
+            self.rate = torch.tensor(self.rate, dtype=torch.float32, device=device)
+            self.share = torch.tensor(self.share, dtype=torch.float32, device=device)
         self.optimizer = torch.optim.Adam(
             self.weights,
-            lr=config.lr,
+            lr=self.rate,
             betas=(0.9, 0.99),
             fused=device.type in ("cpu", "cuda") or None,
+            capturable=self.graph is not None,
         )
-        # mps cannot draw all the noise laws
-        self.source = device if device.type == "cuda" else torch.device("cpu")
-        self.generator = torch.Generator(self.source).manual_seed(config.seed)
+        self.generator = torch.Generator(source_of(device)).manual_seed(config.seed)
+        options = GRAPHS if self.compiled == "graphs" and not self.graph else {}
         self.loss: nn.Module = _Loss(
-            model, objective, self.compiled, autocast(device, config.precision)
+            model,
+            objective,
+            options if self.compiled else None,
+            autocast(device, config.precision),
         )
         if self.processes.world_size > 1:
             self.loss = nn.parallel.DistributedDataParallel(
@@ -240,10 +303,24 @@ class Trainer:
         )
         self.start = self.saved = time.perf_counter()
 
+    def _step_graph(self) -> StepGraph | None:
+        """A graph of the whole step if the settings ask for one, and the step allows it."""
+        if (
+            self.compiled != "graphs"
+            or self.processes.world_size > 1
+            or has_own_call(self.objective)
+            or not self.objective.captures()
+        ):
+            return None
+        graph = cuda_graph(self.device)
+        return None if graph is None else StepGraph(graph)
+
     def _describe(self, data: TensorData) -> dict[str, Any]:
         """What the manifest says beforehand. With a folder it also identifies the data."""
         model, objective = self.model, self.objective
-        marks = {}
+        marks, scaling = {}, {}
+        if data.scaling is not None:
+            scaling = {"scaling": data.scaling.config()}
         if self.folder is not None:
             marks = self.processes.on_first(data.fingerprints)
         config = getattr(model.net, "config", None)
@@ -257,7 +334,7 @@ class Trainer:
             },
             "config": asdict(self.config),
             "compiled": self.compiled,
-            "data": {"name": data.name, "shape": list(data.x.shape), **marks},
+            "data": {"name": data.name, "shape": list(data.x.shape), **scaling, **marks},
         }
 
     def seconds(self) -> float:
@@ -318,9 +395,49 @@ class Trainer:
     # ------------------------------------------------------------ a step
     def one_step(self) -> None:
         """Draw a batch, take its gradient, and move the weights and their average."""
+        self._set_rates()
+        batch = self.batches.draw(self.step, self.generator)
+        mean = self._replay(batch) if self.graph else self._train_on(batch)
+        self.history.note(self.step + 1, mean, self.seconds())
+        self.step += 1
+
+    def _set_rates(self) -> None:
+        """Set the learning rate of this step, and by how much the average moves."""
+        step = self.step + 1
+        # a short run must not average over its random start: (1 + step) / (10 + step) rises to the decay
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        rate, share = learning_rate(self.config, self.step), 1 - decay
+        if isinstance(self.rate, Tensor) and isinstance(self.share, Tensor):
+            self.rate.fill_(rate)
+            self.share.fill_(share)
+            return
+        self.share = share
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
-        loss, mean = self._evaluate(self.batches.draw(self.step, self.generator))
+            group["lr"] = rate
+
+    def _train_on(self, batch: Batch) -> Tensor:
+        """Move the weights; return the mean of the loss over all rows."""
+        loss, mean = self._evaluate(batch)
+        self._descend(loss)
+        return mean
+
+    def _replay(self, batch: Batch) -> Tensor:
+        """As ``_train_on``, by the graph of the step."""
+        objective = self.objective
+        drawn = objective.checked_draw(objective.draw(self.model, batch, self.generator))
+        assert self.graph is not None
+        loss, estimate = self.graph(self._whole_step, drawn)
+        objective.update_state(batch, drawn, loss, estimate)
+        return loss
+
+    def _whole_step(self, drawn: Drawn) -> tuple[Tensor, Tensor | None]:
+        """What the graph of the step holds: all that computes."""
+        loss, estimate = self.objective.checked_loss(self.loss(**drawn))
+        self._descend(loss)
+        return loss.detach(), estimate
+
+    def _descend(self, loss: Tensor) -> None:
+        """Move the weights against the gradient of a loss, and their average after them."""
         for w in self.weights:
             w.grad = None  # the optimizer's zero_grad does the same in ten times the time
         loss.backward()
@@ -330,8 +447,6 @@ class Trainer:
             )
         self.optimizer.step()
         self._move_average()
-        self.history.note(self.step + 1, mean, self.seconds())
-        self.step += 1
 
     def _evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss of this process's rows, to be differentiated, and the mean over all rows."""
@@ -353,10 +468,11 @@ class Trainer:
         torch.optim.swa_utils.AveragedModel gives the same bits in four times the time of this line,
         on CUDA with a copy to the device at each step, and its first update would not average.
         """
-        step = self.step + 1
-        # a short run must not average over its random start: (1 + step) / (10 + step) rises to the decay
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averaged, [w.detach() for w in self.weights], 1 - decay)
+        weights, share = [w.detach() for w in self.weights], self.share
+        if isinstance(share, Tensor):  # the kernel of them all at once takes numbers of Python only
+            torch._foreach_lerp_(self.averaged, weights, [share.to(w.dtype) for w in weights])
+        else:
+            torch._foreach_lerp_(self.averaged, weights, share)
         if self.averaged_buffers:
             torch._foreach_copy_(self.averaged_buffers, list(self.model.buffers()))
 
@@ -365,7 +481,9 @@ class Trainer:
         """Write a checkpoint of the run as it is after the last step."""
         assert self.folder is not None
         self.history.check(self.step)  # a checkpoint is to be a good one
-        bad = [k for k, w in self.model.named_parameters() if not bool(torch.isfinite(w).all())]
+        named = dict(self.model.named_parameters())
+        finite = torch.stack([torch.isfinite(w).all() for w in named.values()]).tolist()
+        bad = [name for name, good in zip(named, finite) if not good]
         if bad:
             raise FloatingPointError(
                 f"the weights of {self.objective.name} are not finite at step {self.step} ({bad[0]}); "
@@ -445,20 +563,22 @@ class Trainer:
 
 
 class _Loss(nn.Module):
-    """The pure half of a step, as a module for DistributedDataParallel, perhaps compiled."""
+    """The pure half of a step, as a module for DistributedDataParallel.
+
+    It is compiled with ``options`` if there are any, not even none.
+    """
 
     def __init__(
         self,
         model: FlowMap,
         objective: Objective,
-        compiled: bool | str,
+        options: dict[str, Any] | None,
         context: AbstractContextManager[Any],
     ) -> None:
         super().__init__()
         self.model, self.context = model, context
         self.call: Any = partial(objective.loss, model)
-        if compiled:
-            options = GRAPHS if compiled == "graphs" else {}
+        if options is not None:
             self.call = Compiled(self.call, dynamic=False, **options)
 
     def forward(self, **drawn: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -19,9 +20,55 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     Args:
         device: Device of the model.
         precision: "bfloat16" for matrix products and convolutions in bfloat16, else float32
-            throughout.
+            throughout (see ``float32_products``).
     """
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+@contextmanager
+def float32_products(device: torch.device, precision: str) -> Iterator[None]:
+    """Say how CUDA computes products and convolutions of float32, within a ``with`` block.
+
+    PyTorch's own setting is float32 for products, and TF32 for convolutions.
+
+    Args:
+        device: Device of the run. Elsewhere than on CUDA nothing is set, and "tf32" is warned of.
+        precision: "tf32" for TF32, with 10 bits of mantissa; else float32.
+    """
+    if device.type != "cuda":
+        if precision == "tf32":
+            warnings.warn(
+                f'precision="tf32" is of CUDA: on {device} it is float32',
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        yield
+        return
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        before = products.allow_tf32, convolutions.allow_tf32
+    except RuntimeError:  # torch cannot say it in these words, and could not put it back
+        warnings.warn(
+            "torch's fp32_precision was set: products and convolutions of float32 stay as it says, whatever "
+            "precision says",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+        yield
+        return
+    products.allow_tf32 = convolutions.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
+
+
+def source_of(device: torch.device) -> torch.device:
+    """Return where the random numbers of a run are drawn: on a CUDA device, so that none is copied.
+
+    mps cannot draw all the noise laws.
+    """
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def hardware(device: torch.device) -> str:
