@@ -31,7 +31,9 @@ class TrainConfig:
         lr: Peak learning rate of Adam.
         warmup: Steps over which the rate rises to ``lr``; then half a cosine falls to zero.
         ema: Decay of the weight average, in [0, 1), which is reached gradually.
-        clip: Largest norm of the gradient, or None for any.
+        clip: Largest norm of the gradient, or None for any. The integral objectives and consistency
+            training sum over the elements of an example, ``FlowMatching``, ``Distillation`` and
+            ``X0Regression`` average over them: so the same number clips more of the former's steps.
         seed: Seed for data order, times, noise and dropout. The network's first weights are up to
             the caller.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or a ``torch.device``.
