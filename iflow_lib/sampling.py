@@ -461,8 +461,9 @@ def sample(
             to 0, in place of the default one with as many steps.
         tolerance: Absolute and relative error of a step of "rk45".
         original_scale: Whether a standardization by ``data.standardize`` is undone, in x and in the
-            trajectory, so that both have the units of the original data. False leaves them as the
-            network sees them.
+            trajectory, so that both have the units of the original data, in float64 where float32
+            could not hold them (see ``Standardization``). False leaves them as the network sees
+            them.
 
     Returns:
         The samples on the CPU, with the number of network calls and, if asked for, the trajectory.

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import shutil
 import sys
 import types
@@ -701,6 +702,29 @@ def test_standardize_computes_in_double_precision():
     found = standardize(1e5 + X)
     expected = (X - X.mean(0)) / X.std(0, unbiased=False)
     torch.testing.assert_close(found.x.double(), expected, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("offset, spread", [(1.7e9, 600.0), (1.7e9, 5000.0), (0.0, 1e-60)])
+def test_scales_that_float32_cannot_hold(offset, spread):
+    """Such as timestamps, whose spacing in float32 is 128 seconds."""
+    z = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = offset + spread * z
+    found = standardize(x)
+    torch.testing.assert_close(found.scaling.std, x.std(0, unbiased=False))
+    torch.testing.assert_close(found.x.std(0, unbiased=False), torch.ones(2))
+    assert scale_warning(found) is None and found.x.dtype == torch.float32
+    again = Standardization(**json.loads(json.dumps(found.scaling.config())))
+    back = again.undo(found.x)
+    assert back.dtype == torch.float64 and len(back[:, 0].unique()) == 500
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-6 * spread)
+    torch.testing.assert_close(again.apply(x).float(), found.x)
+
+
+def test_scales_that_float32_holds_stay_float32():
+    found = standardize(1000 + X)
+    assert found.scaling.mean.dtype == found.scaling.undo(found.x).dtype == torch.float32
+    # float32 data that keep some digits are scaled too
+    assert float(standardize((1.7e9 + 600 * X).float()).scaling.std[0]) > 100
 
 
 # ---- large data
