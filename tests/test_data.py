@@ -611,6 +611,10 @@ def test_noise_must_have_the_shape_of_x():
         ((5, 28, 28), (1, 28, 28), "x[:, None]"),
         ((5, 1, 8, 8), (64,), "x.flatten(1)"),
         ((5, 64), (1, 8, 8), "x.reshape(-1, 1, 8, 8)"),
+        ((5, 1, 32, 48), (1, 48, 32), "x.permute(0, 1, 3, 2)"),
+        ((50, 100, 3), (3, 100), "x.permute(0, 2, 1)"),
+        ((5, 4, 6, 5), (6, 4, 5), "x.permute(0, 2, 1, 3)"),
+        ((5, 4, 6), (3, 8), ""),
         ((5, 3), (2,), ""),
         ((5, 2), (2,), ""),
     ],
@@ -618,6 +622,8 @@ def test_noise_must_have_the_shape_of_x():
 def test_shape_hint(given, expected, hint):
     x = torch.zeros(given)
     assert shape_hint(x, expected).startswith(hint) and bool(shape_hint(x, expected)) == bool(hint)
+    if "permute" in hint and sorted(given[1:]) == sorted(expected):
+        assert eval(hint).shape[1:] == expected
 
 
 # ---- scale
