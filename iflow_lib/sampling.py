@@ -541,11 +541,17 @@ def reflow(
         model's samples have the original scale again.
 
     Raises:
-        ValueError: If the path is not RectifiedFlow, or an argument does not fit ``sample``.
+        ValueError: If the path is not RectifiedFlow, the model learned no velocity, or an argument
+            does not fit ``sample``.
     """
     _check_model(model)
     if model.path.tau_max != 1:
         raise ValueError(f"reflow is defined on RectifiedFlow, not on {model.path.name}")
+    if model.learned in ("jump_to_data", "refinement"):
+        raise ValueError(
+            f"reflow follows a velocity, and this model was trained for {model.learned} alone: give one "
+            "that learned a velocity, such as by FlowMatching"
+        )
     drawn = sample(
         model, n, nfe, method, seed, batch_size=batch_size, labels=labels, original_scale=False
     )

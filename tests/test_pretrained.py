@@ -487,6 +487,12 @@ class Power(RectifiedFlow):
     def sigma(self, t):
         return t**self.power
 
+    def alpha_dot(self, t):
+        return -self.sigma_dot(t)
+
+    def sigma_dot(self, t):
+        return self.power * t ** (self.power - 1)
+
     def tau(self, t):
         return t**self.power
 

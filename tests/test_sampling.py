@@ -311,6 +311,12 @@ def test_reflow_pairs():
     )  # each noise with where the ODE takes it, not with another
     with pytest.raises(ValueError, match="RectifiedFlow, not on VarianceExploding"):
         reflow(FlowMap(GaussianNet(), VarianceExploding()), 5)
+    for model.learned in ("jump_to_data", "refinement"):
+        with pytest.raises(ValueError) as error:
+            reflow(model, 5)
+        assert f"trained for {model.learned} alone" in one_line(error)
+    for model.learned in ("velocity", "jump", None):
+        reflow(model, 5, nfe=1)
 
 
 def test_numbers_and_devices_of_any_kind():
