@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -467,6 +468,7 @@ def sample(
 
     Returns:
         The samples on the CPU, with the number of network calls and, if asked for, the trajectory.
+        A RuntimeWarning says so if some are not finite.
 
     Raises:
         ValueError: If an argument is out of range, nfe is missing or does not divide, labels do not
@@ -502,6 +504,14 @@ def sample(
         return values if scaling is None else scaling.undo(values)
 
     x = undo(points[-1] * float(model.path.scale(torch.zeros(1))))
+    bad = n - int(x.isfinite().flatten(1).all(1).sum())
+    if bad:
+        warnings.warn(
+            f"{bad} of {n} samples ({bad / n:.0%}) are NaN or infinite: expected finite ones; look at the "
+            f"weights, or take other steps than {method} with nfe={spent}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if not trajectory:
         return SampleResult(x, spent)
     if sampler.times is None:

@@ -24,6 +24,7 @@ from iflow_lib.sampling import (
     sample,
 )
 from iflow_lib.scaling import Standardization
+from iflow_lib.zoo import timed_sample
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
 paths = pytest.mark.parametrize("path", ALL, ids=repr)
@@ -610,6 +611,20 @@ def test_auto_asks_where_it_cannot_know():
     assert "nfe must be 1, got 2" in one_line(error) and 'method="map"' in str(error.value)
     assert model.net.calls == 0
     assert sample(model, 3, 2, "map").nfe == 2
+
+
+def test_samples_that_are_not_finite_are_said_in_a_line(recwarn):
+    model = FlowMap(randomise(MLP(dim=2, hidden=4, layers=1)), RectifiedFlow())
+    assert bool(sample(model, 3).x.isfinite().all()) and not recwarn.list
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    timed_sample(model, 4, 1, "map", 0)
+    assert not recwarn.list
+    with pytest.warns(RuntimeWarning) as caught:
+        sample(model, 4)
+    text = str(caught[0].message)
+    assert text.startswith("4 of 4 samples (100%) are NaN") and "\n" not in text
+    assert "map with nfe=1" in text
 
 
 # ---------------------------------------------------------------- the data's own scale
