@@ -239,7 +239,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = iflow.main(given, prog_name="iflow", standalone_mode=False)
     except click.ClickException as error:
-        code = _complain(error.format_message(), 2)
+        said = error.format_message()
+        if getattr(error, "option_name", None) in ("-p", "--parameter"):
+            said += " Give NAME VALUE, such as -p steps 200"
+        code = _complain(said, 2)
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted", 130)
     sys.exit(code or 0)

@@ -122,6 +122,7 @@ def test_fashion_mnist_is_balanced_and_chosen_by_seed():
     "arguments, word",
     [
         ({"name": "mnist"}, "fashion_mnist"),
+        ({"name": ["a"]}, "unknown data set ['a']; expected one of"),
         ({"name": "spiral", "split": "valid"}, "train or test"),
         ({"name": "spiral", "n": 0}, "at least 1"),
         ({"name": "spiral", "n": 2.5}, "whole number"),
@@ -332,6 +333,8 @@ def test_a_cell_that_registers_may_run_twice(registry):
         ("mine", {"seed_id": True}, "whole number"),
         ("mine", {"seed_id": 100, "kind": "table"}, "plane, draws, images, stored"),
         ("mine", {"seed_id": 150}, "belongs to the data set 'other'"),
+        ("mine", {}, "seed_id must be a whole number"),
+        (len, {}, '@ifl.register_dataset("mine", seed_id=100); got'),
         ("spiral", {"seed_id": 100}, "'spiral' is registered already"),
         ("other", {"seed_id": 100}, "'other' is registered already"),
     ],
@@ -345,6 +348,19 @@ def test_registration_refuses(registry, name, about, word):
     with pytest.raises(ValueError) as error:
         register_dataset(name, **about)(function)
     assert word in one_line(error)
+
+
+def test_a_function_that_fails_is_named(registry):
+    register_dataset("mine", seed_id=100)(lambda split: {}[split])
+    with pytest.raises(ValueError) as error:
+        load("mine")
+    assert "the function of data set 'mine' fails: KeyError: 'train'" in one_line(error)
+
+
+def test_a_function_may_return_tensors_with_gradients(registry):
+    x = torch.randn(4, 3, requires_grad=True)
+    register_dataset("mine", seed_id=100)(lambda split: (x, torch.arange(4)))
+    assert torch.equal(load("mine").x, x.detach()) and len(load("mine", 2).labels) == 2
 
 
 @pytest.mark.parametrize(
@@ -539,8 +555,9 @@ def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
         (Plain([{"image": X}]), "one tensor"),
         (TensorDataset(X, X, X), "3 parts"),
         (TensorDataset(torch.zeros(3, 2, dtype=torch.int64)), "int64"),
-        (TensorDataset(X, torch.rand(6)), "labels have type torch.float32"),
-        (TensorDataset(X, X), "labels have type torch.float64"),
+        (TensorDataset(X, torch.rand(6)), "got torch.float32 with fractions"),
+        (TensorDataset(X, X), "got torch.float64 with fractions"),
+        (X + 1j, "type torch.complex128; expected real floats, such as torch.view_as_real(x)"),
         (Plain(list(zip(X, "abcdef"))), "labels are not whole numbers"),
         (Plain([(X[0], 1), (X[1], None)]), "labels are not whole numbers"),
     ],
@@ -555,7 +572,9 @@ def test_data_are_refused_in_one_line(given, word):
 @pytest.mark.parametrize(
     "labels, word",
     [
-        (torch.rand(6), "labels have type torch.float32; expected whole numbers from 0"),
+        (torch.rand(6), "for regression targets give x alone"),
+        (Y * np.nan, "for regression targets give x alone"),
+        (Y.float(), "labels have type torch.float32; expected whole numbers from 0"),
         (np.zeros(6), "labels.long()"),
         (Y == 1, "labels have type torch.bool"),
         (list("abcdef"), "labels are not whole numbers"),

@@ -161,6 +161,12 @@ def test_missing_files(saved, name):
     assert name in one_line(error) and str(saved) in str(error.value)
 
 
+def test_what_is_no_folder():
+    with pytest.raises(ValueError) as error:
+        FlowMap.from_pretrained(None)
+    assert "the folder of a model must be a path, got None" in one_line(error)
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         FlowMap.from_pretrained(tmp_path / "nowhere")
