@@ -268,8 +268,12 @@ class Path:
         if density == "uniform":
             t = self.t_max * torch.rand(n, generator=generator, device=source)
             return t.to(device or source)
-        pair = isinstance(density, Sequence) and not isinstance(density, str)
-        if not pair or len(density) != 2 or not density[1] >= 0:
+        if (
+            isinstance(density, str)
+            or not isinstance(density, Sequence)
+            or len(density) != 2
+            or not density[1] >= 0
+        ):
             raise ValueError(
                 f'density must be "uniform" or a mean and a standard deviation, got {density!r}'
             )
