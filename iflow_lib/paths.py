@@ -270,7 +270,7 @@ class Path:
             return t.to(device or source)
         if (
             isinstance(density, str)
-            or not isinstance(density, Sequence)
+            or not hasattr(density, "__len__")
             or len(density) != 2
             or not density[1] >= 0
         ):
