@@ -180,7 +180,7 @@ class FlowMap(nn.Module):
             The points ``x_s``, shape of x; where s == t, x bit for bit.
 
         Raises:
-            ValueError: If a shape is wrong or a time is not on the path.
+            ValueError: If a shape or a type is wrong, or a time is not on the path.
         """
         self._check(x, t, s)
         (x_line, tau_t), tau_s = self.path.to_line(x, t), self.path.tau(s)
@@ -218,6 +218,7 @@ class FlowMap(nn.Module):
 
         Arguments and errors are those of ``jump``; the result has the shape of x.
         """
+        self._check(x, t, s)
         span = expand(t - s, x)
         moves = span > 0
         mean = self.integral(x=x, t=t, s=s, anchor=anchor, labels=labels)
@@ -244,7 +245,7 @@ class FlowMap(nn.Module):
             The velocity in the path's own scale and clock, shape of x.
 
         Raises:
-            ValueError: If a shape is wrong or a time is not on the path.
+            ValueError: If a shape or a type is wrong, or a time is not on the path.
         """
         x_0, z = self._ends(x, t, anchor, labels)
         return expand(self.path.alpha_dot(t), x) * x_0 + expand(self.path.sigma_dot(t), x) * z
@@ -270,6 +271,20 @@ class FlowMap(nn.Module):
         return x_line - expand(tau, x) * v, x_line + expand(1 - tau, x) * v
 
     def _check(self, x: Tensor, t: Tensor, s: Tensor) -> None:
+        for name, value in (("x", x), ("t", t), ("s", s)):
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"{name} must be a tensor, got {type(value).__name__}: x are points (B, ...), t and s "
+                    "times (B,), such as torch.full((len(x),), 1.0)"
+                )
+        dtype = next(self.parameters(), x).dtype
+        if not x.dtype == t.dtype == s.dtype == dtype and not torch.is_autocast_enabled(
+            x.device.type
+        ):
+            raise ValueError(
+                f"x, t and s must have the type of the weights, {dtype}; got {x.dtype}, {t.dtype} and "
+                f"{s.dtype}: give x.to({dtype}), or model.double() for more digits"
+            )
         if tuple(x.shape[1:]) != self.data_shape:
             raise ValueError(
                 f"x must have shape (B, {', '.join(map(str, self.data_shape))}), got {tuple(x.shape)}"

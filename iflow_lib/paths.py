@@ -268,7 +268,12 @@ class Path:
         if density == "uniform":
             t = self.t_max * torch.rand(n, generator=generator, device=source)
             return t.to(device or source)
-        if isinstance(density, str) or len(density) != 2 or not density[1] >= 0:
+        if (
+            isinstance(density, str)
+            or not hasattr(density, "__len__")
+            or len(density) != 2
+            or not density[1] >= 0
+        ):
             raise ValueError(
                 f'density must be "uniform" or a mean and a standard deviation, got {density!r}'
             )
@@ -349,7 +354,7 @@ def register_path(cls: PathClass) -> PathClass:
 
 
 def check_path(path: Path, data_shape: Sequence[int]) -> None:
-    """Check the methods of a path at five times. The paths of this module are known to be right.
+    """Check the methods of a path at some times. The paths of this module are known to be right.
 
     Args:
         path: The path.
@@ -376,6 +381,8 @@ def check_path(path: Path, data_shape: Sequence[int]) -> None:
     def wrong(method: str, what: str) -> ValueError:
         return ValueError(f"{method} of the path {path.name} {what}")
 
+    if not (_is_finite(path.t_max) and path.t_max > 0):
+        raise wrong("t_max", f"must be a positive number, got {path.t_max!r}")
     t = torch.linspace(0, path.t_max, 5, dtype=torch.float64, device="cpu")
     for method, start in (("alpha", 1), ("sigma", 0)):
         at_0 = float(call(method, (5,), t)[0])
@@ -388,9 +395,33 @@ def check_path(path: Path, data_shape: Sequence[int]) -> None:
     back = call("time", (5,), tau)
     if not torch.allclose(back.to(t), t, rtol=1e-3, atol=1e-3 * path.t_max):
         raise wrong("time", f"must be the inverse of tau; got {back.tolist()} for {t.tolist()}")
+    inside = path.t_max * t.new_tensor([0.13, 0.37, 0.61, 0.89])  # where a path has no kinks
+    step = 1e-4 * path.t_max
+    for method in ("alpha", "sigma"):
+        after, before = (call(method, (4,), inside + side).double() for side in (step, -step))
+        slope, given = (after - before) / (2 * step), call(f"{method}_dot", (4,), inside).double()
+        scale = float(torch.maximum(after.abs(), before.abs()).max()) / path.t_max
+        off = ~torch.isclose(given, slope, rtol=1e-2, atol=1e-3 * scale)
+        if bool(off.any()):
+            i = int(off.nonzero()[0])
+            raise wrong(
+                f"{method}_dot",
+                f"must be the derivative of {method}: at t = {inside[i]:g} that is {slope[i]:.4g}, "
+                f"got {given[i]:.4g}",
+            )
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-        shape = (2, *data_shape)
-        call("noise", shape, shape, generator=torch.Generator(), device="cpu", dtype=torch.float32)
+        call("sample_times", (2,), 2, generator=torch.Generator())
+        shape, options = (2, *data_shape), {"device": "cpu", "dtype": torch.float64}
+        state = torch.get_rng_state()
+        one, two = (
+            call("noise", shape, shape, generator=torch.Generator(), **options) for _ in range(2)
+        )
+        if one.dtype != torch.float64:
+            raise wrong(
+                "noise", f"must have the dtype that is asked for, torch.float64, not {one.dtype}"
+            )
+        if not torch.equal(one, two) or not torch.equal(torch.get_rng_state(), state):
+            raise wrong("noise", "must draw from generator= alone: equal generators, equal noise")
 
 
 @register_path

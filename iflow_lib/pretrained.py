@@ -125,6 +125,10 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
         ValueError: If the file is damaged, was changed after it was written, or has an unknown
             layout.
     """
+    if not isinstance(folder, (str, PathLike)):
+        raise ValueError(
+            f"the folder of a model must be a path, got {folder!r}: give a folder from save_pretrained"
+        )
     file = FilePath(folder) / "config.json"
     if not file.is_file():
         raise FileNotFoundError(

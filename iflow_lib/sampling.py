@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -200,7 +201,10 @@ class Sampler:
         Returns:
             The points at s, shape of x.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"the sampler {type(self).__name__} has no step: give it step(self, u, x, t, s), which "
+            "returns the points at s"
+        )
 
 
 #: Samplers by name: what ``sample(method=...)`` knows.
@@ -220,7 +224,8 @@ def register_sampler(name: str) -> Callable[[SamplerClass], SamplerClass]:
         The decorator, which returns the class itself.
 
     Raises:
-        ValueError: If the name is taken or is no name, or the class does not extend ``Sampler``.
+        ValueError: If the name is taken or is no name, the class does not extend ``Sampler``, or its
+            ``calls`` are not a whole number of at least 1.
     """
     if not isinstance(name, str) or name in ("", "auto"):
         raise ValueError(
@@ -232,6 +237,7 @@ def register_sampler(name: str) -> Callable[[SamplerClass], SamplerClass]:
             raise ValueError(
                 f"register_sampler({name!r}) decorates a class that extends ifl.Sampler, not {cls!r}"
             )
+        check_int(f"calls of the sampler {cls.__name__}", cls.calls)
         known = SAMPLERS.get(name, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
@@ -462,11 +468,13 @@ def sample(
             to 0, in place of the default one with as many steps.
         tolerance: Absolute and relative error of a step of "rk45".
         original_scale: Whether a standardization by ``data.standardize`` is undone, in x and in the
-            trajectory, so that both have the units of the original data. False leaves them as the
-            network sees them.
+            trajectory, so that both have the units of the original data, in float64 where float32
+            could not hold them (see ``Standardization``). False leaves them as the network sees
+            them.
 
     Returns:
         The samples on the CPU, with the number of network calls and, if asked for, the trajectory.
+        A RuntimeWarning says so if some are not finite.
 
     Raises:
         ValueError: If an argument is out of range, nfe is missing or does not divide, labels do not
@@ -489,7 +497,7 @@ def sample(
             "labels, and no guidance"
         )
     evaluations = _evaluations(kind, method, nfe, guided=guided)
-    grid = None if times is None else _own_grid(model, times, evaluations // kind.calls, method)
+    grid = None if times is None else _own_grid(model, times, evaluations, nfe, method)
     scaling = model.scaling if original_scale else None
     model = _on_device(model, device)
     # more noise only adds to the end. The steps of an adaptive solver would see the added samples
@@ -513,6 +521,14 @@ def sample(
         return values if scaling is None else scaling.undo(values)
 
     x = undo(points[-1] * float(model.path.scale(torch.zeros(1))))
+    bad = n - int(x.isfinite().flatten(1).all(1).sum())
+    if bad:
+        warnings.warn(
+            f"{bad} of {n} samples ({bad / n:.0%}) are NaN or infinite: expected finite ones; look at the "
+            f"weights, or take other steps than {method} with nfe={spent}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     if not trajectory:
         return SampleResult(x, spent)
     if sampler.times is None:
@@ -552,11 +568,17 @@ def reflow(
         model's samples have the original scale again.
 
     Raises:
-        ValueError: If the path is not RectifiedFlow, or an argument does not fit ``sample``.
+        ValueError: If the path is not RectifiedFlow, the model learned no velocity, or an argument
+            does not fit ``sample``.
     """
     _check_model(model)
     if model.path.tau_max != 1:
         raise ValueError(f"reflow is defined on RectifiedFlow, not on {model.path.name}")
+    if model.learned in ("jump_to_data", "refinement"):
+        raise ValueError(
+            f"reflow follows a velocity, and this model was trained for {model.learned} alone: give one "
+            "that learned a velocity, such as by FlowMatching"
+        )
     drawn = sample(
         model, n, nfe, method, seed, batch_size=batch_size, labels=labels, original_scale=False
     )
@@ -581,9 +603,11 @@ def _run(
     plan, kept, calls = sampler.plan, [], 0
     noise = torch.cat(list(initial_noise(plan.model, plan.n, plan.seed)))
     name, times = type(sampler).__name__, sampler.times
-    if times is not None and not (times.ndim == 1 and times[0] > 0 and times[-1] == 0):
+    falls = isinstance(times, Tensor) and times.ndim == 1 and len(times) > 1
+    if times is not None and not (falls and times[0] > 0 and times[-1] == 0):
         raise ValueError(
-            f"the times of the sampler {name} must fall from tau_max to 0, got {times}"
+            f"the times of the sampler {name} must fall from tau_max to 0, in a tensor (steps + 1,), "
+            f"got {' '.join(str(times).split())}"
         )
     training = [part for part in plan.model.modules() if part.training]
     plan.model.eval()
@@ -595,6 +619,11 @@ def _run(
             u = AverageVelocity(plan.model, known, guidance)
             record: list[Tensor] = []
             for point in sampler.points(u, x):
+                if not isinstance(point, Tensor):
+                    raise ValueError(
+                        f"the sampler {name} made a point of type {type(point).__name__}: step must "
+                        f"return the points at s, a tensor of shape {tuple(x.shape)}"
+                    )
                 if point.shape != x.shape:
                     raise ValueError(
                         f"the sampler {name} made a point of shape {tuple(point.shape)} from one of "
@@ -603,6 +632,11 @@ def _run(
                 if not trajectory:
                     record.clear()
                 record.append(point.cpu() if trajectory else point)
+            if not record:
+                raise ValueError(
+                    f"the sampler {name} made no points: its points() must yield the start and the "
+                    "point after each step"
+                )
             kept.append(torch.stack(record).cpu())
             calls += u.count * len(x)
     finally:
@@ -618,6 +652,10 @@ def _check_model(model: FlowMap) -> None:
     if not isinstance(model, FlowMap):
         raise ValueError(
             f"sample takes a FlowMap, such as fit(...).model, not a {type(model).__name__}"
+        )
+    if any(part.is_meta for part in model.parameters()):
+        raise ValueError(
+            'the model is on the device "meta", where it has no weights: load them on another device'
         )
 
 
@@ -698,15 +736,15 @@ def _check_labels(model: FlowMap, labels: Any, n: int) -> Tensor:
     return found.clone()
 
 
-def _own_grid(model: FlowMap, times: Any, steps: int, method: str) -> Tensor:
-    """Return the line times of a caller's grid, which falls from t_max to 0 in ``steps`` steps."""
+def _own_grid(model: FlowMap, times: Any, evaluations: int, nfe: int | None, method: str) -> Tensor:
+    """Return the line times of a caller's grid, which falls from t_max to 0 in the steps of nfe."""
     if not SAMPLERS[method].takes_times:
         raise ValueError(f"{method} takes no times")
     try:
         times = torch.as_tensor(times, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"times are no numbers: {first_line(error)}") from error
-    end = model.path.t_max
+    end, steps = model.path.t_max, evaluations // SAMPLERS[method].calls
     if (
         times.shape != (steps + 1,)
         or times[0] != end
@@ -716,6 +754,9 @@ def _own_grid(model: FlowMap, times: Any, steps: int, method: str) -> Tensor:
         got = f"{tuple(times.shape)}"
         if times.ndim == 1 and len(times):
             got += f" from {float(times[0]):g} to {float(times[-1]):g}"
+            got += " with NaN" * bool(times.isnan().any())
+            if nfe is not None and len(times) > 1 and len(times) != steps + 1:
+                got += f": nfe={nfe // steps * (len(times) - 1)} makes as many steps as these"
         raise ValueError(
             f"times must fall from {end:g} to 0 in {steps} steps, so {steps + 1} numbers; got {got}"
         )

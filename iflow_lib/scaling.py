@@ -10,15 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: The coarsest spacing of float32 at the mean, in standard deviations, that samples may have.
+COARSEST = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class Standardization:
     """A shift and a scale that bring data to mean 0 and standard deviation 1.
 
     ``apply`` computes ``(x - mean) / std`` and ``undo`` computes ``x * std + mean``. Both tensors
-    broadcast against one
-    example: shape (N,) for vectors (B, N), (C, 1, 1) for images (B, C, H, W), (C,) for series (B,
-        T, C).
+    broadcast against one example: shape (N,) for vectors (B, N), (C, 1, 1) for images (B, C, H, W),
+    (C,) for series (B, T, C).
+
+    Both are float32, or float64 where float32 could not hold the data: where a deviation is below
+    1/8,000 of its mean, as with timestamps, or outside the range of float32. ``undo`` then returns
+    float64.
 
     Args:
         mean: The mean of the data, in the units of the data.
@@ -34,8 +40,9 @@ class Standardization:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            value = torch.as_tensor(getattr(self, name), dtype=torch.float32).detach().cpu()
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            value = value.detach().cpu() if isinstance(value, Tensor) else value
+            object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.float64))
         if self.mean.shape != self.std.shape:
             raise ValueError(
                 f"mean and std must have one shape, got {tuple(self.mean.shape)} and "
@@ -45,6 +52,16 @@ class Standardization:
             raise ValueError("mean must be finite everywhere: remove NaN and infinite values first")
         if not bool(((self.std > 0) & torch.isfinite(self.std)).all()):
             raise ValueError("std must be positive everywhere: use 1 where the data are constant")
+        limits = torch.finfo(torch.float32)
+        in_range = (self.std >= limits.tiny) & (
+            torch.maximum(self.mean.abs(), self.std) <= limits.max
+        )
+        if bool((in_range & (limits.eps * self.mean.abs() <= COARSEST * self.std)).all()):
+            for name in ("mean", "std"):
+                object.__setattr__(self, name, getattr(self, name).float())
+
+    def _wide(self, x: Tensor) -> Tensor:
+        return x.double() if self.mean.dtype == torch.float64 else x
 
     def apply(self, x: Tensor) -> Tensor:
         """Return ``(x - mean) / std`` on the device and in the type of x.
@@ -55,10 +72,11 @@ class Standardization:
         Returns:
             The standardized data, shape of x.
         """
-        return (x - self.mean.to(x)) / self.std.to(x)
+        wide = self._wide(x)
+        return ((wide - self.mean.to(wide)) / self.std.to(wide)).to(x)
 
     def undo(self, x: Tensor) -> Tensor:
-        """Return ``x * std + mean`` on the device and in the type of x.
+        """Return ``x * std + mean`` on the device and in the type of x, or in float64 if std is.
 
         Args:
             x: Standardized values of shape (..., *example): a batch, or a trajectory of batches.
@@ -66,7 +84,8 @@ class Standardization:
         Returns:
             The values in the units of the data, shape of x.
         """
-        return x * self.std.to(x) + self.mean.to(x)
+        wide = self._wide(x)
+        return wide * self.std.to(wide) + self.mean.to(wide)
 
     def config(self) -> dict[str, list]:
         """Return ``{"mean": ..., "std": ...}`` as nested lists, for JSON."""

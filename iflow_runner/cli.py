@@ -130,9 +130,12 @@ def verify(run: Path, against: Path | None) -> int:
         shown = moved.rename(columns={"mean_reference": "reference", "mean_run": "this run"})
         columns = [*comparison.CELL, "reference", "this run", "allowed"]
         print(shown[columns].to_string(index=False, float_format="%.4g"))
+    # results/reference has many tables that a run need not have, but another run should be the same
+    only_there = table.attrs["only_in_reference"]
+    missing = "" if against is None else f", and {only_there} of {against} are missing here"
     print(
         f"{len(table) - len(moved)} of {len(table)} cells agree, {len(moved)} moved; "
-        f"{table.attrs['only_in_run']} more of this run have no reference"
+        f"{table.attrs['only_in_run']} more of this run have no reference{missing}"
     )
     return int(len(moved) > 0)
 
@@ -239,7 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = iflow.main(given, prog_name="iflow", standalone_mode=False)
     except click.ClickException as error:
-        code = _complain(error.format_message(), 2)
+        said = error.format_message()
+        if getattr(error, "option_name", None) in ("-p", "--parameter"):
+            said += " Give NAME VALUE, such as -p steps 200"
+        code = _complain(said, 2)
     except (KeyboardInterrupt, click.Abort):
         code = _complain("interrupted", 130)
     sys.exit(code or 0)

@@ -121,7 +121,16 @@ def read_sweep(
         )
     if kind == "run":
         given = fixed | {name: next(iter(_as_list(values)), None) for name, values in grid.items()}
-        defaults, choices = function_parameters(target, given)
+        try:
+            defaults, choices = function_parameters(target, given)
+        except ValueError as error:
+            module, beside = re.split(r"[.:]", target)[0], file.resolve().parent
+            there = (beside / f"{module}.py").is_file() or (beside / module).is_dir()
+            if module in sys.modules or not there or beside == Path.cwd():
+                raise
+            raise ValueError(
+                f"{error}; {module} lies beside {file.name}: start it there, cd {file.parent}"
+            ) from None
         base = {"run": target}
     else:
         with tempfile.TemporaryDirectory() as nowhere:
@@ -389,7 +398,12 @@ def _call(settings: dict[str, Any]) -> tuple[list[dict], dict[str, bytes]]:
             raise RunError(
                 f"the function ended by SystemExit({error}): it must return rows, or raise an error"
             ) from None
-    return tidy_rows(rows), {}
+    tidy = tidy_rows(rows)
+    if not tidy:
+        raise RunError(
+            "the function returned no rows: expected at least one dict, with metric and value"
+        )
+    return tidy, {}
 
 
 def _run_notebook(settings: dict[str, Any]) -> tuple[list[dict], dict[str, bytes]]:

@@ -64,11 +64,12 @@ def verify(run: str | Path, against: str | Path | None = None) -> pd.DataFrame:
     Returns:
         One row for each cell of both: ``CELL``, n and mean of either side, ``allowed`` (the largest
         difference that agrees) and ``agrees``. ``table.attrs["only_in_run"]`` is the number of the
-        run's cells that the other side does not have.
+        run's cells that the other side does not have, and ``only_in_reference`` the reverse.
 
     Raises:
         FileNotFoundError: For a folder that is no run, and a reference with a file missing.
-        ValueError: For tables without a common cell, and a reference that was altered.
+        ValueError: For tables without a common cell, a file that is no table or has no rows, and a
+            reference that was altered.
     """
     mine = _cells(_read(Path(run)))
     if against is None:
@@ -84,6 +85,7 @@ def verify(run: str | Path, against: str | Path | None = None) -> pd.DataFrame:
     moved = (both.mean_run - both.mean_reference).abs()
     both["agrees"] = (moved <= both.allowed) | both.mean_run.isna() & both.mean_reference.isna()
     both.attrs["only_in_run"] = len(mine) - len(both)
+    both.attrs["only_in_reference"] = len(theirs) - len(both)
     return both
 
 
@@ -93,7 +95,7 @@ def _read(folder: Path) -> pd.DataFrame:
 
     results = folder / "results.csv"
     files = [results] if results.is_file() else sorted(folder.glob("*.csv"))
-    tables = [table for table in map(pd.read_csv, files) if set(table) == set(COLUMNS)]
+    tables = [table for table in map(_table, files) if set(table) == set(COLUMNS)]
     if results.is_file() and not tables:
         expected = ", ".join(COLUMNS)
         raise ValueError(f"{results} is no table of results: expected the columns {expected}")
@@ -101,7 +103,34 @@ def _read(folder: Path) -> pd.DataFrame:
         raise FileNotFoundError(
             f"{folder} is no run: it has no results.csv, nor a table such as plane.csv"
         )
-    return pd.concat(tables)
+    # a row that was written twice counts once
+    return pd.concat(tables).drop_duplicates([*CELL, "seed", "run_id", "value"])
+
+
+def _table(file: Path) -> pd.DataFrame:
+    """A csv file, whose values are numbers if it is one of results."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(file)
+    except ValueError as error:  # pandas' own and those of decoding are ValueErrors too
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} cannot be read as a table of results ({why}): run its notebook or experiment again"
+        ) from None
+    if set(table) != set(COLUMNS):
+        return table
+    if table.empty:
+        raise ValueError(
+            f"{file} has no rows: expected results; run its notebook or experiment first"
+        )
+    values = pd.to_numeric(table["value"], errors="coerce")
+    wrong = table["value"][values.isna() & table["value"].notna()]
+    if len(wrong):
+        raise ValueError(
+            f"{file} has {wrong.iloc[0]!r} in the column value: expected numbers; write the table again"
+        )
+    return table.assign(value=values)
 
 
 def _cells(table: pd.DataFrame) -> Any:

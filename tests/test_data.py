@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import shutil
 import sys
 import types
@@ -121,6 +122,7 @@ def test_fashion_mnist_is_balanced_and_chosen_by_seed():
     "arguments, word",
     [
         ({"name": "mnist"}, "fashion_mnist"),
+        ({"name": ["a"]}, "unknown data set ['a']; expected one of"),
         ({"name": "spiral", "split": "valid"}, "train or test"),
         ({"name": "spiral", "n": 0}, "at least 1"),
         ({"name": "spiral", "n": 2.5}, "whole number"),
@@ -331,6 +333,8 @@ def test_a_cell_that_registers_may_run_twice(registry):
         ("mine", {"seed_id": True}, "whole number"),
         ("mine", {"seed_id": 100, "kind": "table"}, "plane, draws, images, stored"),
         ("mine", {"seed_id": 150}, "belongs to the data set 'other'"),
+        ("mine", {}, "seed_id must be a whole number"),
+        (len, {}, '@ifl.register_dataset("mine", seed_id=100); got'),
         ("spiral", {"seed_id": 100}, "'spiral' is registered already"),
         ("other", {"seed_id": 100}, "'other' is registered already"),
     ],
@@ -344,6 +348,19 @@ def test_registration_refuses(registry, name, about, word):
     with pytest.raises(ValueError) as error:
         register_dataset(name, **about)(function)
     assert word in one_line(error)
+
+
+def test_a_function_that_fails_is_named(registry):
+    register_dataset("mine", seed_id=100)(lambda split: {}[split])
+    with pytest.raises(ValueError) as error:
+        load("mine")
+    assert "the function of data set 'mine' fails: KeyError: 'train'" in one_line(error)
+
+
+def test_a_function_may_return_tensors_with_gradients(registry):
+    x = torch.randn(4, 3, requires_grad=True)
+    register_dataset("mine", seed_id=100)(lambda split: (x, torch.arange(4)))
+    assert torch.equal(load("mine").x, x.detach()) and len(load("mine", 2).labels) == 2
 
 
 @pytest.mark.parametrize(
@@ -538,8 +555,9 @@ def test_a_part_of_a_tensor_data_keeps_noise_and_scaling():
         (Plain([{"image": X}]), "one tensor"),
         (TensorDataset(X, X, X), "3 parts"),
         (TensorDataset(torch.zeros(3, 2, dtype=torch.int64)), "int64"),
-        (TensorDataset(X, torch.rand(6)), "labels have type torch.float32"),
-        (TensorDataset(X, X), "labels have type torch.float64"),
+        (TensorDataset(X, torch.rand(6)), "got torch.float32 with fractions"),
+        (TensorDataset(X, X), "got torch.float64 with fractions"),
+        (X + 1j, "type torch.complex128; expected real floats, such as torch.view_as_real(x)"),
         (Plain(list(zip(X, "abcdef"))), "labels are not whole numbers"),
         (Plain([(X[0], 1), (X[1], None)]), "labels are not whole numbers"),
     ],
@@ -554,7 +572,9 @@ def test_data_are_refused_in_one_line(given, word):
 @pytest.mark.parametrize(
     "labels, word",
     [
-        (torch.rand(6), "labels have type torch.float32; expected whole numbers from 0"),
+        (torch.rand(6), "for regression targets give x alone"),
+        (Y * np.nan, "for regression targets give x alone"),
+        (Y.float(), "labels have type torch.float32; expected whole numbers from 0"),
         (np.zeros(6), "labels.long()"),
         (Y == 1, "labels have type torch.bool"),
         (list("abcdef"), "labels are not whole numbers"),
@@ -610,6 +630,10 @@ def test_noise_must_have_the_shape_of_x():
         ((5, 28, 28), (1, 28, 28), "x[:, None]"),
         ((5, 1, 8, 8), (64,), "x.flatten(1)"),
         ((5, 64), (1, 8, 8), "x.reshape(-1, 1, 8, 8)"),
+        ((5, 1, 32, 48), (1, 48, 32), "x.permute(0, 1, 3, 2)"),
+        ((50, 100, 3), (3, 100), "x.permute(0, 2, 1)"),
+        ((5, 4, 6, 5), (6, 4, 5), "x.permute(0, 2, 1, 3)"),
+        ((5, 4, 6), (3, 8), ""),
         ((5, 3), (2,), ""),
         ((5, 2), (2,), ""),
     ],
@@ -617,6 +641,8 @@ def test_noise_must_have_the_shape_of_x():
 def test_shape_hint(given, expected, hint):
     x = torch.zeros(given)
     assert shape_hint(x, expected).startswith(hint) and bool(shape_hint(x, expected)) == bool(hint)
+    if "permute" in hint and sorted(given[1:]) == sorted(expected):
+        assert eval(hint).shape[1:] == expected
 
 
 # ---- scale
@@ -701,6 +727,29 @@ def test_standardize_computes_in_double_precision():
     found = standardize(1e5 + X)
     expected = (X - X.mean(0)) / X.std(0, unbiased=False)
     torch.testing.assert_close(found.x.double(), expected, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize("offset, spread", [(1.7e9, 600.0), (1.7e9, 5000.0), (0.0, 1e-60)])
+def test_scales_that_float32_cannot_hold(offset, spread):
+    """Such as timestamps, whose spacing in float32 is 128 seconds."""
+    z = torch.randn(500, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = offset + spread * z
+    found = standardize(x)
+    torch.testing.assert_close(found.scaling.std, x.std(0, unbiased=False))
+    torch.testing.assert_close(found.x.std(0, unbiased=False), torch.ones(2))
+    assert scale_warning(found) is None and found.x.dtype == torch.float32
+    again = Standardization(**json.loads(json.dumps(found.scaling.config())))
+    back = again.undo(found.x)
+    assert back.dtype == torch.float64 and len(back[:, 0].unique()) == 500
+    torch.testing.assert_close(back, x, rtol=0, atol=1e-6 * spread)
+    torch.testing.assert_close(again.apply(x).float(), found.x)
+
+
+def test_scales_that_float32_holds_stay_float32():
+    found = standardize(1000 + X)
+    assert found.scaling.mean.dtype == found.scaling.undo(found.x).dtype == torch.float32
+    # float32 data that keep some digits are scaled too
+    assert float(standardize((1.7e9 + 600 * X).float()).scaling.std[0]) > 100
 
 
 # ---- large data

@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import shutil
+import sys
 import urllib.error
 
 import numpy as np
@@ -62,6 +63,13 @@ def test_w2_of_different_counts_and_ranks():
     images = draw(20, 1, 4, 4)
     assert w2(images, images + 1) == pytest.approx(4)  # 16 pixels, each moved by 1
     assert w2(images.float(), images.flatten(1).float() + 1) == pytest.approx(4, rel=1e-6)
+
+
+def test_w2_without_pot(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(ImportError) as error:
+        w2(torch.zeros(2, 2), torch.zeros(2, 2))
+    assert "pip install 'iflow-lib[notebooks]', or pip install POT" in one_line(error)
 
 
 def test_sliced_w2_of_a_translation():

@@ -296,6 +296,17 @@ def test_wrong_shapes_and_arguments():
             assert "x must have shape (B, " in one_line(error) and str(tuple(bad)) in str(
                 error.value
             )
+    model, x = FlowMap(MLP(dim=2, hidden=4, layers=1), RectifiedFlow()), torch.zeros(2, 2)
+    for method in ("jump", "integral", "average_velocity"):
+        for bad, words in (
+            ({"x": x, "t": 1.0, "s": 0.0}, "t must be a tensor, got float"),
+            ({"x": [[0.0, 0.0]], "t": t, "s": t}, "x must be a tensor, got list"),
+            ({"x": x.double(), "t": t, "s": t}, "the type of the weights, torch.float32; got"),
+            ({"x": x, "t": t.double(), "s": t}, "the type of the weights, torch.float32; got"),
+        ):
+            with pytest.raises(ValueError) as error:
+                getattr(model, method)(**bad)
+            assert words in one_line(error)
     with pytest.raises(TypeError):
         model.jump(torch.zeros(2, 2), t, t)  # keyword-only
     for net, path, words in (

@@ -161,6 +161,12 @@ def test_missing_files(saved, name):
     assert name in one_line(error) and str(saved) in str(error.value)
 
 
+def test_what_is_no_folder():
+    with pytest.raises(ValueError) as error:
+        FlowMap.from_pretrained(None)
+    assert "the folder of a model must be a path, got None" in one_line(error)
+
+
 def test_missing_folder(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         FlowMap.from_pretrained(tmp_path / "nowhere")
@@ -486,6 +492,12 @@ class Power(RectifiedFlow):
 
     def sigma(self, t):
         return t**self.power
+
+    def alpha_dot(self, t):
+        return -self.sigma_dot(t)
+
+    def sigma_dot(self, t):
+        return self.power * t ** (self.power - 1)
 
     def tau(self, t):
         return t**self.power

@@ -24,6 +24,7 @@ from iflow_lib.sampling import (
     sample,
 )
 from iflow_lib.scaling import Standardization
+from iflow_lib.zoo import timed_sample
 
 ALL = [RectifiedFlow(), VarianceExploding(), PoissonFlow(aug_dim=8)]
 paths = pytest.mark.parametrize("path", ALL, ids=repr)
@@ -223,6 +224,13 @@ def test_own_times(path, method):
     ):
         with pytest.raises(ValueError, match="times must fall from"):
             sample(model, 5, nfe, method, times=bad)
+    for bad, words in (
+        ([path.t_max, 0.0], f"nfe={nfe // steps} makes as many steps as these"),
+        ([path.t_max, float("nan"), 0.1, 0.0], "with NaN"),
+    ):
+        with pytest.raises(ValueError) as error:
+            sample(model, 5, nfe, method, times=bad)
+        assert one_line(error).endswith(words)
     with pytest.raises(ValueError, match="times are no numbers"):
         sample(model, 5, nfe, method, times=["a", "b"])
     with pytest.raises(ValueError, match="rk45 takes no times"):
@@ -311,6 +319,12 @@ def test_reflow_pairs():
     )  # each noise with where the ODE takes it, not with another
     with pytest.raises(ValueError, match="RectifiedFlow, not on VarianceExploding"):
         reflow(FlowMap(GaussianNet(), VarianceExploding()), 5)
+    for model.learned in ("jump_to_data", "refinement"):
+        with pytest.raises(ValueError) as error:
+            reflow(model, 5)
+        assert f"trained for {model.learned} alone" in one_line(error)
+    for model.learned in ("velocity", "jump", None):
+        reflow(model, 5, nfe=1)
 
 
 def test_numbers_and_devices_of_any_kind():
@@ -606,6 +620,20 @@ def test_auto_asks_where_it_cannot_know():
     assert sample(model, 3, 2, "map").nfe == 2
 
 
+def test_samples_that_are_not_finite_are_said_in_a_line(recwarn):
+    model = FlowMap(randomise(MLP(dim=2, hidden=4, layers=1)), RectifiedFlow())
+    assert bool(sample(model, 3).x.isfinite().all()) and not recwarn.list
+    with torch.no_grad():
+        next(model.parameters()).fill_(torch.nan)
+    timed_sample(model, 4, 1, "map", 0)
+    assert not recwarn.list
+    with pytest.warns(RuntimeWarning) as caught:
+        sample(model, 4)
+    text = str(caught[0].message)
+    assert text.startswith("4 of 4 samples (100%) are NaN") and "\n" not in text
+    assert "map with nfe=1" in text
+
+
 # ---------------------------------------------------------------- the data's own scale
 
 
@@ -691,6 +719,32 @@ def test_what_cannot_be_a_sampler(registry):
             register_sampler(name)(kind)
         assert words in one_line(error)
     assert registry.keys() == SAMPLERS.keys()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "the sampler Wrong has no step: give it step(self, u, x, t, s)"),
+        ({"step": lambda *_: None}, "made a point of type NoneType: step must return the points"),
+        ({"step": lambda self, u, x, t, s: x.numpy()}, "made a point of type ndarray"),
+        ({"grid": lambda *_: [1.0, 0.0]}, "must fall from tau_max to 0, in a tensor"),
+        ({"grid": lambda *_: torch.zeros(0)}, "must fall from tau_max to 0, in a tensor"),
+        ({"points": lambda *_: iter(())}, "the sampler Wrong made no points"),
+        ({"calls": 0}, "calls of the sampler Wrong must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_a_sampler_with_a_fault(registry, changes, words):
+    model = FlowMap(GaussianNet(), RectifiedFlow())
+    with pytest.raises((ValueError, NotImplementedError)) as error:
+        register_sampler("wrong")(type("Wrong", (Sampler,), changes))
+        sample(model, 5, 2, "wrong")
+    assert words in one_line(error)
+
+
+def test_a_model_without_weights_is_refused():
+    with pytest.raises(ValueError) as error:
+        sample(FlowMap(MLP(dim=2), RectifiedFlow()).to("meta"), 3)
+    assert '"meta"' in one_line(error)
 
 
 def test_a_sampler_that_ends_early_or_changes_the_shape_is_refused(registry):

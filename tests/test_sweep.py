@@ -53,7 +53,7 @@ def ends(kind: str = "none"):
     if kind == "exit":
         raise SystemExit(3)
     good = {"metric": "w2", "value": 1.0}
-    return {"none": None, "row": good, "number": [3], "complex": [good | {"value": 1j}],
+    return {"none": None, "empty": [], "row": good, "number": [3], "complex": [good | {"value": 1j}],
             "run_id": [good | {"run_id": 3}], "array": [good | {"nfe": [1]}]}.get(kind, [good])
 '''
 SHORT = "run = 'science:train'\n"
@@ -414,11 +414,19 @@ def test_settings_that_make_no_sense_are_skipped(toml, capfd):
 
 
 def test_a_bad_row_fails_its_run_and_no_other(toml, capfd):
-    kinds = ["none", "row", "number", "complex", "run_id", "array", "exit", "good"]
+    kinds = ["none", "empty", "row", "number", "complex", "run_id", "array", "exit", "good"]
     arguments = [*toml(f"run = 'science:ends'\n[grid]\nkind = {kinds}\n"), "--workers", 0]
     code, out, err = iflow(capfd, *arguments)
-    assert code == 1 and states(arguments[2]) == ["failed"] * 7 + ["ok"]
+    assert code == 1 and states(arguments[2]) == ["failed"] * 8 + ["ok"]
+    assert "kind=empty: the function returned no rows" in out
     assert err.count("\n") == 1 and "SystemExit(3)" in out and "list of dicts" in out
+
+
+def test_a_module_beside_the_sweep_file_is_found_from_there(toml, capfd, tmp_path):
+    (tmp_path / "beside.py").write_text("def train(seed=0): return []")
+    code, _, err = iflow(capfd, *toml("run = 'beside:train'\n[grid]\nseed = [0]\n"))
+    assert code == 2 and f"beside lies beside grid.toml: start it there, cd {tmp_path}" in err
+    assert err.count("\n") == 1
 
 
 def test_what_a_function_imports_is_part_of_its_identity(tmp_path, monkeypatch):

@@ -128,6 +128,11 @@ class Cosine(ifl.Path):
         return torch.atan2(tau, 1 - tau) * 2 / torch.pi
 
 
+def seeded_noise(shape):
+    torch.manual_seed(0)
+    return torch.randn(shape, dtype=torch.float64)
+
+
 @pytest.mark.parametrize(
     "method, function, words",
     [
@@ -139,6 +144,18 @@ class Cosine(ifl.Path):
         ("sigma_dot", ifl.Path.sigma_dot, "is missing"),
         ("noise", lambda self, shape, **options: torch.randn(shape[0]), "shape (2, 2)"),
         ("noise", lambda self, shape: torch.randn(shape), "fails: TypeError"),
+        (
+            "noise",
+            lambda self, shape, dtype=None, **options: torch.randn(shape, dtype=dtype),
+            "equal generators, equal noise",
+        ),
+        ("noise", lambda self, shape, **options: seeded_noise(shape), "must draw from generator="),
+        ("noise", lambda self, shape, **options: torch.zeros(shape), "torch.float64"),
+        ("alpha_dot", lambda self, t: torch.sin(t), "the derivative of alpha: at t = 0.13"),
+        ("sigma_dot", lambda self, t: torch.cos(t * torch.pi / 2), "the derivative of sigma"),
+        ("t_max", "1", "must be a positive number, got '1'"),
+        ("t_max", float("inf"), "must be a positive number, got inf"),
+        ("sample_times", lambda self, n, generator: 3, "must return a tensor"),
     ],
 )
 def test_a_path_with_a_wrong_method(method, function, words):
@@ -148,6 +165,16 @@ def test_a_path_with_a_wrong_method(method, function, words):
     assert torch.equal(torch.get_rng_state(), state)
     wrong = type("Wrong", (Cosine,), {method: function})()
     refused(lambda: model(path=wrong), f"{method} of the path Wrong", words)
+
+
+def test_a_path_with_a_wrong_time_density():
+    wrong = type("Wrong", (Cosine,), {"time_density": 3})()
+    refused(lambda: model(path=wrong), 'density must be "uniform" or a mean', "got 3")
+
+
+@pytest.mark.parametrize("path", [ifl.VariancePreserving, ifl.VarianceExploding, ifl.PoissonFlow])
+def test_a_subclass_of_a_shipped_path_passes(path):
+    model(path=type("Own", (path,), {})())
 
 
 def test_config_must_name_every_argument(tmp_path):

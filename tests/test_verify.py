@@ -147,6 +147,27 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
     write(tmp_path / "results.csv", "a,b\n1,2\n")
     code, _, err = call(capsys, "verify", tmp_path)
     assert code == 2 and "is no table of results" in err
+    header = ",".join(results.COLUMNS)
+    text = results.csv_text([row(0.2)]).replace(",0.2,", ",good,")
+    for content, words in (
+        (b"", "cannot be read as a table of results (No columns to parse from file)"),
+        (b"\xff\xfe\x00", "cannot be read as a table of results ('utf-8' codec"),
+        (header.encode(), "has no rows"),
+        (text.encode(), "has 'good' in the column value: expected numbers"),
+    ):
+        (tmp_path / "results.csv").write_bytes(content)
+        code, _, err = call(capsys, "verify", tmp_path)
+        assert code == 2 and f"{tmp_path / 'results.csv'} {words}" in err and err.count("\n") == 1
+
+
+def test_half_a_table_and_rows_that_were_written_twice(tmp_path, capsys):
+    whole = folder(tmp_path / "whole", [row(0.2), row(0.3, dataset="pinwheel")])
+    half = folder(tmp_path / "half", [row(0.2)])
+    code, out, _ = call(capsys, "verify", half, "--against", whole)
+    assert code == 0 and "1 of 1 cells agree" in out
+    assert f"and 1 of {whole} are missing here" in out
+    twice = folder(tmp_path / "twice", [row(0.2), row(0.2), row(0.4, 1)])
+    assert verify(twice, half).n_run.tolist() == [2]
 
 
 def test_tables_of_the_benchmarks_are_a_run_too(tmp_path):

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from ..registry import first_line
 from ..utils import check_int, check_seed
 from .tensor_data import TensorData
 
@@ -52,7 +54,7 @@ DATASETS: dict[str, DatasetEntry] = {}
 def register_dataset(
     name: str,
     *,
-    seed_id: int,
+    seed_id: int | None = None,
     kind: str = "stored",
     largest_pixel: float = 255,
     takes_root: bool = False,
@@ -79,7 +81,7 @@ def register_dataset(
 
     Args:
         name: The name that ``load`` takes.
-        seed_id: A whole number that no other data set has, of at least 100 for a set of your own.
+        seed_id: Needed. A whole number that no other data set has, of at least 100 for a set of your own.
             Draws depend on it and not on the order of registration.
         kind: ``"plane"``, ``"draws"``, ``"images"`` or ``"stored"``.
         largest_pixel: The value of a white pixel; ``load`` maps [0, largest_pixel] to [-1, 1].
@@ -90,8 +92,13 @@ def register_dataset(
         A decorator that returns the function unchanged.
 
     Raises:
-        ValueError: If the name or the seed id is taken, or the kind is unknown.
+        ValueError: If the name or the seed id is taken or missing, or the kind is unknown.
     """
+    if not isinstance(name, str) or name == "":
+        raise ValueError(
+            'register_dataset takes a name, as in @ifl.register_dataset("mine", seed_id=100); got '
+            f"{name!r}"
+        )
     seed_id = check_int("seed_id", seed_id, minimum=0)
     if kind not in DATASET_KINDS:
         raise ValueError(
@@ -142,7 +149,7 @@ def entry(name: str) -> DatasetEntry:
     Raises:
         ValueError: If no data set has this name.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; expected one of {', '.join(names())}")
     return DATASETS[name]
 
@@ -206,7 +213,7 @@ def load(
 def _draw(
     found: DatasetEntry, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    x, labels = _pair(found, found.function(n, rng))
+    x, labels = _pair(found, _called(found, n, rng))
     if len(x) != n or (found.kind == "plane" and x.shape != (n, 2)):
         shape = f"({n}, 2)" if found.kind == "plane" else f"({n}, ...)"
         raise ValueError(
@@ -223,8 +230,8 @@ def _choose(
     rng: np.random.Generator,
     root: str | os.PathLike[str] | None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    made = found.function(split, root) if found.takes_root else found.function(split)
-    x, labels = _pair(found, made)
+    more = (root,) if found.takes_root else ()
+    x, labels = _pair(found, _called(found, split, *more))
     if n is not None:
         if n > len(x):
             raise ValueError(f"{found.name} has {len(x)} {split} examples, {n} were asked for")
@@ -245,13 +252,25 @@ def _in_unit_range(found: DatasetEntry, pixels: np.ndarray) -> np.ndarray:
     return images / np.float32(found.largest_pixel) * 2 - 1
 
 
+def _called(found: DatasetEntry, *arguments: Any) -> Any:
+    """Call the function of a set; what a user's raises is said with the name of the set."""
+    if found.function.__module__.startswith(__package__):
+        return found.function(*arguments)
+    try:
+        return found.function(*arguments)
+    except Exception as error:
+        raise ValueError(
+            f"the function of data set {found.name!r} fails: {first_line(error)}"
+        ) from error
+
+
 def _pair(found: DatasetEntry, made: Any) -> tuple[np.ndarray, np.ndarray | None]:
     if not isinstance(made, tuple) or len(made) != 2:
         raise ValueError(
             f"the function of data set {found.name!r} must return (x, labels) or (x, None), got a "
             f"{type(made).__name__}"
         )
-    x, labels = made
+    x, labels = (part.detach().cpu() if isinstance(part, Tensor) else part for part in made)
     return np.asarray(x), None if labels is None else np.asarray(labels)
 
 

@@ -317,6 +317,15 @@ def shape_hint(x: Tensor, expected: Sequence[int]) -> str:
         return "x.permute(0, 3, 1, 2) puts the channels first"
     if len(given) == 2 and expected == (1, *given):
         return "x[:, None] adds the channel"
+    if sorted(given) == sorted(expected):  # a reshape would scramble the values
+        sides, axes = [0, *given], [0]
+        for side in expected:
+            axes.append(sides.index(side, 1))
+            sides[axes[-1]] = 0
+        return f"x.permute{tuple(axes)} puts the axes in its order"
     if int(np.prod(given)) == int(np.prod(expected)):
-        return "x.flatten(1)" if len(expected) == 1 else f"x.reshape(-1, {str(expected)[1:-1]})"
+        if len(expected) == 1:
+            return "x.flatten(1)"
+        if len(given) == 1:
+            return f"x.reshape(-1, {str(expected)[1:-1]})"
     return ""

@@ -20,8 +20,8 @@ from .unpack import checked_floats
 
 #: Beyond these, ``scale_warning`` speaks up.
 WIDEST, NARROWEST, FARTHEST = 10.0, 0.1, 5.0
-#: A deviation below this share of the mean is lost in float32: the column counts as constant.
-FLOAT32_SHARE = 1e-6
+#: Sums of float64 are off by less than this share: a smaller deviation counts as none.
+ROUNDING = 1e-12
 
 
 def standardize(data: Any) -> TensorData:
@@ -32,7 +32,8 @@ def standardize(data: Any) -> TensorData:
     with the data into a model that is trained on them, and ``sample`` returns the original units. A
     column without variation is shifted and keeps its scale. Data that have a scaling already are
     returned as they are. ``standardize(train).scaling.apply(test)`` brings other data to the same
-    scale.
+    scale. Give values with a large offset, such as timestamps, in float64: float32 has lost their
+    digits.
 
     Args:
         data: What ``as_dataset`` takes, in any units.
@@ -53,7 +54,7 @@ def standardize(data: Any) -> TensorData:
     x = checked_floats(values, "data")  # in its own type: float64 is more exact here
     mapped = values if isinstance(values, np.memmap) else None
     mean, std, varies = _moments(x, mapped)
-    scaling = Standardization(mean.float(), torch.where(varies, std, 1.0).float())
+    scaling = Standardization(mean, torch.where(varies, std, 1.0))
     out = torch.empty(x.shape, dtype=torch.float32, device=x.device)
     for block, place in zip(row_blocks(x, mapped), row_blocks(out)):
         place.copy_(scaling.apply(block.cpu().double()))
@@ -77,7 +78,7 @@ def scale_warning(x: Tensor | TensorData) -> str | None:
     x, mapped = (x.x, x.mapped) if isinstance(x, TensorData) else (x.detach(), None)
     fewest, numbers = 16, 1 << 20  # enough examples, and not too many numbers
     count = min(SPACED_ROWS, max(fewest, numbers // max(1, x[0].numel())))
-    rows = spaced_rows(x, count, mapped).cpu().double()
+    rows = spaced_rows(x, count, mapped).cpu()
     mean, std, varies = (part.flatten() for part in _moments(rows))
     narrow = varies & (std < NARROWEST)
     narrow[narrow.clone()] = _spread_of_the_middle_half(rows, narrow) > 0
@@ -123,5 +124,6 @@ def _moments(x: Tensor, mapped: Any = None) -> tuple[Tensor, Tensor, Tensor]:
     for block in row_blocks(x, mapped):
         square += (block.cpu().double() - mean.reshape(shape)).square().sum(others)
     std = (square / each).sqrt()
-    varies = std > FLOAT32_SHARE * mean.abs()
+    # a deviation below the spacing of x's own type is rounding: the column counts as constant
+    varies = std > max(torch.finfo(x.dtype).eps, ROUNDING) * mean.abs()
     return mean.reshape(shape), std.reshape(shape), varies.reshape(shape)

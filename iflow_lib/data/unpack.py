@@ -144,6 +144,10 @@ def checked_floats(values: Any, name: str) -> Tensor:
             f"{name} is a tensor of another kind ({kind}); expected a dense one (examples, ...) with "
             "values, such as x.to_dense() of a sparse one"
         )
+    if tensor.is_complex():
+        raise ValueError(
+            f"{name} has type {tensor.dtype}; expected real floats, such as torch.view_as_real(x)"
+        )
     if not tensor.is_floating_point():
         raise ValueError(
             f"{name} has type {tensor.dtype}; expected floats of about unit size, "
@@ -200,7 +204,12 @@ def checked_labels(labels: Any, n: int, name: str) -> Tensor:
             f"{name}: the labels are not whole numbers from 0: {first_line(error)}"
         ) from error
     kind = found.dtype
-    if kind == torch.bool or kind.is_floating_point or kind.is_complex:
+    if kind.is_complex or kind.is_floating_point and bool((found != found.round()).any()):
+        raise ValueError(
+            f"{name}: labels must be whole numbers from 0, got {kind} with fractions or NaN; for "
+            "regression targets give x alone"
+        )
+    if kind == torch.bool or kind.is_floating_point:
         raise ValueError(
             f"{name}: labels have type {kind}; expected whole numbers from 0, such as labels.long()"
         )

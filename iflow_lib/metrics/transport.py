@@ -95,5 +95,10 @@ def _pot() -> ModuleType:
     """POT, without what Python 3.12 and later say of its docstrings when they first compile it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
-        import ot
+        try:
+            import ot
+        except ImportError:
+            raise ImportError(
+                "w2 and sliced_w2 need POT: pip install 'iflow-lib[notebooks]', or pip install POT"
+            ) from None
     return ot
