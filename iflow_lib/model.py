@@ -277,13 +277,13 @@ class FlowMap(nn.Module):
                     f"{name} must be a tensor, got {type(value).__name__}: x are points (B, ...), t and s "
                     "times (B,), such as torch.full((len(x),), 1.0)"
                 )
-        dtype = next(self.parameters(), x).dtype
-        if not x.dtype == t.dtype == s.dtype == dtype and not torch.is_autocast_enabled(
-            x.device.type
-        ):
+        weights = next(self.parameters(), None)
+        dtype = torch.promote_types(x.dtype, torch.promote_types(t.dtype, s.dtype))
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if weights is not None and dtype != weights.dtype and not autocast:
             raise ValueError(
-                f"x, t and s must have the type of the weights, {dtype}; got {x.dtype}, {t.dtype} and "
-                f"{s.dtype}: give x.to({dtype}), or model.double() for more digits"
+                f"x, t and s must have the type of the weights, {weights.dtype}; got {x.dtype}, {t.dtype} "
+                f"and {s.dtype}: give x.to({weights.dtype}), or model.double() for more digits"
             )
         if tuple(x.shape[1:]) != self.data_shape:
             raise ValueError(

@@ -307,6 +307,9 @@ def test_wrong_shapes_and_arguments():
             with pytest.raises(ValueError) as error:
                 getattr(model, method)(**bad)
             assert words in one_line(error)
+    wide = FlowMap(GaussianNet(), RectifiedFlow())  # without weights: no type is wrong
+    assert wide.jump(x=x.double(), t=t, s=0 * t).dtype == torch.float64
+    assert copy.deepcopy(model).double().jump(x=x.double(), t=t, s=0 * t).dtype == torch.float64
     with pytest.raises(TypeError):
         model.jump(torch.zeros(2, 2), t, t)  # keyword-only
     for net, path, words in (
