@@ -463,7 +463,7 @@ def test_what_is_not_recorded_yet_is_no_warning(recwarn):
 
 
 def test_in_bfloat16_a_call_without_gradient_takes_no_gradient_from_the_next():
-    """Up to torch 2.10 autocast's cache did: it kept the weights that were cast for the first call."""
+    """Autocast's cache does in torch of 2025 and before (its issue 112583): it kept the weights that were cast for the first call."""
     net = torch.nn.Linear(2, 2)
     with runtime.autocast(torch.device("cpu"), "bfloat16"):
         assert not torch.is_autocast_cache_enabled()

@@ -24,7 +24,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """
     if precision != "bfloat16":
         return nullcontext()
-    # without its cache: up to torch 2.10, a weight cast under no_grad would have no gradient later
+    # without its cache: in torch of 2025 and before, a weight cast under no_grad has no gradient later
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
