@@ -147,6 +147,25 @@ def no_fallback() -> Iterator[None]:
         yield
 
 
+@functools.cache
+def compiler_fault(device: torch.device) -> str:
+    """Why torch.compile works for nothing on this machine, such as a lack of triton or of a C compiler; empty if it works."""
+    if device.type != "cuda":
+        return ""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
+    except Exception as error:
+        why = (str(error).strip().splitlines() or ["no message"])[0][:200]
+        return f"torch.compile does not work here: {type(error).__name__}: {why}"
+    return ""
+
+
+def needs_compiler(device: torch.device) -> None:
+    """Raise Skip at once where each measurement would find out anew, after seconds of tracing."""
+    if fault := compiler_fault(device):
+        raise Skip(fault)
+
+
 def same(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float, what: str) -> None:
     """Both are the same, elements relative to the largest one."""
     mine, theirs = mine.detach().cpu().double(), theirs.detach().cpu().double()
@@ -547,7 +566,60 @@ for _name in OBJECTIVES:
     )
 
 
-@check("processes")
+def graphs_so_far() -> tuple[int, int]:
+    """How many graphs torch.compile has made, and how often it broke one in two."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+def compiled(name: str, make, how: bool | str, device: torch.device) -> None:
+    """The losses of a few steps are those of steps that are not compiled; in one piece, and nothing after the second step."""
+    only_cuda(device)
+    needs_compiler(device)
+    losses = []
+    for mode in (False, how):
+        torch._dynamo.reset()
+        before = graphs_so_far()
+        with arithmetic("float32"), no_fallback():
+            settings = {"compile": mode, "log_every": 1, "steps": 16}
+            trainer = trainer_of(*some(name, make), 32, device, **settings)
+            for _ in range(2):
+                trainer.one_step()
+            made = graphs_so_far()
+            for _ in range(4):
+                trainer.one_step()
+        assert made[1] == before[1], "it was compiled in pieces, the rest is eager"
+        assert graphs_so_far() == made, (
+            f"{graphs_so_far()[0] - made[0]} graphs were made after step 2"
+        )
+        losses.append(torch.tensor(trainer.history.table().loss.to_numpy()))
+    same(losses[1], losses[0], 1e-3, f"losses of {name}")
+
+
+#: The telling ones first: time may run out.
+for _name, _make, _how in (
+    ("FlowMatching", unet, True),
+    ("FlowMatching", mlp, "graphs"),
+    ("IntegralIdentity, jvp", mlp, True),
+    ("IntegralIdentity, jvp", mlp, "graphs"),
+    ("IntegralIdentity, jvp", transformer, True),
+    ("ConsistencyTraining", mlp, True),
+    ("IntegralAdditivity", mlp, True),
+    ("FlowMapDistillation", mlp, True),
+    ("IntegralIdentity, difference", mlp, True),
+    ("IntegralAdditivity", mlp, "graphs"),
+    ("ConsistencyTraining", mlp, "graphs"),
+    ("FlowMatching", unet, "graphs"),
+    ("IntegralIdentity, jvp", unet, True),
+):
+    _network = {mlp: "MLP", unet: "U-Net", transformer: "Transformer"}[_make]
+    _shown = f"compile={_how!r}: {_name}, {_network}"
+    check(_shown, seconds=15, cpu=False)(functools.partial(compiled, _name, _make, _how))
+
+
+#: The last one, for what time is left: where nccl finds no way to itself it waits, and the part is ended.
+@check("processes", seconds=8)
 def processes(device: torch.device) -> None:
     """nccl (gloo on a CPU) with one process: sums, objects, and DistributedDataParallel around a network."""
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -577,48 +649,3 @@ def processes(device: torch.device) -> None:
                 same(mine.grad, other.grad, 1e-5, "gradients")
         finally:
             distributed.destroy_process_group()
-
-
-def graphs_so_far() -> int:
-    """How many graphs torch.compile has made."""
-    from torch._dynamo.utils import counters
-
-    return counters["stats"]["unique_graphs"]
-
-
-def compiled(name: str, make, how: bool | str, device: torch.device) -> None:
-    """The losses of a few steps are those of steps that are not compiled, and nothing is compiled after the second step."""
-    only_cuda(device)
-    losses = []
-    for mode in (False, how):
-        torch._dynamo.reset()
-        with arithmetic("float32"), no_fallback():
-            settings = {"compile": mode, "log_every": 1, "steps": 16}
-            trainer = trainer_of(*some(name, make), 32, device, **settings)
-            for _ in range(2):
-                trainer.one_step()
-            made = graphs_so_far()
-            for _ in range(4):
-                trainer.one_step()
-        assert graphs_so_far() == made, f"{graphs_so_far() - made} graphs were made after step 2"
-        losses.append(torch.tensor(trainer.history.table().loss.to_numpy()))
-    same(losses[1], losses[0], 1e-3, f"losses of {name}")
-
-
-#: The telling ones first: time may run out.
-for _name, _make, _how in (
-    ("FlowMatching", unet, True),
-    ("FlowMatching", mlp, "graphs"),
-    ("IntegralIdentity, jvp", mlp, True),
-    ("IntegralIdentity, jvp", mlp, "graphs"),
-    ("ConsistencyTraining", mlp, True),
-    ("IntegralAdditivity", mlp, True),
-    ("FlowMapDistillation", mlp, True),
-    ("IntegralIdentity, difference", mlp, True),
-    ("IntegralAdditivity", mlp, "graphs"),
-    ("ConsistencyTraining", mlp, "graphs"),
-    ("FlowMatching", unet, "graphs"),
-    ("IntegralIdentity, jvp", unet, True),
-):
-    _shown = f"compile={_how!r}: {_name}, {'U-Net' if _make is unet else 'MLP'}"
-    check(_shown, seconds=15, cpu=False)(functools.partial(compiled, _name, _make, _how))

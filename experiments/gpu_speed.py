@@ -22,7 +22,7 @@ from experiments.contenders import (
     seconds,
     trainer_of,
 )
-from experiments.gpu_checks import arithmetic, no_fallback
+from experiments.gpu_checks import arithmetic, graphs_so_far, needs_compiler, no_fallback
 from experiments.gpu_table import Budget, Cell, Results, Skip
 from iflow_lib.sampling import initial_noise
 from iflow_lib.utils import GRAPHS
@@ -156,6 +156,7 @@ def clean(device: torch.device) -> None:
         torch.compiler.reset()
     if device.type == "cuda":
         gc.collect()  # a network and its trainer refer to each other
+        torch._C._cuda_clearCublasWorkspaces()  # each stream of a graph has its own
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -168,11 +169,17 @@ def peak_row(device: torch.device) -> list[dict]:
     return [{"metric": "peak_memory", "value": peak, "unit": "MB"}]
 
 
-def timed(step: Callable, blocks: int, block_seconds: float, device: torch.device) -> tuple:
-    """Seconds of the first call; and the median of blocks of calls, with its 95 % interval."""
+def timed(
+    step: Callable, blocks: int, block_seconds: float, device: torch.device, settled: bool = False
+) -> tuple:
+    """Seconds of the first call; and the median of blocks of calls, with its 95 % interval.
+
+    settled: whether the calls before have compiled and recorded what there is.
+    """
     first, one = seconds(step, 1, device), seconds(step, 1, device)
-    if block_seconds:  # a graph is recorded in the first steps
+    if block_seconds and not settled:  # a graph is recorded in the first steps
         one = seconds(step, 3, device)
+    if block_seconds and one < block_seconds:
         one = seconds(step, max(1, round(block_seconds / one)), device)
     times = max(1, math.ceil(block_seconds / one))
     return first, middle([seconds(step, times, device) for _ in range(blocks)])
@@ -306,7 +313,7 @@ def replayed_step(
     optimizer.zero_grad(set_to_none=True)
     with torch.cuda.graph(graph):
         step()
-    return functools.partial(_replay, graph, (model, optimizer, drawn))
+    return functools.partial(_replay, graph, step)
 
 
 def _cast(device: torch.device, precision: str):
@@ -316,8 +323,8 @@ def _cast(device: torch.device, precision: str):
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
-def _replay(graph: torch.cuda.CUDAGraph, kept: tuple) -> None:
-    """kept: what the graph works on, which must stay where it is."""
+def _replay(graph: torch.cuda.CUDAGraph, kept: Callable) -> None:
+    """kept: the step, which holds all that the graph works on: it must stay where it is."""
     graph.replay()
 
 
@@ -336,9 +343,13 @@ def training_cell(
     def measure(_: Budget) -> list[dict]:
         if mode not in size.modes:
             raise Skip("the small form does not compile")
+        compiles = mode not in ("eager", "replay")
+        if compiles:
+            needs_compiler(device)
         forget(device)
         flops = step_flops(size_name, network, objective, device)
         forget(device)
+        pieces = graphs_so_far()[1] if compiles else 0
         make = functools.partial(model_of, size, network)
         model = make()
         with arithmetic(precision), no_fallback():
@@ -352,6 +363,8 @@ def training_cell(
                 goal = OBJECTIVES[objective](make)
                 step = trainer_of(model, goal, batch, device, **settings).one_step
             first, found = timed(step, size.blocks[0], size.block_seconds, device)
+        if compiles and graphs_so_far()[1] > pieces:
+            raise RuntimeError("it was compiled in pieces, the rest was eager: no measurement")
         row = {
             "network": network,
             "params": model.parameter_count,
@@ -443,6 +456,8 @@ def sampling_cell(
     def measure(_: Budget) -> list[dict]:
         if mode not in size.modes:
             raise Skip("the small form does not compile")
+        if mode != "eager":
+            needs_compiler(device)
         forget(device)
         model = model_of(size, "UNet").to(device).to(memory_format=torch.channels_last).eval()
         x, t = torch.zeros(1, *model.data_shape, device=device), torch.ones(1, device=device)
@@ -463,7 +478,8 @@ def sampling_cell(
             method = "euler" if nfe == 50 else "map"
             call = functools.partial(ifl.sample, model, batch, nfe, method, batch_size=batch)
             with arithmetic("tf32"), no_fallback():
-                first, found = timed(call, size.blocks[1], size.block_seconds / 2, device)
+                half, settled = size.block_seconds / 2, nfe > 1
+                first, found = timed(call, size.blocks[1], half, device, settled)
             rate = per_second(*found, count=batch)
             calls = nfe * rate["value"]
             at = row | {"nfe": nfe, "method": method, "repetitions": size.blocks[1]}

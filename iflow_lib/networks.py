@@ -409,15 +409,27 @@ class UNet(_UShape):
         return self._config
 
 
+class _LayerNorm(nn.LayerNorm):
+    """torch's, written out where it is compiled, as ``_GroupNorm``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        x = x.float() if x.dtype == torch.bfloat16 else x
+        variance, mean = torch.var_mean(x, dim=2, correction=0, keepdim=True)
+        even = (x - mean) * torch.rsqrt(variance + self.eps)
+        return even if self.weight is None else even * self.weight + self.bias
+
+
 class _TransformerLayer(nn.Module):
     """Attention and two linear layers, each after a norm, with scale and shift by the embedding."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm1 = _LayerNorm(width, elementwise_affine=False)
         self.qkv, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = _LayerNorm(width, elementwise_affine=False)
         self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.times = nn.Linear(width, 4 * width)
 
@@ -492,7 +504,7 @@ class Transformer(nn.Module):
         )
         self.table = _class_table(classes, width)
         self.layers = nn.ModuleList(_TransformerLayer(width, heads) for _ in range(layers))
-        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, channels)
+        self.norm, self.out = _LayerNorm(width), nn.Linear(width, channels)
         _start_at_zero(self.out)
 
     def forward(

@@ -421,6 +421,34 @@ def test_a_compiler_that_fails_is_no_measurement(tmp_path, monkeypatch):
     assert "going on without torch.compile" in why and "no code for this card" in why
 
 
+def test_without_a_compiler_nothing_is_tried_again_and_again(tmp_path, monkeypatch):
+    size = replace(gpu_speed.SMALL, modes=gpu_speed.FULL.modes)
+    monkeypatch.setitem(gpu_speed.SIZES, "small", size)
+    monkeypatch.setattr(gpu_checks, "compiler_fault", lambda device: "no triton here")
+    results = Results(tmp_path, "cpu")
+    cells = gpu_speed.speed_cells("small", CPU, results)
+    cells += gpu_speed.sampling_cells("small", CPU, results)
+    compiled = [c for c in cells if "/compiled" in c.run or "graphs" in c.run or ", comp" in c.run]
+    budget = Budget(time.time() + 100)
+    assert measure_all(compiled, results, budget)["skipped"] == len(compiled) > 30
+    assert set(results.manifest["skipped"].values()) == {"skipped: no triton here"}
+
+
+def test_what_is_compiled_in_pieces_is_no_measurement(tmp_path, monkeypatch):
+    """Pieces are eager in part, and torch says nothing of it."""
+    broken = iter(range(100))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    monkeypatch.setattr(gpu_speed, "graphs_so_far", lambda: (1, next(broken)))
+    size = replace(gpu_speed.SMALL, modes=gpu_speed.FULL.modes)
+    monkeypatch.setitem(gpu_speed.SIZES, "small", size)
+    results = Results(tmp_path, "cpu")
+    cells = {c.run: c for c in gpu_speed.speed_cells("small", CPU, results)}
+    runs = [f"speed/UNet/FlowMatching/bfloat16/{mode}" for mode in ("compiled", "eager")]
+    count = measure_all([cells[run] for run in runs], results, Budget(time.time() + 100))
+    assert count["measured"] == count["skipped"] == 1
+    assert "in pieces" in results.manifest["skipped"][f"cpu: {runs[0]}"]
+
+
 def test_operations_of_a_step_are_those_of_its_network_calls():
     """Three forward passes for a velocity; more for the identity."""
     velocity = gpu_speed.step_flops("small", "UNet", "FlowMatching", CPU)

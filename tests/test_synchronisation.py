@@ -446,6 +446,33 @@ def test_where_recording_fails_training_goes_on_and_says_so(graphs, monkeypatch)
     same(without, trained(*RUNS["identity, difference"], compile=False))
 
 
+def test_what_is_not_recorded_yet_is_no_warning(recwarn):
+    """Adam warns of steps that are not recorded, and the first ones are not."""
+    graph = StepGraph(TapeGraph())
+
+    def step(drawn):
+        warnings.warn(
+            "This instance was constructed with capturable=True or some of all the param_groups came "
+            "with capturable=True, but step() is running without CUDA graph capture.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return drawn["x"].sum(), None
+
+    assert float(graph(step, {"x": torch.ones(3)})[0]) == 3 and not recwarn.list
+
+
+def test_in_bfloat16_a_call_without_gradient_takes_no_gradient_from_the_next():
+    """Autocast's cache does in torch of 2025 and before (its issue 112583): it kept the weights that were cast for the first call."""
+    net = torch.nn.Linear(2, 2)
+    with runtime.autocast(torch.device("cpu"), "bfloat16"):
+        assert not torch.is_autocast_cache_enabled()
+        with torch.no_grad():
+            net(torch.ones(1, 2))
+        net(torch.ones(1, 2)).sum().backward()
+    assert net.weight.grad is not None and net.bias.grad is not None
+
+
 @dataclass(frozen=True)
 class WithANumber(ifl.FlowMatching):
     def draw(self, model, batch, generator):
@@ -540,7 +567,7 @@ def _plain(options):
 
 
 @pytest.mark.filterwarnings("error:going on without torch.compile")
-@pytest.mark.parametrize("name", [n for n in RUNS if "images" not in n and "series" not in n])
+@pytest.mark.parametrize("name", [n for n in RUNS if "images" not in n])
 def test_a_loss_is_compiled_once(compiled_once, name):
     """In one piece. The rate, the epoch, the stage, the anchor change; nothing that it is compiled for does."""
     counters = torch._dynamo.utils.counters
@@ -549,6 +576,25 @@ def test_a_loss_is_compiled_once(compiled_once, name):
     made.run()
     assert made.loss.call.compiled is not None and made.step == 6
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+@pytest.mark.filterwarnings("error:going on without torch.compile")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["matching, series", "matching, images"])
+def test_forward_mode_is_compiled_in_one_piece(compiled_once, name, precision):
+    """Norms as torch has them could not be traced in it, and all that calls them would stay eager, without a word."""
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    _, net, data, _ = RUNS[name]
+    identity = partial(ifl.IntegralIdentity, derivative="jvp")
+    made = trainer(identity, net, data, steps=2, compile=True, precision=precision)
+    made.one_step()
+    assert made.loss.call.compiled is not None
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    plain = trainer(identity, net, data, steps=2, compile=False)
+    plain.one_step()
+    mine, right = (float(run.history._losses[0]) for run in (made, plain))
+    assert abs(mine / right - 1) < (1e-4 if precision == "float32" else 0.05)
 
 
 @pytest.mark.filterwarnings("error:going on without torch.compile")

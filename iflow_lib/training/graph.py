@@ -43,8 +43,11 @@ class CudaGraph:
             here.wait_stream(self.side)
 
     def capture(self, function: Callable[[], None]) -> None:
-        """Record what a function starts on the device, without doing it."""
-        with torch.cuda.device(self.device), torch.cuda.graph(self.graph):
+        """Record what a function starts on the device, without doing it.
+
+        On the stream of the warm-up: torch's own one belongs to the first device that was recorded.
+        """
+        with torch.cuda.device(self.device), torch.cuda.graph(self.graph, stream=self.side):
             function()
 
     def replay(self) -> None:
@@ -102,7 +105,9 @@ class StepGraph:
                 place.copy_(drawn[name])  # type: ignore[arg-type]
         self.calls += 1
         if self.calls <= WARM_UP:
-            self.graph.warm_up(partial(self._step, step))
+            with warnings.catch_warnings():  # of Adam, that it is not recorded yet
+                warnings.filterwarnings("ignore", ".*capturable=True", UserWarning)
+                self.graph.warm_up(partial(self._step, step))
             return self.out
         if not self.recorded:
             try:

@@ -22,7 +22,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
         precision: "bfloat16" for matrix products and convolutions in bfloat16, else float32
             throughout (see ``float32_products``).
     """
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    if precision != "bfloat16":
+        return nullcontext()
+    # without its cache: in torch of 2025 and before, a weight cast under no_grad has no gradient later
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 @contextmanager
