@@ -131,8 +131,11 @@ def read_config(folder: str | PathLike[str]) -> dict[str, Any]:
         )
     file = FilePath(folder) / "config.json"
     if not file.is_file():
+        hint = ""
+        if (FilePath(folder) / "checkpoints").is_dir():
+            hint = '; this one holds a run, which fit(..., resume="auto") continues, and returns its model'
         raise FileNotFoundError(
-            f"no model in {folder}: {file.name} is missing; expected a folder from save_pretrained"
+            f"no model in {folder}: {file.name} is missing; expected a folder from save_pretrained{hint}"
         )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))

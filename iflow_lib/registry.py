@@ -111,6 +111,8 @@ class Registry(dict[str, type]):
         name, arguments = entry["name"], entry["arguments"]
         if name not in self:
             module = f", {entry['module']}" if entry.get("module") else ""
+            if entry.get("module") == "__main__":
+                module = " (it was in the script that saved it: put the class into a module that both import)"
             raise ValueError(
                 f"unknown {self.kind} {name!r}: import the module that registers it first{module}; "
                 f"known are {', '.join(sorted(self))}"

@@ -367,9 +367,9 @@ def pretrained(
     system = System.parse(system)
     place = FilePath(folder) / system.name
     if not place.is_dir():
-        there = ", ".join(shipped(folder)) or "no model"
+        there = ", ".join(shipped(folder)) or "none"
         raise FileNotFoundError(
-            f"there is no model {system.name} in {folder}, but {there}: restore it if it shipped, or train it: "
+            f"there is no model {system.name} in {folder} (there: {there}): restore it if it shipped, or train it: "
             f"python -m experiments.models {system.name} --folder {FilePath(folder).as_posix()}"
         )
     return FlowMap.from_pretrained(place, device=device)

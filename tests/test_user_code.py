@@ -460,3 +460,14 @@ def test_networks_that_are_wrapped_already():
     refused(
         lambda: ifl.FlowMap(wrapped, ifl.RectifiedFlow()), "compiled already", "model.compile()"
     )
+
+
+def test_standardized_data_are_not_compared_with_samples(tmp_path):
+    data = ifl.data.standardize(POINTS * 20 + 50)
+    out = ifl.sample(fit(model(), data=data, out_dir=tmp_path).model, 64, 2)
+    assert "standardized" in repr(data)
+    for pair in ((out.x, data), (data, out.x)):
+        refused(lambda: ifl.metrics.w2(*pair), "is standardized data", "original units")  # noqa: B023
+    refused(lambda: ifl.metrics.w2(out, POINTS), "SampleResult", "samples are its .x")
+    with pytest.raises(FileNotFoundError, match="holds a run, which fit"):
+        ifl.FlowMap.from_pretrained(tmp_path)

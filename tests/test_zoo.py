@@ -174,7 +174,7 @@ def test_the_shipped_models_are_listed(tmp_path):
     assert zoo.shipped(tmp_path) == [] == zoo.shipped(tmp_path / "none")
     with pytest.raises(FileNotFoundError) as error:
         zoo.pretrained("spiral_ve_integral", CHECKPOINTS)
-    assert "but eight_gaussians_rectified_additivity, " in one_line(error)
+    assert "(there: eight_gaussians_rectified_additivity, " in one_line(error)
 
 
 @pytest.mark.parametrize("name", [*common.IMAGE_MODELS, *common.PLANE_MODELS])

@@ -99,7 +99,8 @@ class TensorData(Dataset):
         return TensorData(self.x[index], labels, self.name, noise, self.scaling)
 
     def __repr__(self) -> str:
-        return f"TensorData({self.name!r}, {tuple(self.x.shape)})"
+        scaled = "" if self.scaling is None else ", standardized"
+        return f"TensorData({self.name!r}, {tuple(self.x.shape)}{scaled})"
 
     @property
     def sha256(self) -> str:

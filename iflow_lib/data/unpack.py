@@ -45,6 +45,7 @@ def unpack(data: Any, name: str = "data") -> tuple[Tensor | np.ndarray, Any]:
     if pandas is not None and isinstance(data, pandas.DataFrame):
         return _from_frame(data, name), None
     hint = '; for a set by its name, ifl.data.load("spiral")' if isinstance(data, str) else ""
+    hint = "; the samples are its .x" if type(data).__name__ == "SampleResult" else hint
     raise ValueError(
         f"{name} is a {type(data).__name__}; expected a tensor or an array (examples, ...), or a "
         f"torch Dataset with a length{hint}"

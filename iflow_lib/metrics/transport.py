@@ -85,6 +85,12 @@ def point_sets(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: For whole numbers, NaN, empty sets or differing dimensions.
     """
+    for value, name in ((x, "x"), (y, "y")):
+        if getattr(value, "scaling", None) is not None:
+            raise ValueError(
+                f"{name} is standardized data, while sample returns the original units: give the data as they "
+                "were, or the tensor .x to compare in the scale of the network"
+            )
     x, y = (checked(v, name).cpu().double().flatten(1) for v, name in ((x, "x"), (y, "y")))
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"x has {x.shape[1]} dimensions and y has {y.shape[1]}; they must agree")
