@@ -371,7 +371,7 @@ def _check_network(net: nn.Module) -> None:
     name = type(net).__name__
     if isinstance(net, FlowMap):
         raise ValueError("net is a FlowMap already: give its network, model.net")
-    if isinstance(net, torch._dynamo.OptimizedModule):
+    if hasattr(net, "_orig_mod"):  # asking for its class would import the compiler
         raise ValueError(
             "net is compiled already, and could not be saved: give the network itself, and call "
             "model.compile(), or train with TrainConfig(compile=True)"

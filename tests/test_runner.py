@@ -150,7 +150,9 @@ record.save()""",
     assert table().equals(whole)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["status"] == "ok" and not (out / ".unfinished").exists()
-    assert not [p for p in psutil.process_iter() if str(out) in " ".join(p.cmdline())]
+    # not p.cmdline(): it raises an error for a stranger's process that has just ended
+    lines = [p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"])]
+    assert not [line for line in lines if str(out) in " ".join(line)]
 
 
 @pytest.mark.long
