@@ -74,6 +74,7 @@ def science(tmp_path_factory):
     folder = tmp_path_factory.mktemp("science")
     (folder / "science.py").write_text(SCIENCE)
     (folder / "broken.py").write_text("1 / 0")
+    sweep.identity.cache_clear()  # of the same names in another folder
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
@@ -528,7 +529,7 @@ def test_a_worker_that_is_killed_is_replaced(toml, capfd, truth):
     arguments, me = [*toml(EIGHT), "--workers", 2], psutil.Process()
     killer = KillAWorker(arguments[2], lambda: workers_of(me))
     code, out, err = iflow(capfd, *arguments)
-    assert (code, err) == (0, ""), err
+    assert (code, err) == (0, ""), out + err
     assert 2 <= killer.done_then < 8 and states(arguments[2]) == ["ok"] * 8
     assert table(arguments[2]).equals(truth)
     assert manifest(arguments[2])["cluster"] == {"workers": 2, "threads": 2} and not workers_of(me)
@@ -555,7 +556,8 @@ def test_a_sweep_that_is_killed_goes_on(toml, capfd, truth, tmp_path):
     before = {file: file.stat().st_mtime_ns for file in (arguments[2] / "runs").iterdir()}
     assert 2 <= len(before) < 8 and manifest(arguments[2])["status"] == "running"
     assert (arguments[2] / ".workers").is_dir()  # of the killed one
-    assert iflow(capfd, *arguments, "--workers", 1)[0] == 0
+    code, out, _ = iflow(capfd, *arguments, "--workers", 1)
+    assert code == 0, out
     assert {file: file.stat().st_mtime_ns for file in before} == before and ended(arguments[2]) == 8
     assert not (arguments[2] / ".workers").exists()
     assert table(arguments[2]).equals(truth)
@@ -611,7 +613,7 @@ def test_a_scheduler_started_by_hand(toml, capfd, truth, scheduler, monkeypatch)
     arguments = [*toml(EIGHT), "--scheduler", address]
     killer = KillAWorker(arguments[2], lambda: workers_of(processes[0]))
     code, out, err = iflow(capfd, *arguments)
-    assert (code, err) == (0, ""), err
+    assert (code, err) == (0, ""), out + err
     assert 2 <= killer.done_then < 8 and states(arguments[2]) == ["ok"] * 8
     assert table(arguments[2]).equals(truth)
     assert manifest(arguments[2])["cluster"]["workers"] in (1, 2)  # that were there at the start
