@@ -132,7 +132,7 @@ def drawn(objective, how, path=None, classes=0, data=None, **changes):
     data = TensorData(x, torch.arange(80) % 3) if data is None else data
     torch.manual_seed(0)
     model = ifl.FlowMap(
-        mlp(classes, anchor=getattr(objective, "anchor", False) not in (False, "none")),
+        mlp(classes, anchor=getattr(objective, "anchor", None) not in (None, "none")),
         path or ifl.PoissonFlow(3),
     )
     objective.prepare(model, data)
@@ -173,7 +173,7 @@ def test_every_objective_draws_the_same_in_another_order(name):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_trains(name):
     objective = OBJECTIVES[name]
-    anchored = getattr(objective, "anchor", False) not in (False, "none")
+    anchored = getattr(objective, "anchor", None) not in (None, "none")
     losses = {}
     for how in ("independent", "ot"):
         torch.manual_seed(0)
