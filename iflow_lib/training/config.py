@@ -55,13 +55,13 @@ class TrainConfig:
         coupling: "independent": each example gets noise of its own. "ot": the noise of a batch is
             dealt to its examples so that the sum of their squared distances is least, within a
             class where the network has classes. It is the same noise in another order, so the
-            laws of data and noise stay. Trajectories come out straighter, the more so the larger
-            the batch, and in few dimensions. The assignment is exact, and solved on the CPU: next
-            to nothing for batches of dozens, as much as a step of a small network for hundreds,
-            and growing with the cube of the batch. On CUDA it is an approximation that waits for
-            nothing: see ``swapped_order`` in ``iflow_lib.training.coupling``. It has not run on a
-            GPU yet. Where a path ends before pure noise (``tau_max`` below 1), its last points
-            spread a little wider than the noise that ``sample`` starts from.
+            laws of data and noise stay; trajectories come out straighter. The assignment is
+            exact, and solved on the CPU: next to nothing for batches of dozens, more than the rest
+            of the step for hundreds and a small network, and it grows with about the cube of the
+            batch. On CUDA it is an approximation that waits for nothing, ``swapped_order`` in
+            ``iflow_lib.training.coupling``, which has not run on a GPU yet. Where a path ends
+            before pure noise (``tau_max`` below 1), its last points spread a little wider than the
+            noise that ``sample`` starts from.
         out_dir: Folder of the run, or "" for none. It holds the checkpoints, at the end also
             history.csv and manifest.json, and during training progress.txt, the text of the bar.
         checkpoint_every: Steps between two checkpoints, or 0 for none by steps. There is also one
