@@ -1,4 +1,5 @@
-"""Runs for tests/test_scale.py, in one process or, as a script, under torchrun: ``together.py FOLDER STEPS [faults]``."""
+"""Runs for tests/test_scale.py and test_coupling.py, in one process or, as a script, under torchrun:
+``together.py FOLDER STEPS [faults] [coupling]``."""
 
 import os
 import signal
@@ -14,7 +15,7 @@ from iflow_lib.training import checkpoints
 from iflow_lib.training.loop import Trainer
 
 
-def train(out, steps: int = 30) -> None:
+def train(out, steps: int = 30, coupling: str = "independent") -> None:
     """Two runs of 30 steps; with fewer steps the first alone, which stops there as a signal would have it."""
     if steps < 30:
         step = Trainer.one_step
@@ -36,6 +37,7 @@ def train(out, steps: int = 30) -> None:
             progress=False,
             out_dir=f"{out}/{objective.name}",
             checkpoint_every=20,
+            coupling=coupling,
         )
         data = ifl.data.load("eight_gaussians", 1001)
         ifl.fit(ifl.FlowMap(net, ifl.PoissonFlow()), objective, data, config, resume="auto")
@@ -96,7 +98,7 @@ def no_such_folder(folder):
 
 if __name__ == "__main__":
     folder, number = Path(sys.argv[1]), int(sys.argv[2])
-    train(folder, number)
+    train(folder, number, "ot" if "coupling" in sys.argv else "independent")
     if "faults" in sys.argv:
         text = "\n".join(faults(folder))
         (folder / f"said-{os.environ['RANK']}").write_text(text)

@@ -12,6 +12,7 @@ alone: noise law, training times, ``tau_max``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -39,6 +40,8 @@ class Batch:
         index: Rows of the data set (B,), or None.
         noise: The z that belongs to each x_0 (B, ...), for coupled data (``reflow``). None draws it
             from the path's law.
+        pair: Puts drawn noise (B, ...) in the order of the examples that it is paired with
+            (``TrainConfig(coupling="ot")``), or None. ``draw_noise`` calls it.
         step: Number of this gradient step, from 0.
         steps: Number of all gradient steps.
         epoch: Number of passes over the data so far.
@@ -48,6 +51,7 @@ class Batch:
     labels: Tensor | None = None
     index: Tensor | None = None
     noise: Tensor | None = None
+    pair: Callable[[Tensor], Tensor] | None = None
     step: int = 0
     steps: int = 1
     epoch: int = 0
@@ -58,10 +62,11 @@ class Batch:
         return batch if isinstance(batch, cls) else cls(batch)  # type: ignore[arg-type]
 
     def draw_noise(self, model: FlowMap, generator: torch.Generator | None) -> Tensor:
-        """Return the batch's noise, of the shape of x_0, or draw it from the law of the path."""
+        """Return the batch's noise, of the shape of x_0, or draw it by the path's law and pair it."""
         z, x_0 = self.noise, self.x_0
         if z is None:
             z = model.path.noise(x_0.shape, generator=generator, device=x_0.device, dtype=x_0.dtype)
+            z = z if self.pair is None else self.pair(z)
         return in_layout_of(x_0, z) if z.is_cuda else z  # on a CPU it would only be a copy
 
 

@@ -10,6 +10,7 @@ from ..data.mapped import portions, row_blocks
 from ..model import FlowMap
 from ..objectives.base import Batch
 from .config import TrainConfig
+from .coupling import Pairing
 from .distributed import Processes
 
 
@@ -65,17 +66,22 @@ class Batches:
         x_0 = self.processes.fetch(self._examples, place)
         if self.channels_last:
             x_0 = x_0.contiguous(memory_format=torch.channels_last)
-        noise, labels = None, None
+        noise, labels, known, pair = None, None, None, None
         if self.noise is not None:
             noise = self.processes.fetch(self.noise.__getitem__, place)
         if self.labels is not None:
             chance = torch.rand(len(place), generator=generator, device=source).to(self.device)
-            labels = torch.where(chance >= config.label_dropout, self.labels[place], -1)
+            known = self.labels[place]
+            labels = torch.where(chance >= config.label_dropout, known, -1)
+        if config.coupling == "ot":
+            # by the classes of the data: a withheld one is still that of the example
+            pair = Pairing(x_0, known)
         return Batch(
             x_0,
             labels=labels,
             index=index,
             noise=noise,
+            pair=pair,
             step=step,
             steps=config.steps,
             epoch=step * config.batch_size // self.size,

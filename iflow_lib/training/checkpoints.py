@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 #: Settings of objectives that earlier versions had, each with the value under which it did nothing.
 RETIRED_SETTINGS = {"teacher": None, "perceptual": 0.0, "matching": 0.0, "store_dtype": "float32"}
 
+#: Settings of the run that checkpoints of earlier versions lack, each with what they did.
+LATER_SETTINGS = {"coupling": "independent"}
+
 #: Marks of the data and the network that checkpoints of earlier versions lack.
 LATER_MARKS = ("labels", "noise", "config")
 #: What reading a damaged checkpoint raises.
@@ -265,6 +268,8 @@ def difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
                 for k, v in there.items()
                 if k in here or k not in RETIRED_SETTINGS or v != RETIRED_SETTINGS[k]
             }
+        if part == "config" and isinstance(there, dict):
+            there = LATER_SETTINGS | there
         if part in ("data", "network") and isinstance(there, dict):  # written by an earlier version
             here = {k: v for k, v in here.items() if k in there or k not in LATER_MARKS}
         if there == here:

@@ -9,9 +9,10 @@ import torch
 
 from ..data import TensorData, shape_hint
 from ..model import FlowMap
-from ..objectives.base import LEARNS, Objective, check_choice
+from ..objectives.base import LEARNS, Batch, Objective, check_choice
 from ..objectives.network_state import check_unknown_label, trial
 from .config import TrainConfig
+from .coupling import Pairing
 from .distributed import Processes
 
 
@@ -74,6 +75,32 @@ def check_processes(objective: Objective, config: TrainConfig, processes: Proces
 def has_own_call(objective: Objective) -> bool:
     """Return whether a user's objective is one function, and not ``draw`` and ``loss``."""
     return type(objective).__call__ is not Objective.__call__
+
+
+def check_coupling(data: TensorData, config: TrainConfig) -> None:
+    """Check that noise is left to be paired.
+
+    Raises:
+        ValueError: If the data bring their own.
+    """
+    if config.coupling != "independent" and data.noise is not None:
+        raise ValueError(
+            f"coupling={config.coupling!r} pairs noise that is drawn, and these data bring their own, as those of "
+            'reflow do: leave coupling="independent", or give the examples alone, data.x'
+        )
+
+
+def check_paired(objective: Objective, batch: Batch) -> None:
+    """Check that an objective has taken the noise of a batch that was to be paired.
+
+    Raises:
+        ValueError: If it drew its own.
+    """
+    if isinstance(batch.pair, Pairing) and not batch.pair.used:
+        raise ValueError(
+            f"{objective.name} draws its own noise, which coupling cannot pair: let it take "
+            'batch.draw_noise(model, generator), or leave coupling="independent"'
+        )
 
 
 def check_data(

@@ -39,7 +39,14 @@ from ..utils import (
 )
 from .batches import Batches
 from .checkpoints import RunFolder, Signals, difference
-from .checks import check_arguments, check_data, check_processes, has_own_call
+from .checks import (
+    check_arguments,
+    check_coupling,
+    check_data,
+    check_paired,
+    check_processes,
+    has_own_call,
+)
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
 from .distributed import Processes
 from .graph import StepGraph, cuda_graph
@@ -156,6 +163,7 @@ def _fit(
     check_processes(objective, config, processes)
     dataset = as_dataset(data)
     check_data(model, dataset, config.precision, config.label_dropout)
+    check_coupling(dataset, config)
     far = scale_warning(dataset.x) if processes.rank == 0 else None
     if far:
         warnings.warn(far, UserWarning, stacklevel=3)
@@ -425,6 +433,7 @@ class Trainer:
         """As ``_train_on``, by the graph of the step."""
         objective = self.objective
         drawn = objective.checked_draw(objective.draw(self.model, batch, self.generator))
+        check_paired(objective, batch)
         assert self.graph is not None
         loss, estimate = self.graph(self._whole_step, drawn)
         objective.update_state(batch, drawn, loss, estimate)
@@ -453,8 +462,10 @@ class Trainer:
         objective, processes = self.objective, self.processes
         if has_own_call(objective):
             loss = objective(self.model, batch, self.generator)
+            check_paired(objective, batch)
             return loss, loss.detach()
         drawn = objective.checked_draw(objective.draw(self.model, batch, self.generator))
+        check_paired(objective, batch)
         own = {k: v if v is None else processes.shard(v) for k, v in drawn.items()}
         loss, estimate = objective.checked_loss(self.loss(**own))
         mean = processes.mean(loss.detach())
