@@ -287,6 +287,9 @@ def test_calls_per_step_are_the_network_calls():
     objectives += [
         ifl.IntegralIdentity(equal_share=0.25),
         ifl.IntegralIdentity(tangent="conditional"),
+        ifl.IntegralIdentity(gap=0.02, equal_share=0.75),
+        ifl.IntegralIdentity(gap=0.02, tangent="conditional"),
+        ifl.TerminalVelocity(),
     ]
     objectives += [
         ifl.FlowMapDistillation(

@@ -5,33 +5,36 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from .base import check_number
 
+SCHEDULES = ("geometric", "sigmoid")
 #: A number in (0, 1], or a schedule by name: ("geometric", first, last), ("sigmoid", gamma, last).
 Gap = float | tuple[str, float, float]
 
 
 def check_gap(gap: Any) -> None:
     """Raise ValueError unless ``gap`` is a number in (0, 1] or a schedule."""
-    if not isinstance(gap, (tuple, list)):
+    if isinstance(gap, (int, float, np.number)):
         return _check_part("gap", gap)
-    if len(gap) != 3 or gap[0] not in ("geometric", "sigmoid"):
+    known = isinstance(gap, (tuple, list)) and len(gap) == 3 and gap[0] in SCHEDULES
+    if not known:
         raise ValueError(
             "gap must be a number in (0, 1], ('geometric', first, last) or ('sigmoid', gamma, last); "
             f"got {gap!r:.60}"
         )
-    name, one, last = gap
-    if name == "geometric":
-        _check_part("the first gap", one)
+    if gap[0] == "geometric":
+        _check_part("the first gap", gap[1])
+        _check_part("the last gap", gap[2])
     else:
-        check_number("gamma of a sigmoid gap", one, least=1e-3)
-    _check_part("the last gap", last, most=1 if name == "geometric" else 0.5)
+        check_number("gamma of a sigmoid gap", gap[1], least=1e-3)
+        _check_part("the last gap", gap[2], most=0.5)
 
 
 def _check_part(name: str, value: Any, most: float = 1) -> None:
-    if value == 0:
-        raise ValueError(f"{name} must be in (0, {most:g}], got {value}")
-    check_number(name, value, most=most)
+    if not (isinstance(value, (int, float, np.number)) and 0 < value <= most):
+        raise ValueError(f"{name} must be in (0, {most:g}], got {value!r:.60}")
 
 
 def gap_at(gap: Gap, step: int, steps: int) -> float:
@@ -62,5 +65,5 @@ def gap_at(gap: Gap, step: int, steps: int) -> float:
     p = min(step / (steps - 1), 1.0)
     if name == "geometric":
         return one ** (1 - p) * last**p
-    a = 0.5 * (1 - math.tanh(gap[1] * (p - 0.5) / 2))  # the same without overflow
+    a = 0.5 * (1 - math.tanh(one * (p - 0.5) / 2))  # the same without overflow
     return 1.0 if a > 1 - last else max(a, last)
