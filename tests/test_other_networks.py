@@ -150,7 +150,9 @@ def test_train(kind, name):
     assert float(x.std(0).mean()) == pytest.approx(float(z.std(0).mean()), rel=0.45)
     if kind == "attention":
         assert ratio == pytest.approx(1, abs=0.01)  # the same function, the same derivative
-    assert len(said) == ("jvp" in name and kind == "attention") and all(
+    # its gradient cannot go through torch's layer, which works in place
+    in_place = kind == "TransformerEncoder" and name == "terminal, jvp"
+    assert len(said) == ("jvp" in name and kind == "attention" or in_place) and all(
         "using derivative='difference'" in line for line in said
     )
 

@@ -159,11 +159,11 @@ class DerivativeObjective(TwoTimeObjective):
             return _forward_mode(model, u, (s,), (torch.ones_like(s),))
 
         def difference() -> tuple[Tensor, Tensor]:
-            # never before 0: networks may take a root of s
-            ahead, behind = torch.minimum(s + self.step, t), (s - self.step).clamp(min=0)
+            # before s = 0 by a step at most: a one-sided difference would bias just that corner
+            ahead, behind = torch.minimum(s + self.step, t), s - self.step
             with torch.autocast(x.device.type, enabled=False):
                 plus, minus = u(ahead), u(behind)
-            rate = (plus - minus) / expand((ahead - behind).clamp(min=1e-6), x)
+            rate = (plus - minus) / expand(ahead - behind, x)
             return minus + expand(s - behind, x) * rate, rate
 
         return self._either(model, x.device, forward_mode, difference)
@@ -187,16 +187,21 @@ class DerivativeObjective(TwoTimeObjective):
             except RuntimeError as error:
                 if is_out_of_memory(error):
                     raise
-                said = str(error).strip().split("\n")[0][:120]
+                reason = error
             found = difference()  # a network that is at fault itself raises here
+        self.give_up_jvp(model, reason)
+        return found
+
+    def give_up_jvp(self, model: FlowMap, reason: RuntimeError) -> None:
+        """Note, with one line of warning, that forward mode cannot go through the network."""
         _WITHOUT_JVP.add(model.net)
+        said = str(reason).strip().split("\n")[0][:120]
         warnings.warn(
             f"forward mode cannot go through {type(model.net).__name__} ({said}): "
             "using derivative='difference'",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-        return found
 
 
 def _forward_mode(

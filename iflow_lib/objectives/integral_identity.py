@@ -182,7 +182,7 @@ class IntegralIdentity(DerivativeObjective):
         would compare the statistics of two batches: then both are made with the running ones.
         """
         gap = torch.cat([gap, gap.new_ones(len(t) - len(gap))])
-        m = t - gap * (t - s)
+        m = s + (1 - gap) * (t - s)  # s itself where the gap is 1
         x_m = x - expand(t - m, x) * velocity
         with repeatable(model, hold_statistics=True):
             now = model(x, t, s, anchor, labels) if mixes_rows(model) else None

@@ -62,8 +62,12 @@ class TerminalVelocity(DerivativeObjective):
         anchor: Tensor | None,
         labels: Tensor | None,
     ) -> None:
-        """Take ``d_s u`` once, as ``loss`` does."""
-        self.end_derivative(model, x, t, s, labels)
+        """Take ``d_s u`` and its gradient once: where that fails, forward mode is given up."""
+        u, rate = self.end_derivative(model, x, t, s, labels)
+        try:
+            (u + rate).sum().backward()
+        except RuntimeError as error:  # attention written for inference works in place
+            self.give_up_jvp(model, error)
 
     def loss(  # type: ignore[override]
         self,
