@@ -98,7 +98,7 @@ OBJECTIVES: dict[str, tuple[Callable, bool]] = {
         True,
     ),
     "IntegralIdentity, gap": (
-        lambda make: ifl.IntegralIdentity(gap=("geometric", 1.0, 0.02)),
+        lambda make: ifl.IntegralIdentity(gap=0.1),
         False,
     ),
     "IntegralAdditivity": (lambda make: ifl.IntegralAdditivity(), False),
