@@ -90,8 +90,10 @@ def calls_per_step(objective: ifl.Objective) -> float:
         matching = 5 * bool(objective.matching)  # 3 and its features
         return 4 + (1 - objective.equal_share) * (2 + perceptual) + matching
     if isinstance(objective, ifl.IntegralIdentity):
-        each = 3 if objective.tangent == "network" else 2
+        each = (2 if objective.gap is None else 1) + (objective.tangent == "network")
         return 3 + (1 - objective.equal_share) * each + (objective.anchor is not None)
+    if isinstance(objective, ifl.TerminalVelocity):  # two calls with gradient make the difference
+        return 3 + 7 * (1 - objective.equal_share)
     if isinstance(objective, ifl.IntegralAdditivity):
         return 3 + 2 * (1 - objective.equal_share)
     own = getattr(objective, "anchor", None) == "self"

@@ -3,7 +3,8 @@
 On Gaussian data everything is known (``iflow_lib.analytic``). For every path and dimension, each objective trains one
 network and is compared with the truth, as a relative RMS error (the divisor is the spread of the exact values):
 
-- IntegralIdentity, IntegralAdditivity, ConsistencyTraining: the jump from t_max to 0 with the exact flow map;
+- IntegralIdentity (with its derivative, and with a gap of 0.02), IntegralAdditivity, TerminalVelocity, ConsistencyTraining:
+  the jump from t_max to 0 with the exact flow map;
 - FlowMatching: the velocity on the line, at points of the path and training times of the path, with the exact one;
 - X0Regression without an anchor: its jump to 0 with the exact posterior mean, at the same points; and from t_max with
   the flow map and with the mean of the data, to show which of the two it is.
@@ -35,7 +36,9 @@ PATHS = {
 OBJECTIVES = {
     "FlowMatching": ifl.FlowMatching,
     "IntegralIdentity": partial(ifl.IntegralIdentity, derivative="jvp"),
+    "IntegralIdentity, gap": partial(ifl.IntegralIdentity, gap=0.02),
     "IntegralAdditivity": ifl.IntegralAdditivity,
+    "TerminalVelocity": partial(ifl.TerminalVelocity, derivative="jvp"),
     "ConsistencyTraining": ifl.ConsistencyTraining,
     "X0Regression": ifl.X0Regression,
 }

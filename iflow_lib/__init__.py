@@ -24,6 +24,7 @@ from .objectives import (
     IntegralAdditivity,
     IntegralIdentity,
     Objective,
+    TerminalVelocity,
     X0Regression,
 )
 from .paths import (
@@ -57,6 +58,7 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "TensorData",
+    "TerminalVelocity",
     "TrainConfig",
     "TrainRun",
     "Transformer",

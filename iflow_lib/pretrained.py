@@ -168,7 +168,12 @@ def learned_by(objective: dict[str, Any]) -> str | None:
     name = objective.get("name")
     if name == "X0Regression":
         return "jump_to_data" if objective.get("anchor") in (None, "none") else "refinement"
-    if name in ("IntegralIdentity", "IntegralAdditivity", "FlowMapDistillation"):
+    if name in (
+        "IntegralIdentity",
+        "IntegralAdditivity",
+        "TerminalVelocity",
+        "FlowMapDistillation",
+    ):
         return "jump"
     if name in ("ConsistencyTraining", "Distillation"):
         return "jump_to_data"

@@ -15,7 +15,9 @@ DIM = 3
 BUDGETS = {
     "FlowMatching": ("velocity", 0.12, 250),
     "IntegralIdentity": ("flow_map", 0.18, 500),
+    "IntegralIdentity, gap": ("flow_map", 0.18, 500),
     "IntegralAdditivity": ("flow_map", 0.18, 250),
+    "TerminalVelocity": ("flow_map", 0.18, 500),
     "ConsistencyTraining": ("flow_map", 0.25, 250),
     "X0Regression": ("posterior_mean", 0.08, 250),
 }
@@ -30,7 +32,8 @@ def trained(path_name, name, objective, steps):
     path = exactness.PATHS[path_name]()
     torch.manual_seed(0)
     model = ifl.FlowMap(exactness.Gated(DIM, hidden=32), path)
-    lr = 5e-3 if name == "IntegralIdentity" else 1e-2  # it feeds on its own derivative: gently
+    feeds = "Identity" in name or name == "TerminalVelocity"  # on its own derivative: gently
+    lr = 5e-3 if feeds else 1e-2
     config = ifl.TrainConfig(
         steps=steps, batch_size=256, lr=lr, ema=0.99, device="cpu", progress=False
     )
@@ -65,6 +68,25 @@ class WithoutTheDerivative(ifl.IntegralIdentity):
         return torch.zeros_like(super().total_derivative(*arguments))
 
 
+class RestWithoutThePiece(ifl.IntegralIdentity):
+    """With a gap: looks at x_t at the time m, not at x_m."""
+
+    def piece(self, gap, model, x, t, s, velocity, *more):
+        return super().piece(gap, model, x, t, s, torch.zeros_like(velocity), *more)
+
+
+class VelocityAtTheStart(ifl.TerminalVelocity):
+    """Takes the velocity at the start of the jump, not where it arrives."""
+
+    def loss(self, model, x_0, z, t, s, labels):
+        x_t, s, k, rows = self.on_pairs(model, x_0, z, t, s)
+        _, rate = self.end_derivative(model, x_t[:k], t[:k], s[:k])
+        with torch.no_grad():
+            start = model(x_t[:k], t[:k], t[:k])
+        target = torch.cat([start + (t - s)[:k, None] * rate, (z - x_0)[k:]])
+        return self.weighted(model(x_t, t, s) - target), None
+
+
 class SecondPartFromTheStart(ifl.IntegralAdditivity):
     """Starts the second part where the first one started, not where it ended."""
 
@@ -97,11 +119,19 @@ class TowardsTheInput(ifl.X0Regression):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [HalfTheData, WithoutTheDerivative, SecondPartFromTheStart, TowardsTheData, TowardsTheInput],
+    "wrong, settings",
+    [
+        (HalfTheData, {}),
+        (WithoutTheDerivative, {}),
+        (RestWithoutThePiece, {"gap": 0.02}),
+        (VelocityAtTheStart, {}),
+        (SecondPartFromTheStart, {}),
+        (TowardsTheData, {}),
+        (TowardsTheInput, {}),
+    ],
 )
-def test_a_wrong_objective_fails(wrong):
+def test_a_wrong_objective_fails(wrong, settings):
     name = wrong.__bases__[0].__name__
     quantity, bound, steps = BUDGETS[name]
-    found = trained("rectified", name, wrong(), steps)[quantity]
+    found = trained("rectified", name, wrong(**settings), steps)[quantity]
     assert found > 1.5 * bound, f"{found:.3f} although {wrong.__doc__}"

@@ -167,7 +167,7 @@ def test_a_table_in_markdown():
             ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"],
             3,
         ),
-        ("exactness", ["--shorten", "4000", "--seeds", "1", "--dims", "2"], 20),
+        ("exactness", ["--shorten", "4000", "--seeds", "1", "--dims", "2"], 28),
     ],
 )
 def test_table_of_runs(name, options, runs, tmp_path, experiment, small):
@@ -287,6 +287,9 @@ def test_calls_per_step_are_the_network_calls():
     objectives += [
         ifl.IntegralIdentity(equal_share=0.25),
         ifl.IntegralIdentity(tangent="conditional"),
+        ifl.IntegralIdentity(gap=0.02, equal_share=0.75),
+        ifl.IntegralIdentity(gap=0.02, tangent="conditional"),
+        ifl.TerminalVelocity(),
     ]
     objectives += [
         ifl.FlowMapDistillation(

@@ -19,9 +19,11 @@ from iflow_lib.objectives import (
     IntegralAdditivity,
     IntegralIdentity,
     Objective,
+    TerminalVelocity,
     X0Regression,
     paired_energy_distance,
 )
+from iflow_lib.objectives.gap import gap_at
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
 from iflow_lib.training import TrainConfig, fit
 from iflow_lib.training.runtime import autocast
@@ -160,6 +162,8 @@ OBJECTIVES = [
         for tangent in ("network", "conditional")
         for derivative in ("jvp", "difference")
     ],
+    *[IntegralIdentity(tangent=tangent, gap=1e-3) for tangent in ("network", "conditional")],
+    *[TerminalVelocity(derivative=derivative) for derivative in ("jvp", "difference")],
 ]
 
 
@@ -168,7 +172,8 @@ OBJECTIVES = [
     "objective",
     OBJECTIVES,
     ids=lambda o: "-".join(
-        [o.name, *([o.tangent, o.derivative] if o.name == "IntegralIdentity" else [])]
+        [o.name]
+        + [str(getattr(o, name)) for name in ("tangent", "derivative", "gap") if hasattr(o, name)]
     ),
 )
 def test_the_truth_is_the_fixed_point(objective, path):
@@ -408,6 +413,199 @@ def test_no_gradient_through_the_target(derivative):
     assert gradient == pytest.approx(slope / 2, rel=1e-3) and abs(slope) > 0.1
 
 
+# ---------------------------------------------------------------- the gap and its limits
+
+
+class Lively(nn.Module):
+    """Smooth in x, t and s; with ``ends`` False it does not know s. Times in the type of x."""
+
+    data_shape = (2,)
+
+    def __init__(self, ends=True):
+        super().__init__()
+        self.ends, self.net = ends, randomise(MLP(dim=2, hidden=16, layers=2).double(), scale=0.2)
+
+    def forward(self, x, t, s):
+        return self.net(x, t.to(x), s.to(x) if self.ends else t.to(x))
+
+
+class OfOnePoint(Lively):
+    """``u(x, t, t)`` is the velocity of data that are MEAN alone, (x - MEAN) / t."""
+
+    def forward(self, x, t, s):
+        straight = (x - MEAN) / column(t, x)
+        return straight + column(t - s, x) * super().forward(x, t, s)
+
+
+def drawn_pairs(n=200, k=200, at_data=False, seed=0):
+    """Arguments of a loss, float64: the first k of n rows have s < t, or s = 0."""
+    g = torch.Generator().manual_seed(seed)
+    x_0, z = torch.randn(2, n, 2, generator=g, dtype=torch.float64)
+    t = 0.05 + 0.95 * torch.rand(n, generator=g, dtype=torch.float64)
+    s = torch.rand(k, generator=g, dtype=torch.float64) * t[:k] * (not at_data)
+    return {"x_0": x_0, "z": z, "t": t, "s": s, "labels": None}
+
+
+def loss_and_gradient(model, loss):
+    weights = list(model.parameters())
+    grads = torch.autograd.grad(loss, weights)
+    return float(loss.detach()), torch.cat([g.flatten() for g in grads])
+
+
+def gap_loss(model, drawn, gap, objective):
+    a = torch.full_like(drawn["s"], gap)
+    return loss_and_gradient(model, objective.loss(model, **drawn, gap=a)[0])
+
+
+def agree(one, other, tolerance):
+    assert one[0] == pytest.approx(other[0], rel=tolerance)
+    assert float((one[1] - other[1]).norm() / other[1].norm()) < tolerance
+
+
+@pytest.mark.parametrize("power", [0.0, 0.75])
+@pytest.mark.parametrize("tangent", ["network", "conditional"])
+def test_a_gap_of_one_is_flow_matching(tangent, power):
+    """At all pairs: exactly where the network does not know s, and with the velocity as target where it does."""
+    objective, drawn = IntegralIdentity(gap=1.0, tangent=tangent, power=power), drawn_pairs(k=120)
+    model = FlowMap(Lively(ends=False), RectifiedFlow())
+    plain = {name: drawn[name] for name in ("x_0", "z", "t", "labels")}
+    if not power:
+        flow_matching = 2 * FlowMatching().loss(model, **plain)[0]  # over both elements
+        agree(
+            gap_loss(model, drawn, 1.0, objective), loss_and_gradient(model, flow_matching), 1e-12
+        )
+    model = FlowMap(Lively(), RectifiedFlow())
+    x_t = (
+        column(1 - drawn["t"], drawn["x_0"]) * drawn["x_0"]
+        + column(drawn["t"], drawn["z"]) * (drawn["z"])
+    )
+    s = torch.cat([drawn["s"], drawn["t"][120:]])
+    error = model(x_t, drawn["t"], s) - (drawn["z"] - drawn["x_0"])
+    regression = loss_and_gradient(model, objective.weighted(error))
+    agree(gap_loss(model, drawn, 1.0, objective), regression, 1e-12)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.75])
+@pytest.mark.parametrize("tangent", ["network", "conditional"])
+def test_a_small_gap_is_the_identity(tangent, power):
+    """First order in the gap: ten times closer at a tenth of it, down to rounding."""
+    model, drawn = FlowMap(Lively(), RectifiedFlow()), drawn_pairs(k=120)
+    identity = IntegralIdentity(derivative="jvp", tangent=tangent, power=power)
+    exact = loss_and_gradient(model, identity.loss(model, **drawn)[0])
+    objective, apart = IntegralIdentity(gap=0.1, tangent=tangent, power=power), []
+    for gap in (1e-3, 1e-4, 1e-5):
+        found = gap_loss(model, drawn, gap, objective)
+        apart.append(float((found[1] - exact[1]).norm() / exact[1].norm()))
+        agree(found, exact, 20 * gap)
+    assert apart[1] == pytest.approx(apart[0] / 10, rel=0.1)
+    assert apart[2] == pytest.approx(apart[1] / 10, rel=0.1)
+
+
+@pytest.mark.parametrize("tangent", ["network", "conditional"])
+@pytest.mark.parametrize("gap", [0.5, 0.03])
+def test_with_every_end_at_the_data_a_gap_is_consistency_training(tangent, gap):
+    """t a |e / a| is the distance of two jumps to the data, f(x_t, t) and sg f(x_m, m). x_m is that of consistency
+    training with the conditional velocity; with the network's, where that is the velocity of the data."""
+    drawn = drawn_pairs(at_data=True)
+    net = Lively()
+    if tangent == "network":
+        net, drawn["x_0"] = OfOnePoint(), torch.full_like(drawn["x_0"], MEAN)
+    model, t = FlowMap(net, RectifiedFlow()), drawn["t"]
+    objective, zero = IntegralIdentity(gap=gap, tangent=tangent), torch.zeros_like(t)
+
+    def end(t):
+        x = column(1 - t, drawn["z"]) * drawn["x_0"] + column(t, drawn["z"]) * drawn["z"]
+        return x - column(t, x) * model(x, t, zero)
+
+    with torch.no_grad():
+        target = end((1 - gap) * t)
+    jumps = loss_and_gradient(
+        model, ((end(t) - target) / column(t, target)).square().sum(1).mean() / gap
+    )
+    value, gradient = gap_loss(model, drawn, gap, objective)
+    agree((gap * value, gradient), jumps, 1e-9)
+
+
+def test_schedules_of_the_gap():
+    assert [gap_at(0.3, step, 10) for step in (0, 9)] == [0.3, 0.3] and gap_at(0.3, 0, 1) == 0.3
+    soflow = [gap_at(("geometric", 1.0, 1e-4), step, 5) for step in range(5)]
+    assert soflow == pytest.approx([1, 0.1, 0.01, 1e-3, 1e-4])
+    alpha = [gap_at(("sigmoid", 25, 0.005), step, 101) for step in range(101)]
+    assert alpha[0] == alpha[28] == 1 and alpha[-1] == alpha[72] == 0.005
+    assert alpha[50] == pytest.approx(0.5) and alpha == sorted(alpha, reverse=True)
+    assert alpha[40] == pytest.approx(1 / (1 + math.exp(-2.5)))
+    assert gap_at(("sigmoid", 1e6, 0.005), 0, 2) == 1  # without overflow
+    objective, model = IntegralIdentity(gap=("geometric", 0.5, 0.1)), FlowMap(Lively(), ALL[0])
+    for step, gap in ((0, 0.5), (2, 0.1)):
+        batch = Batch(torch.randn(10, 2), step=step, steps=3)
+        drawn = objective.draw(model, batch, None)
+        assert drawn["gap"].tolist() == pytest.approx([gap] * 5) and len(drawn["s"]) == 5
+    with pytest.raises(ValueError) as error:
+        objective(model, torch.randn(10, 2))
+    assert "a training of at least two steps, not 1" in one_line(error)
+    with pytest.raises(ValueError) as error:
+        config = TrainConfig(steps=1, batch_size=10, device="cpu", progress=False)
+        fit(FlowMap(MLP(dim=2), ALL[0]), objective, torch.randn(20, 2), config)
+    assert "a training of at least two steps, not 1" in one_line(error)
+
+
+@pytest.mark.parametrize("gap", [0.02, ("sigmoid", 25, 0.05), ("geometric", 1.0, 0.02)])
+def test_a_training_with_a_gap(gap):
+    """Its settings survive a manifest, and the loss is finite from the first step to the last."""
+    objective = IntegralIdentity(gap=gap, power=0.75, tangent="conditional")
+    assert IntegralIdentity(**objective.config()) == objective
+    config = TrainConfig(steps=30, batch_size=16, device="cpu", progress=False, log_every=1)
+    run = fit(FlowMap(MLP(dim=2, hidden=8), ALL[2]), objective, torch.randn(40, 2), config)
+    assert run.history.loss.map(math.isfinite).all() and run.model.learned == "jump"
+
+
+# ---------------------------------------------------------------- the derivative at the end
+
+
+@pytest.mark.parametrize("derivative, tolerance", [("jvp", 1e-6), ("difference", 2e-3)])
+def test_the_exact_average_velocity_obeys_the_terminal_velocity(derivative, tolerance):
+    """u - (t - s) d_s u = v(x_s, s), with the objective's own d_s u; a wrong u does not obey it."""
+    x, t, s = triples()
+    objective = TerminalVelocity(derivative=derivative)
+
+    def residual(net):
+        model = FlowMap(net, RectifiedFlow())
+        with torch.no_grad():
+            u, rate = objective.end_derivative(model, x, t, s)
+            arrival = GaussianNet()(x - (t - s)[:, None] * u, s, s)
+            assert float((u - net(x, t, s)).abs().max()) < 1e-5
+            return (u - (t - s)[:, None] * rate - arrival)[t - s > 0.01].abs().max()
+
+    exact, wrong = GaussianNet(), GaussianNet()
+    assert float(residual(exact)) < tolerance
+    with torch.no_grad():
+        wrong.tilt.fill_(0.1)
+    assert float(residual(wrong)) > 0.03
+
+
+@pytest.mark.parametrize("derivative", ["jvp", "difference"])
+def test_what_terminal_velocity_differentiates(derivative):
+    """u and d_s u, and not v: against autograd by the loss written out."""
+    model, drawn = FlowMap(Lively(), RectifiedFlow()), drawn_pairs(k=120)
+    objective = TerminalVelocity(derivative=derivative, step=1e-4)
+    found = loss_and_gradient(model, objective.loss(model, **drawn)[0])
+    x_0, z, t = drawn["x_0"], drawn["z"], drawn["t"]
+    s = torch.cat([drawn["s"], t[120:]]).requires_grad_()
+    x_t = column(1 - t, z) * x_0 + column(t, z) * z
+    u = model(x_t, t, s)
+    rates = [torch.autograd.grad(u[:, i].sum(), s, create_graph=True)[0] for i in range(2)]
+    rate = torch.stack(rates, dim=1)
+    with torch.no_grad():
+        arrival = model(x_t - column(t - s, z) * u, s, s)
+    pairs = (u - column(t - s, z) * rate - arrival)[:120]
+    error = torch.cat([pairs, (u - (z - x_0))[120:]])
+    agree(
+        found,
+        loss_and_gradient(model, error.square().sum(1).mean()),
+        1e-9 if derivative == "jvp" else 2e-3,
+    )
+
+
 # ---------------------------------------------------------------- what the network is asked
 
 
@@ -444,10 +642,14 @@ def test_times_and_their_shares(path, equal, start, end):
         IntegralIdentity(derivative="jvp"),
         IntegralIdentity(equal_share=1.0),
         IntegralIdentity(equal_share=0.0),
+        IntegralIdentity(gap=0.05),
+        IntegralIdentity(gap=1.0, tangent="conditional"),
         IntegralAdditivity(),
+        TerminalVelocity(derivative="difference"),
+        TerminalVelocity(derivative="jvp"),
         ConsistencyTraining(),
     ],
-    ids=lambda o: repr(o)[:60],
+    ids=repr,
 )
 @pytest.mark.parametrize(
     "build",
@@ -457,7 +659,10 @@ def test_times_and_their_shares(path, equal, start, end):
 def test_one_step_of_every_objective(objective, path, build):
     """A finite scalar with gradients for every weight; seeded by the generator alone; only times 0 <= s <= t <= 1, but for
     the difference's one step beyond."""
-    latest = 1 + (objective.step + 1e-6 if getattr(objective, "derivative", "jvp") != "jvp" else 0)
+    central = isinstance(objective, IntegralIdentity) and objective.gap is None
+    latest = 1 + (objective.step + 1e-6 if central and objective.derivative != "jvp" else 0)
+    at_end = isinstance(objective, TerminalVelocity) and objective.derivative != "jvp"
+    earliest = -objective.step if at_end else 0
 
     class Watch(nn.Module):
         def __init__(self, net):
@@ -467,7 +672,7 @@ def test_one_step_of_every_objective(objective, path, build):
         def forward(self, x, t, s):
             if type(t) is torch.Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(t):
                 assert (
-                    bool(((s >= 0) & (s <= t) & (t <= latest)).all())
+                    bool(((s >= earliest) & (s <= t) & (t <= latest)).all())
                     and x.shape[1:] == self.data_shape
                 )
             return self.net(x, t, s)
@@ -661,6 +866,22 @@ def test_hidden_features_are_those_of_a_call():
         ({"detail": -1}, "detail must be at least 0, got -1"),
         ({"detail": math.inf}, "detail"),
         ({"power": math.nan}, "power must be at least 0, got nan"),
+        ({"gap": 0}, "gap must be in (0, 1], got 0"),
+        ({"gap": 1.5}, "gap must be in (0, 1], got 1.5"),
+        ({"gap": -0.1}, "gap must be in"),
+        ({"gap": math.nan}, "gap must be in"),
+        ({"gap": "sigmoid"}, "gap must be a number in (0, 1], ('geometric', first, last)"),
+        (
+            {"gap": ("linear", 1.0, 0.1)},
+            "gap must be a number in (0, 1], ('geometric', first, last)",
+        ),
+        ({"gap": ("geometric", 1.0)}, "gap must be a number in (0, 1], ('geometric', first, last)"),
+        ({"gap": ("geometric", 1.0, 0.0)}, "the last gap must be in (0, 1], got 0.0"),
+        ({"gap": ("geometric", 2.0, 0.1)}, "the first gap must be in"),
+        ({"gap": ("sigmoid", 25, 0.6)}, "the last gap must be in"),
+        ({"gap": ("sigmoid", 0, 0.005)}, "gamma of a sigmoid gap must be"),
+        ({"gap": 0.1, "derivative": "jvp"}, "gap=0.1 takes no derivative: leave derivative"),
+        ({"gap": 0.1, "step": 5e-3}, "takes no derivative"),
         ({"equal_share": FlowMap(GaussianNet(), RectifiedFlow())}, "got a FlowMap"),
     ],
 )
@@ -731,6 +952,7 @@ def test_a_teacher_without_classes_for_a_model_with_classes():
         (FlowMatching(), "velocity"),
         (IntegralIdentity(), "jump"),
         (IntegralAdditivity(), "jump"),
+        (TerminalVelocity(), "jump"),
         (FlowMapDistillation(teacher=FlowMap(GaussianNet(), RectifiedFlow())), "jump"),
         (ConsistencyTraining(), "jump_to_data"),
         (Distillation(), "jump_to_data"),

@@ -433,6 +433,7 @@ def test_objectives_of_manifests():
         ({"name": "FlowMatching"}, "velocity"),
         ({"name": "IntegralIdentity", "teacher": {"network": "UNet"}}, "jump"),
         ({"name": "FlowMapDistillation"}, "jump"),
+        ({"name": "TerminalVelocity"}, "jump"),
         ({"name": "Distillation"}, "jump_to_data"),
         ({"name": "X0Regression"}, "jump_to_data"),
     ):

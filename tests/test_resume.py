@@ -25,6 +25,7 @@ from iflow_lib.objectives import (
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
+    TerminalVelocity,
 )
 from iflow_lib.objectives.x0_regression import X0Regression
 from iflow_lib.paths import PoissonFlow, RectifiedFlow
@@ -36,7 +37,9 @@ OBJECTIVES = {
     "FlowMatching": FlowMatching,
     "IntegralIdentity": IntegralIdentity,
     "IntegralIdentity, self": lambda: IntegralIdentity(anchor="self"),
+    "IntegralIdentity, gap": lambda: IntegralIdentity(gap=("sigmoid", 25, 0.005)),
     "IntegralAdditivity": IntegralAdditivity,
+    "TerminalVelocity": TerminalVelocity,
     "ConsistencyTraining": ConsistencyTraining,
     "Distillation": Distillation,
     "X0Regression": X0Regression,

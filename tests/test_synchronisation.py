@@ -101,7 +101,25 @@ RUNS = {
         points,
         None,
     ),
+    "identity, gap": (
+        partial(ifl.IntegralIdentity, gap=("geometric", 1.0, 0.01)),
+        mlp(),
+        points,
+        None,
+    ),
     "additivity": (ifl.IntegralAdditivity, mlp(), points, None),
+    "terminal velocity, jvp": (
+        partial(ifl.TerminalVelocity, derivative="jvp"),
+        unet(classes=3),
+        images,
+        None,
+    ),
+    "terminal velocity, difference": (
+        partial(ifl.TerminalVelocity, derivative="difference"),
+        mlp(),
+        points,
+        None,
+    ),
     "distillation of a map": (
         partial(distil, unet(), perceptual=1.0, matching=5.0, derivative="difference"),
         unet(),

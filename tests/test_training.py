@@ -24,6 +24,7 @@ from iflow_lib.objectives import (
     IntegralAdditivity,
     IntegralIdentity,
     Objective,
+    TerminalVelocity,
     X0Regression,
 )
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding
@@ -489,7 +490,9 @@ def test_ordinary_runs_are_not_stopped(path):
         (IntegralIdentity(power=0.0), MLP(2, 16, 2), DATA),
         (IntegralIdentity(power=0.0, tangent="conditional", equal_share=0.0), MLP(2, 16, 2), DATA),
         (IntegralIdentity(detail=15.0), UNet(1, 8, width=8, blocks=1), image),
+        (IntegralIdentity(gap=0.02), MLP(2, 16, 2), DATA),
         (IntegralAdditivity(power=0.0), MLP(2, 16, 2), DATA),
+        (TerminalVelocity(), MLP(2, 16, 2), DATA),
         (ConsistencyTraining(), MLP(2, 16, 2), DATA),
         (X0Regression("per_example", blend=True), MLP(2, 16, 2, anchor=True), DATA),
     ]

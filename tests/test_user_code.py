@@ -327,10 +327,11 @@ def test_what_is_known_without_a_class_is_kept_in_the_files(tmp_path):
         assert again.knows_no_class is run.model.knows_no_class is (dropout > 0)
 
 
-def test_additivity_needs_velocities():
+def test_some_need_velocities():
     for options, batch in (({"equal_share": 0.0}, POINTS), ({}, POINTS[:1])):
-        objective = ifl.IntegralAdditivity(**options)
-        refused(lambda: objective(model(), batch), "rows with s = t", "batch_size")  # noqa: B023
+        for kind in (ifl.IntegralAdditivity, ifl.TerminalVelocity):
+            words = f"{kind.__name__} learns nothing without rows with s = t", "batch_size"
+            refused(lambda: kind(**options)(model(), batch), *words)  # noqa: B023
 
 
 @pytest.mark.parametrize(

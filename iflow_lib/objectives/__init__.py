@@ -10,6 +10,7 @@ from .flow_matching import FlowMatching
 from .integral_additivity import IntegralAdditivity
 from .integral_identity import IntegralIdentity
 from .network_state import compared_rows, repeatable
+from .terminal_velocity import TerminalVelocity
 from .two_time import TwoTimeObjective
 from .x0_regression import ANCHORS, X0Regression
 
@@ -25,6 +26,7 @@ __all__ = [
     "IntegralAdditivity",
     "IntegralIdentity",
     "Objective",
+    "TerminalVelocity",
     "TwoTimeObjective",
     "X0Regression",
     "compared_rows",

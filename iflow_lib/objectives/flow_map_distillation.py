@@ -15,7 +15,7 @@ from ..model import FlowMap
 from ..paths import expand
 from .base import check_number, first, on_line
 from .derivative import DerivativeObjective
-from .network_state import compared_rows, model_device, repeatable
+from .network_state import model_device, repeatable
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,11 @@ class FlowMapDistillation(DerivativeObjective):
 
         ``s`` (k,) belongs to the first k examples; the others have s = t.
         """
-        x_t, k = on_line(x_0, z, t), len(s)
-        s = torch.cat([s, t[k:]])
+        x_t, s, k, rows = self.on_pairs(model, x_0, z, t, s)
         with torch.no_grad():
             velocity = self.frozen_teacher(x_t, t, t, labels=labels)
         target, extra = velocity, None
         if k:  # the first k rows have s < t
-            rows = compared_rows(model, k, len(t))
             x_k, t_k, s_k, velocity_k, labels_k = first(rows, x_t, t, s, velocity, labels)
             with torch.no_grad(), repeatable(model):
                 rate = self.total_derivative(model, x_k, t_k, s_k, velocity_k, labels=labels_k)

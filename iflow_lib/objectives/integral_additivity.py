@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..model import FlowMap
 from ..paths import expand
-from .base import Batch, Drawn, first, on_line, uniform
-from .network_state import compared_rows, repeatable
+from .base import Batch, Drawn, first, uniform
+from .network_state import repeatable
 from .two_time import TwoTimeObjective
 
 
@@ -42,12 +42,8 @@ class IntegralAdditivity(TwoTimeObjective):
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
         """Draw as ``TwoTimeObjective``, and ``share`` (k,): where m lies from s (0) to t (1)."""
         drawn, n = super().draw(model, batch, generator), len(batch.x_0)
+        self.require_equal_rows(n)
         k = n - round(self.equal_share * n)
-        if k == n:
-            raise ValueError(
-                "IntegralAdditivity learns nothing without rows with s = t, which say what the velocity is: "
-                f"of {n} rows equal_share={self.equal_share:g} makes none, so raise it, or batch_size"
-            )
         return {**drawn, "share": uniform(k, generator=generator, like=batch.x_0)}
 
     def loss(  # type: ignore[override]
@@ -64,11 +60,9 @@ class IntegralAdditivity(TwoTimeObjective):
 
         ``s`` and ``share`` (k,) belong to the first k examples; the others have s = t.
         """
-        x_t, velocity, k = on_line(x_0, z, t), z - x_0, len(s)
-        s = torch.cat([s, t[k:]])
-        target = velocity
+        x_t, s, k, rows = self.on_pairs(model, x_0, z, t, s)
+        target = velocity = z - x_0
         if k:  # the first k rows have s < t
-            rows = compared_rows(model, k, len(t))
             x_k, t_k, s_k, labels_k = first(rows, x_t, t, s, labels)
             share_k = torch.cat([share, share.new_zeros(rows - k)])
             m_k = s_k + share_k * (t_k - s_k)

@@ -10,9 +10,11 @@ from torch import Tensor
 from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
-from .base import Batch, Drawn, check_choice, first, on_line, uniform
+from .base import Batch, Drawn, check_choice, first, uniform
 from .derivative import DerivativeObjective
-from .network_state import compared_rows, repeatable
+from .gap import Gap, check_gap, gap_at
+from .network_state import mixes_rows, repeatable
+from .two_time import TwoTimeObjective
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,33 @@ class IntegralIdentity(DerivativeObjective):
     jump is a solution of the ODE. The loss itself does not fall to zero, and may rise, because its
     target moves: judge samples, not the loss (notebook 05).
 
+    With a ``gap`` a, a finite piece of the integral stands for the derivative. Additivity with a
+    first piece so short that v does for its average,
+
+        (t - s) u(x_t, t, s) = (t - m) v + (m - s) u(x_m, m, s),
+        m = t - a (t - s),     x_m = x_t - (t - m) v,
+
+    gives ``u(x_t, t, s) <- a v + (1 - a) u(x_m, m, s)``, the right side without gradient. The error
+    e of that is divided by a, and its gradient too, so that neither shrinks with a:
+
+        target = v - (1/a - 1) sg[u(x_t, t, s) - u(x_m, m, s)],     error = e / a.
+
+    a = 1 is velocity regression at all pairs, a -> 0 the identity, and with s = 0 alone it is the
+    consistency target. A finite gap has an error of order a. It is one network call less than the
+    central difference, and stays inside [s, t]. In bfloat16 rounding is divided by a as well: keep
+    a above 0.01 there.
+
+    The pair of points is that of alpha-Flow (arXiv 2510.20771) and SoFlow (arXiv 2512.15657):
+
+        alpha-Flow: gap=("sigmoid", 25, 0.005), tangent="conditional", power=1
+        SoFlow: gap=("geometric", 1, 3.1e-4), tangent="conditional", power=0.75, equal_share=0
+
+    Theirs are the names, the ends and gamma of the schedules, that both take the conditional
+    velocity, and SoFlow's division by the gap. The weight of alpha-Flow, ``a / (mean e^2 + eps)``,
+    is ours with ``power=1`` but for eps, which is ``1e-3 a^2`` of the sum here. It takes the exact
+    identity below 0.005, where the gap here stays at 0.005. That its sigmoid is centred on half of
+    the training is our assumption, and so are the times and, for alpha-Flow, the share of s = t.
+
     Args:
         equal_share: Share of the batch with s = t, plain velocity regression.
         start_share: Share of the other pairs with t at the start of sampling.
@@ -46,6 +75,9 @@ class IntegralIdentity(DerivativeObjective):
         tangent: What ``v . grad_x`` uses. "network": the model's own ``u(x_t, t, t)``, one more
             call without gradient. "conditional": ``z - x_0``, as MeanFlow does. Both have the right
             mean, the first less noise (arXiv 2512.02012).
+        gap: None takes the derivative. A number in (0, 1] is a fixed gap a. ("geometric", first,
+            last) and ("sigmoid", gamma, last) are gaps that fall over the training: see
+            ``gap_at``. Then ``derivative`` and ``step`` have no meaning.
 
     Raises:
         ValueError: For a setting out of its range.
@@ -53,11 +85,21 @@ class IntegralIdentity(DerivativeObjective):
 
     anchor: str | None = None
     tangent: str = "network"
+    gap: Gap | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("anchor", self.anchor, (None, "self"))
         check_choice("tangent", self.tangent, ("network", "conditional"))
+        if self.gap is not None:
+            check_gap(self.gap)
+            if (self.derivative, self.step) != (
+                DerivativeObjective.derivative,
+                DerivativeObjective.step,
+            ):
+                raise ValueError(
+                    f"gap={self.gap!r} takes no derivative: leave derivative and step out, or the gap"
+                )
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
@@ -68,15 +110,21 @@ class IntegralIdentity(DerivativeObjective):
                 f"IntegralIdentity(anchor={self.anchor!r}) needs a network built with "
                 f"anchor={self.anchor is not None}"
             )
-        super().prepare(model, data, seed=seed, device=device)
+        if self.gap is None:
+            super().prepare(model, data, seed=seed, device=device)
+        else:  # without a trial of the derivative
+            TwoTimeObjective.prepare(self, model, data, seed=seed, device=device)
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw as ``TwoTimeObjective``, and perhaps ``known`` (B,): what sees its anchor."""
+        """Draw as ``TwoTimeObjective``; with an anchor ``known`` (B,), with a gap ``gap`` (k,)."""
         drawn = super().draw(model, batch, generator)
-        if self.anchor is None:
-            return drawn
-        chance = uniform(len(batch.x_0), generator=generator, like=batch.x_0)
-        return {**drawn, "known": chance < 0.5}
+        if self.anchor is not None:
+            chance = uniform(len(batch.x_0), generator=generator, like=batch.x_0)
+            drawn = {**drawn, "known": chance < 0.5}
+        if self.gap is not None:  # a tensor, because a recorded step keeps numbers
+            gap = gap_at(self.gap, batch.step, batch.steps)
+            drawn = {**drawn, "gap": torch.full_like(drawn["s"], gap)}  # type: ignore[arg-type]
+        return drawn
 
     def loss(  # type: ignore[override]
         self,
@@ -87,27 +135,58 @@ class IntegralIdentity(DerivativeObjective):
         s: Tensor,
         labels: Tensor | None,
         known: Tensor | None = None,
+        gap: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """Return ``E |u(x_t, t, s) - [v - (t - s) d/dt u]|^2``, all on the line.
 
-        ``s`` (k,) belongs to the first k examples; the others have s = t. ``known`` (B,) tells
-        which examples see their anchor.
+        ``s`` and ``gap`` (k,) belong to the first k examples; the others have s = t. ``known`` (B,)
+        tells which examples see their anchor. With a gap ``(1/a - 1) (u(x_t, t, s) - u(x_m, m,
+        s))`` stands for ``(t - s) d/dt u``.
         """
-        x_t, velocity, k = on_line(x_0, z, t), z - x_0, len(s)
-        s = torch.cat([s, t[k:]])
+        x_t, s, k, rows = self.on_pairs(model, x_0, z, t, s)
+        velocity = z - x_0
         anchor = None if known is None else self.estimate(model, x_t, t, labels, known)
-        target = velocity
         if k:  # the first k rows have s < t
-            rows = compared_rows(model, k, len(t))
             x_k, t_k, s_k, anchor_k, labels_k = first(rows, x_t, t, s, anchor, labels)
             with torch.no_grad(), repeatable(model):
                 tangent = velocity[:rows]
                 if self.tangent == "network":
                     tangent = model(x_k, t_k, t_k, anchor_k, labels_k)
-                rate = self.total_derivative(model, x_k, t_k, s_k, tangent, anchor_k, labels_k)
-                integral = expand(t_k - s_k, x_k) * rate
-            target = torch.cat([velocity[:k] - integral[:k], velocity[k:]])
-        return self.weighted(model(x_t, t, s, anchor, labels) - target), None
+                given = (model, x_k, t_k, s_k, tangent, anchor_k, labels_k)
+                if gap is None:
+                    change = expand(t_k - s_k, x_k) * self.total_derivative(*given)
+                else:
+                    now, before = self.piece(gap, *given)
+        u = model(x_t, t, s, anchor, labels)
+        if k and gap is not None:
+            now = u.detach() if now is None else now
+            change = expand(1 / gap - 1, x_t[:k]) * (now[:k] - before[:k])
+        target = torch.cat([velocity[:k] - change[:k], velocity[k:]]) if k else velocity
+        return self.weighted(u - target), None
+
+    def piece(
+        self,
+        gap: Tensor,
+        model: FlowMap,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        velocity: Tensor,
+        anchor: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """Compute u at both ends of the piece from m to t: ``u(x_t, t, s)``, ``u(x_m, m, s)``.
+
+        The arguments are those of ``total_derivative``, with ``gap`` (k,) of the first k rows. The
+        first value is None where the prediction gives it. It does not where batch normalisation
+        would compare the statistics of two batches: then both are made with the running ones.
+        """
+        gap = torch.cat([gap, gap.new_ones(len(t) - len(gap))])
+        m = s + (1 - gap) * (t - s)  # s itself where the gap is 1
+        x_m = x - expand(t - m, x) * velocity
+        with repeatable(model, hold_statistics=True):
+            now = model(x, t, s, anchor, labels) if mixes_rows(model) else None
+            return now, model(x_m, m, s, anchor, labels)
 
     def estimate(
         self, model: FlowMap, x: Tensor, t: Tensor, labels: Tensor | None, known: Tensor

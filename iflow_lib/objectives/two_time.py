@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..model import FlowMap
-from .base import Batch, Drawn, Objective, check_number, uniform
+from .base import Batch, Drawn, Objective, check_number, on_line, uniform
+from .network_state import compared_rows
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,33 @@ class TwoTimeObjective(Objective):
             "s": s[: n - round(self.equal_share * n)],
             "labels": batch.labels,
         }
+
+    def require_equal_rows(self, n: int) -> None:
+        """Raise ValueError if no row of a batch of n has s = t."""
+        if round(self.equal_share * n) < 1:
+            raise ValueError(
+                f"{self.name} learns nothing without rows with s = t, which say what the velocity is: "
+                f"of {n} rows equal_share={self.equal_share:g} makes none, so raise it, or batch_size"
+            )
+
+    def on_pairs(
+        self, model: FlowMap, x_0: Tensor, z: Tensor, t: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor, int, int]:
+        """Return what each loss begins with.
+
+        Args:
+            model: The model in training.
+            x_0: Data (B, ...).
+            z: Noise (B, ...).
+            t: Line times (B,).
+            s: Line times (k,) of the first k examples; the others have s = t.
+
+        Returns:
+            x_t (B, ...); s (B,); k; and how many rows a call needs that is made for the first k.
+        """
+        k, n = len(s), len(t)
+        rows = compared_rows(model, k, n) if k else 0
+        return on_line(x_0, z, t), torch.cat([s, t[k:]]), k, rows
 
     def weighted(self, error: Tensor, extra: Tensor | None = None) -> Tensor:
         """Return the mean over examples of ``|e|^2``, weighted by ``detail`` and ``power``.
