@@ -97,10 +97,7 @@ OBJECTIVES: dict[str, tuple[Callable, bool]] = {
         lambda make: ifl.IntegralIdentity(derivative="jvp", anchor="self"),
         True,
     ),
-    "IntegralIdentity, gap": (
-        lambda make: ifl.IntegralIdentity(gap=0.1),
-        False,
-    ),
+    "IntegralIdentity, gap": (lambda make: ifl.IntegralIdentity(gap=0.1), False),
     "IntegralAdditivity": (lambda make: ifl.IntegralAdditivity(), False),
     "TerminalVelocity": (lambda make: ifl.TerminalVelocity(derivative="jvp"), False),
     "FlowMapDistillation": (

@@ -71,8 +71,8 @@ class WithoutTheDerivative(ifl.IntegralIdentity):
 class RestWithoutThePiece(ifl.IntegralIdentity):
     """With a gap: looks at x_t at the time m, not at x_m."""
 
-    def piece(self, gap, model, x, t, s, velocity, *more):
-        return super().piece(gap, model, x, t, s, torch.zeros_like(velocity), *more)
+    def both_ends(self, gap, model, x, t, s, velocity, *more):
+        return super().both_ends(gap, model, x, t, s, torch.zeros_like(velocity), *more)
 
 
 class VelocityAtTheStart(ifl.TerminalVelocity):

@@ -84,7 +84,10 @@ class DerivativeObjective(TwoTimeObjective):
         anchor: Tensor | None,
         labels: Tensor | None,
     ) -> None:
-        """Take the derivative once, as ``loss`` does: so ``prepare`` sees how it can be computed."""
+        """Take the derivative once, as ``loss`` does: so ``prepare`` sees how it can be computed.
+
+        The arguments are those of a call of the model, of a few rows.
+        """
         with torch.no_grad():
             self.total_derivative(model, x, t, s, x, anchor, labels)
 

@@ -1,4 +1,8 @@
-"""How far back a pair of times looks in ``IntegralIdentity(gap=...)``: a number, or a schedule."""
+"""The gap of ``IntegralIdentity``: how large a share of a jump its finite piece takes.
+
+A jump from t to s is cut at ``m = t - a (t - s)``, and a in (0, 1] is the gap. It is a number, or a
+schedule that falls over the training (alpha-Flow, arXiv 2510.20771; SoFlow, arXiv 2512.15657).
+"""
 
 from __future__ import annotations
 
@@ -15,26 +19,43 @@ Gap = float | tuple[str, float, float]
 
 
 def check_gap(gap: Any) -> None:
-    """Raise ValueError unless ``gap`` is a number in (0, 1] or a schedule."""
-    if isinstance(gap, (int, float, np.number)):
-        return _check_part("gap", gap)
-    known = isinstance(gap, (tuple, list)) and len(gap) == 3 and gap[0] in SCHEDULES
-    if not known:
+    """Check that ``gap`` is a number in (0, 1] or a schedule.
+
+    Args:
+        gap: What was given for a gap: see ``gap_at``.
+
+    Raises:
+        ValueError: If it is neither, or a number of it is out of its range.
+    """
+    if _is_number(gap):
+        if not 0 < gap <= 1:
+            raise ValueError(
+                f"gap must be in (0, 1], got {gap}: give a number such as 0.02, or None for the derivative"
+            )
+        return
+    if not (isinstance(gap, (tuple, list)) and len(gap) == 3 and gap[0] in SCHEDULES):
         raise ValueError(
-            "gap must be a number in (0, 1], ('geometric', first, last) or ('sigmoid', gamma, last); "
+            "gap must be a number in (0, 1], ('geometric', first, last), ('sigmoid', gamma, last) or None; "
             f"got {gap!r:.60}"
         )
-    if gap[0] == "geometric":
-        _check_part("the first gap", gap[1])
-        _check_part("the last gap", gap[2])
+    name, one, last = gap
+    if name == "geometric":
+        _check_end("first", one)
+        _check_end("last", last)
     else:
-        check_number("gamma of a sigmoid gap", gap[1], least=1e-3)
-        _check_part("the last gap", gap[2], most=0.5)
+        check_number("gamma of a sigmoid gap", one, least=1e-3)
+        _check_end("last", last, most=0.5)
 
 
-def _check_part(name: str, value: Any, most: float = 1) -> None:
-    if not (isinstance(value, (int, float, np.number)) and 0 < value <= most):
-        raise ValueError(f"{name} must be in (0, {most:g}], got {value!r:.60}")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+
+
+def _check_end(name: str, value: Any, most: float = 1) -> None:
+    if not (_is_number(value) and 0 < value <= most):
+        raise ValueError(
+            f"the {name} gap of a schedule must be in (0, {most:g}], got {value!r:.60}"
+        )
 
 
 def gap_at(gap: Gap, step: int, steps: int) -> float:
@@ -51,17 +72,20 @@ def gap_at(gap: Gap, step: int, steps: int) -> float:
         step: Number of this step, from 0.
         steps: Number of all steps, at least 2 for a schedule.
 
+    Returns:
+        A number in (0, 1].
+
     Raises:
         ValueError: For a schedule over fewer than two steps.
     """
     if not isinstance(gap, (tuple, list)):
         return float(gap)
+    name, one, last = gap
     if steps < 2:
         raise ValueError(
-            f"a {gap[0]} gap changes over a training of at least two steps, not {steps}: train longer, say "
-            "Batch(x_0, step=..., steps=...) where you call the objective yourself, or give one number"
+            f"a {name} gap falls over a training, which needs two steps at least, not {steps}: train longer, or "
+            "give one number; where you call the objective yourself, give it Batch(x_0, step=..., steps=...)"
         )
-    name, one, last = gap
     p = min(step / (steps - 1), 1.0)
     if name == "geometric":
         return one ** (1 - p) * last**p

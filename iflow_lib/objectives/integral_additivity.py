@@ -43,8 +43,8 @@ class IntegralAdditivity(TwoTimeObjective):
         """Draw as ``TwoTimeObjective``, and ``share`` (k,): where m lies from s (0) to t (1)."""
         drawn, n = super().draw(model, batch, generator), len(batch.x_0)
         self.require_equal_rows(n)
-        k = n - round(self.equal_share * n)
-        return {**drawn, "share": uniform(k, generator=generator, like=batch.x_0)}
+        share = uniform(self.pairs(n), generator=generator, like=batch.x_0)
+        return {**drawn, "share": share}
 
     def loss(  # type: ignore[override]
         self,

@@ -32,32 +32,34 @@ class IntegralIdentity(DerivativeObjective):
     jump is a solution of the ODE. The loss itself does not fall to zero, and may rise, because its
     target moves: judge samples, not the loss (notebook 05).
 
-    With a ``gap`` a, a finite piece of the integral stands for the derivative. Additivity with a
-    first piece so short that v does for its average,
+    With a ``gap`` a, a finite piece of the integral stands for the derivative. The jump is cut at a
+    time m so near to t that v does for the average over the first part, and integrals add up:
 
         (t - s) u(x_t, t, s) = (t - m) v + (m - s) u(x_m, m, s),
         m = t - a (t - s),     x_m = x_t - (t - m) v,
 
-    gives ``u(x_t, t, s) <- a v + (1 - a) u(x_m, m, s)``, the right side without gradient. The error
-    e of that is divided by a, and its gradient too, so that neither shrinks with a:
+    or ``u(x_t, t, s) = a v + (1 - a) u(x_m, m, s)``. The right side without gradient, ``sg[.]``, is
+    the target. The squared error is weighted so that neither it nor its gradient shrinks with a.
+    Written like the identity, that is
 
-        target = v - (1/a - 1) sg[u(x_t, t, s) - u(x_m, m, s)],     error = e / a.
+        target = v - (1/a - 1) sg[u(x_t, t, s) - u(x_m, m, s)],
+        u - target = (u - sg[a v + (1 - a) u(x_m, m, s)]) / a     in value; its gradient is that of u.
 
-    a = 1 is velocity regression at all pairs, a -> 0 the identity, and with s = 0 alone it is the
-    consistency target. A finite gap has an error of order a. It is one network call less than the
-    central difference, and stays inside [s, t]. In bfloat16 rounding is divided by a as well: keep
-    a above 0.01 there.
+    As above, the first v is ``z - x_0``; that of x_m is what ``tangent`` says. a = 1 is velocity
+    regression at all pairs, a -> 0 the identity, and with s = 0 alone it is the consistency target.
+    A finite gap has an error of order a. It is one network call less than the central difference,
+    and stays inside [s, t]. Rounding is divided by a as well: in bfloat16 keep a above 0.01.
 
-    The pair of points is that of alpha-Flow (arXiv 2510.20771) and SoFlow (arXiv 2512.15657):
+    This pair of points is that of alpha-Flow (arXiv 2510.20771) and SoFlow (arXiv 2512.15657):
 
         alpha-Flow: gap=("sigmoid", 25, 0.005), tangent="conditional", power=1
-        SoFlow: gap=("geometric", 1, 3.1e-4), tangent="conditional", power=0.75, equal_share=0
+        SoFlow: gap=("geometric", 0.1, 0.002), tangent="conditional", power=0.5, equal_share=0.75
 
-    Theirs are the names, the ends and gamma of the schedules, that both take the conditional
-    velocity, and SoFlow's division by the gap. The weight of alpha-Flow, ``a / (mean e^2 + eps)``,
-    is ours with ``power=1`` but for eps, which is ``1e-3 a^2`` of the sum here. It takes the exact
-    identity below 0.005, where the gap here stays at 0.005. That its sigmoid is centred on half of
-    the training is our assumption, and so are the times and, for alpha-Flow, the share of s = t.
+    The first are the settings of its authors' code for ImageNet (model B/2), which below 0.005
+    takes the exact identity, where the gap here stays. The second are the defaults of
+    rectified-flow-pytorch 0.14. Their weights are ours but for a constant: alpha-Flow's is ``a /
+    (mean e^2 + eps)`` with e = a (u - target), ours with ``power=1`` has ``1e-3 a^2`` of the sum for
+    eps. The times are ours.
 
     Args:
         equal_share: Share of the batch with s = t, plain velocity regression.
@@ -68,16 +70,16 @@ class IntegralIdentity(DerivativeObjective):
         detail: Weight of differences between neighbouring pixels, for images.
         derivative: "jvp", "difference" or "auto", and its ``step``: see ``DerivativeObjective``.
         anchor: None; or "self", for a network built with ``anchor=True``. It then also sees its own
-            estimate of x_0, the end of its unanchored jump, ``a = x_t - t u(x_t, t, 0; no
-            anchor)``. The end of a trajectory does not change along it, so a is held in ``d/dt``.
+            estimate of x_0, the end ``x_t - t u(x_t, t, 0)`` of its jump without an anchor. The end
+            of a trajectory does not change along it, so the anchor is held in ``d/dt``, and at x_m.
             Half of the examples train without an anchor (zeros): otherwise there would be no first
             estimate.
-        tangent: What ``v . grad_x`` uses. "network": the model's own ``u(x_t, t, t)``, one more
+        tangent: The v of ``v . grad_x``, and of x_m. "network": the model's own ``u(x_t, t, t)``, one more
             call without gradient. "conditional": ``z - x_0``, as MeanFlow does. Both have the right
             mean, the first less noise (arXiv 2512.02012).
         gap: None takes the derivative. A number in (0, 1] is a fixed gap a. ("geometric", first,
-            last) and ("sigmoid", gamma, last) are gaps that fall over the training: see
-            ``gap_at``. Then ``derivative`` and ``step`` have no meaning.
+            last) and ("sigmoid", gamma, last) fall over the training: see ``gap_at`` in
+            ``iflow_lib.objectives.gap``. With a gap ``derivative`` and ``step`` have no meaning.
 
     Raises:
         ValueError: For a setting out of its range.
@@ -140,8 +142,8 @@ class IntegralIdentity(DerivativeObjective):
         """Return ``E |u(x_t, t, s) - [v - (t - s) d/dt u]|^2``, all on the line.
 
         ``s`` and ``gap`` (k,) belong to the first k examples; the others have s = t. ``known`` (B,)
-        tells which examples see their anchor. With a gap ``(1/a - 1) (u(x_t, t, s) - u(x_m, m,
-        s))`` stands for ``(t - s) d/dt u``.
+        tells which examples see their anchor. With a gap a, ``(1/a - 1) [u(x_t, t, s) - u(x_m, m,
+        s)]`` stands for ``(t - s) d/dt u``.
         """
         x_t, s, k, rows = self.on_pairs(model, x_0, z, t, s)
         velocity = z - x_0
@@ -156,15 +158,16 @@ class IntegralIdentity(DerivativeObjective):
                 if gap is None:
                     change = expand(t_k - s_k, x_k) * self.total_derivative(*given)
                 else:
-                    now, before = self.piece(gap, *given)
+                    u_from_t, u_from_m = self.both_ends(gap, *given)
         u = model(x_t, t, s, anchor, labels)
-        if k and gap is not None:
-            now = u.detach() if now is None else now
-            change = expand(1 / gap - 1, x_t[:k]) * (now[:k] - before[:k])
-        target = torch.cat([velocity[:k] - change[:k], velocity[k:]]) if k else velocity
-        return self.weighted(u - target), None
+        if not k:
+            return self.weighted(u - velocity), None
+        if gap is not None:
+            u_from_t = u.detach() if u_from_t is None else u_from_t
+            change = expand(1 / gap - 1, x_t[:k]) * (u_from_t[:k] - u_from_m[:k])
+        return self.weighted(u - torch.cat([velocity[:k] - change[:k], velocity[k:]])), None
 
-    def piece(
+    def both_ends(
         self,
         gap: Tensor,
         model: FlowMap,
@@ -175,18 +178,30 @@ class IntegralIdentity(DerivativeObjective):
         anchor: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor]:
-        """Compute u at both ends of the piece from m to t: ``u(x_t, t, s)``, ``u(x_m, m, s)``.
+        """Compute u at both ends of the piece from m to t: ``u(x_t, t, s)`` and ``u(x_m, m, s)``.
 
-        The arguments are those of ``total_derivative``, with ``gap`` (k,) of the first k rows. The
-        first value is None where the prediction gives it. It does not where batch normalisation
-        would compare the statistics of two batches: then both are made with the running ones.
+        The first is None where the prediction gives it. It does not where batch normalisation would
+        compare the statistics of two batches: then both are made with the running ones.
+
+        Args:
+            gap: Gaps (k,) of the first k rows; the others have s = t.
+            model: The model whose u is compared.
+            x: Points (B, ...) at the times t.
+            t: Line times (B,).
+            s: Line times (B,), at most t.
+            velocity: dx/dt (B, ...), along which x_m lies.
+            anchor: What an anchored network is given at both, (B, ...).
+            labels: Classes (B,).
+
+        Returns:
+            The two average velocities, shape of x.
         """
         gap = torch.cat([gap, gap.new_ones(len(t) - len(gap))])
         m = s + (1 - gap) * (t - s)  # s itself where the gap is 1
         x_m = x - expand(t - m, x) * velocity
         with repeatable(model, hold_statistics=True):
-            now = model(x, t, s, anchor, labels) if mixes_rows(model) else None
-            return now, model(x_m, m, s, anchor, labels)
+            u_from_t = model(x, t, s, anchor, labels) if mixes_rows(model) else None
+            return u_from_t, model(x_m, m, s, anchor, labels)
 
     def estimate(
         self, model: FlowMap, x: Tensor, t: Tensor, labels: Tensor | None, known: Tensor

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..model import FlowMap
 from ..paths import expand
+from ..utils import is_out_of_memory
 from .base import Batch, Drawn, first
 from .derivative import DerivativeObjective
 from .network_state import repeatable
@@ -63,11 +64,14 @@ class TerminalVelocity(DerivativeObjective):
         labels: Tensor | None,
     ) -> None:
         """Take ``d_s u`` and its gradient once: where that fails, forward mode is given up."""
-        u, rate = self.end_derivative(model, x, t, s, labels)
-        try:
-            (u + rate).sum().backward()
-        except RuntimeError as error:  # attention written for inference works in place
-            self.give_up_jvp(model, error)
+        with torch.enable_grad():
+            u, rate = self.end_derivative(model, x, t, s, labels)
+            try:
+                (u + rate).sum().backward()
+            except RuntimeError as error:  # attention written for inference works in place
+                if is_out_of_memory(error):
+                    raise
+                self.give_up_jvp(model, error)
 
     def loss(  # type: ignore[override]
         self,

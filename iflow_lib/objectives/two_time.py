@@ -48,6 +48,10 @@ class TwoTimeObjective(Objective):
         check_number("power", self.power)
         check_number("detail", self.detail)
 
+    def pairs(self, n: int) -> int:
+        """Return how many of n rows have s < t: all but the ``equal_share``. They come first."""
+        return n - round(self.equal_share * n)
+
     def times(
         self,
         model: FlowMap,
@@ -58,9 +62,9 @@ class TwoTimeObjective(Objective):
         """Draw pairs of line times ``s <= t``.
 
         Returns:
-            t and s, each (n,). All but the first ``n - round(equal_share n)`` have s = t.
+            t and s, each (n,). All but the first ``pairs(n)`` have s = t.
         """
-        path, unequal = model.path, n - round(self.equal_share * n)
+        path, unequal = model.path, self.pairs(n)
         draws = path.tau(
             path.sample_times(2 * n, density=self.time_density, generator=generator, device=device)
         )
@@ -80,13 +84,20 @@ class TwoTimeObjective(Objective):
             "x_0": batch.x_0,
             "z": batch.draw_noise(model, generator),
             "t": t,
-            "s": s[: n - round(self.equal_share * n)],
+            "s": s[: self.pairs(n)],
             "labels": batch.labels,
         }
 
     def require_equal_rows(self, n: int) -> None:
-        """Raise ValueError if no row of a batch of n has s = t."""
-        if round(self.equal_share * n) < 1:
+        """Check that a batch teaches the velocity, which a loss without v of its own needs.
+
+        Args:
+            n: Rows of the batch.
+
+        Raises:
+            ValueError: If none of them has s = t.
+        """
+        if self.pairs(n) == n:
             raise ValueError(
                 f"{self.name} learns nothing without rows with s = t, which say what the velocity is: "
                 f"of {n} rows equal_share={self.equal_share:g} makes none, so raise it, or batch_size"

@@ -56,8 +56,9 @@ class TrainConfig:
         label_dropout: Share of examples whose class is withheld, in [0, 1), for guidance.
         coupling: "independent": each example gets noise of its own. "ot": the noise of a batch is
             dealt to its examples so that the sum of their squared distances is least, within a
-            class where the network has classes. It is the same noise in another order, so the
-            laws of data and noise stay; trajectories come out straighter. The assignment is
+            class where the network has classes: an example that is alone in its class keeps its
+            own. It is the same noise in another order, so the laws of data and noise stay;
+            trajectories come out straighter (arXiv 2302.00482, 2304.14772). The assignment is
             exact, and solved on the CPU: next to nothing for batches of dozens, more than the rest
             of the step for hundreds and a small network, and it grows with about the cube of the
             batch. On CUDA it is an approximation that waits for nothing, ``swapped_order`` in
