@@ -53,15 +53,21 @@ class Size:
     need: float
 
 
+def networks_of(batch: int, unet: dict, transformer: dict) -> dict:
+    """``Size.networks``: a U-Net for colour images and a Transformer, of these settings."""
+    return {
+        "UNet": (lambda: ifl.UNet(channels=3, **unet), batch),
+        "Transformer": (lambda: ifl.Transformer(**transformer), batch),
+    }
+
+
 #: 28 and 30 million weights; the sequences are images of 32x32x3 in pieces of 4x4.
 FULL = Size(
-    networks={
-        "UNet": (lambda: ifl.UNet(channels=3, size=32, width=224, blocks=3), 256),
-        "Transformer": (
-            lambda: ifl.Transformer(length=64, channels=48, width=512, layers=7, heads=8),
-            256,
-        ),
-    },
+    networks=networks_of(
+        batch=256,
+        unet={"size": 32, "width": 224, "blocks": 3},
+        transformer={"length": 64, "channels": 48, "width": 512, "layers": 7, "heads": 8},
+    ),
     modes=("eager", "compiled", "graphs", "replay", "replay, compiled"),
     side=8192,
     copied=1 << 28,
@@ -72,13 +78,11 @@ FULL = Size(
 )
 #: Without compiling, which takes longer than all the rest.
 SMALL = Size(
-    networks={
-        "UNet": (lambda: ifl.UNet(channels=3, size=8, width=8, blocks=1), 8),
-        "Transformer": (
-            lambda: ifl.Transformer(length=4, channels=2, width=8, layers=1, heads=2),
-            8,
-        ),
-    },
+    networks=networks_of(
+        batch=8,
+        unet={"size": 8, "width": 8, "blocks": 1},
+        transformer={"length": 4, "channels": 2, "width": 8, "layers": 1, "heads": 2},
+    ),
     modes=("eager", "replay"),
     side=64,
     copied=1 << 12,
