@@ -472,6 +472,11 @@ def _share(row) -> str:
     return f"{row.share_of_ceiling:.0%} of {row.ceiling}".replace("%", " %")
 
 
+def _if_any(header: str, lines: list) -> str:
+    """A table under a header with | between its columns, or nothing where nothing was measured."""
+    return markdown(header.split("|"), lines) if lines else ""
+
+
 def _gpu_ceilings(rows: pd.DataFrame) -> str:
     found = rows[(rows.part == "speed") & rows.objective.isin(["matmul", "copy"])]
     lines = [
@@ -481,7 +486,7 @@ def _gpu_ceilings(rows: pd.DataFrame) -> str:
         ]
         for row in found.itertuples()
     ]
-    return markdown(["the card's ceilings", ""], lines) if lines else ""
+    return _if_any("the card's ceilings|", lines)
 
 
 def _gpu_steps(rows: pd.DataFrame) -> str:
@@ -500,16 +505,8 @@ def _gpu_steps(rows: pd.DataFrame) -> str:
         ]
         for row in rows[rows.metric == "steps_per_second"].itertuples()
     ]
-    header = [
-        "network",
-        "one training step",
-        "precision",
-        "how",
-        "steps a second",
-        "share",
-        "peak GB",
-    ]
-    return markdown(header, lines) if lines else ""
+    header = "network|one training step|precision|how|steps a second|share|peak GB"
+    return _if_any(header, lines)
 
 
 def _gpu_samples(rows: pd.DataFrame) -> str:
@@ -520,15 +517,8 @@ def _gpu_samples(rows: pd.DataFrame) -> str:
         fast = rate.loc[(row.run, row.nfe)]
         cells = [f"{1000 * row.value:.3g}", f"{fast.value:.3g}", _share(fast)]
         lines.append([row.mode, f"{row.batch:.0f}", f"{row.nfe:.0f}", *cells])
-    header = [
-        "sampling, U-Net",
-        "images at once",
-        "calls",
-        "milliseconds",
-        "images a second",
-        "share",
-    ]
-    return markdown(header, lines) if lines else ""
+    header = "sampling, U-Net|images at once|calls|milliseconds|images a second|share"
+    return _if_any(header, lines)
 
 
 def _gpu_quality(rows: pd.DataFrame) -> str:
@@ -541,8 +531,7 @@ def _gpu_quality(rows: pd.DataFrame) -> str:
                 cells = [f"{nfe:.0f}", f"{len(found)}", spread(found.value)]
                 shown = f"{name}, {PATH_LABELS[path]}"
                 lines.append([sets.get(data, data), f"{step:,.0f}", shown, *cells])
-    header = ["training images", "steps", "model", "network calls", "seeds", "Frechet"]
-    return markdown([*header], lines) if lines else ""
+    return _if_any("training images|steps|model|network calls|seeds|Frechet", lines)
 
 
 def _gpu_checks(rows: pd.DataFrame) -> str:
