@@ -614,6 +614,8 @@ for _name, _make, _how in (
     ("ConsistencyTraining", mlp, "graphs"),
     ("FlowMatching", unet, "graphs"),
     ("IntegralIdentity, jvp", unet, True),
+    ("TerminalVelocity", mlp, True),
+    ("IntegralIdentity, gap", mlp, True),
 ):
     _network = {mlp: "MLP", unet: "U-Net", transformer: "Transformer"}[_make]
     _shown = f"compile={_how!r}: {_name}, {_network}"

@@ -429,6 +429,22 @@ class Lively(nn.Module):
         return self.net(x, t.to(x), s.to(x) if self.ends else t.to(x))
 
 
+class Told(Lively):
+    """Knows three classes, and takes an anchor if ``anchor``."""
+
+    classes = 3
+
+    def __init__(self, anchor):
+        super().__init__()
+        self.anchor = anchor
+        self.net = randomise(
+            MLP(dim=2, hidden=16, layers=2, classes=3, anchor=anchor).double(), scale=0.2
+        )
+
+    def forward(self, x, t, s, **more):
+        return self.net(x, t.to(x), s.to(x), **more)
+
+
 class OfOnePoint(Lively):
     """``u(x, t, t)`` is the velocity of data that are MEAN alone, (x - MEAN) / t."""
 
@@ -460,6 +476,40 @@ def gap_loss(model, drawn, gap, objective):
 def agree(one, other, tolerance):
     assert one[0] == pytest.approx(other[0], rel=tolerance)
     assert float((one[1] - other[1]).norm() / other[1].norm()) < tolerance
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("power", [0.0, 0.75])
+@pytest.mark.parametrize("tangent", ["network", "conditional"])
+def test_what_a_gap_compares(tangent, power, anchored):
+    """By the loss written out, with classes, some unknown, and anchors: |e / a|^2, with the gradient of |e|^2 / a."""
+    drawn, a, k = drawn_pairs(k=120), 0.3, 120
+    x_0, z, t = drawn["x_0"], drawn["z"], drawn["t"]
+    labels = drawn["labels"] = torch.arange(200) % 4 - 1
+    known = {"known": torch.arange(200) % 3 > 0} if anchored else {}
+    model = FlowMap(Told(anchored), RectifiedFlow())
+    anchor = "self" if anchored else None
+    objective = IntegralIdentity(gap=a, tangent=tangent, power=power, anchor=anchor)
+    found = gap_loss(model, drawn | known, a, objective)
+
+    s = torch.cat([drawn["s"], t[k:]])
+    x_t = column(1 - t, z) * x_0 + column(t, z) * z
+    with torch.no_grad():
+        given = None
+        if anchored:
+            nothing = torch.zeros_like(x_t)
+            end = x_t - column(t, z) * model(x_t, t, 0 * t, nothing, labels)
+            given = torch.where(known["known"][:, None], end, nothing)
+        w = model(x_t, t, t, given, labels) if tangent == "network" else z - x_0
+        m, x_m = t - a * (t - s), x_t - a * column(t - s, z) * w
+        target = a * (z - x_0) + (1 - a) * model(x_m, m, s, given, labels)
+        target[k:] = (z - x_0)[k:]
+    divisor = torch.full_like(t, a).masked_fill_(torch.arange(200) >= k, 1.0)
+    square = (model(x_t, t, s, given, labels) - target).square().sum(1) / divisor
+    size = (square / divisor).detach()
+    weight = (size + 1e-3) ** -power
+    _, gradient = loss_and_gradient(model, (weight * square).mean())
+    agree(found, (float((weight * size).mean()), gradient), 1e-12)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.75])
@@ -585,18 +635,19 @@ def test_the_exact_average_velocity_obeys_the_terminal_velocity(derivative, tole
 
 @pytest.mark.parametrize("derivative", ["jvp", "difference"])
 def test_what_terminal_velocity_differentiates(derivative):
-    """u and d_s u, and not v: against autograd by the loss written out."""
-    model, drawn = FlowMap(Lively(), RectifiedFlow()), drawn_pairs(k=120)
+    """u and d_s u, and not v: against autograd by the loss written out, with classes, some unknown."""
+    model, drawn = FlowMap(Told(anchor=False), RectifiedFlow()), drawn_pairs(k=120)
+    labels = drawn["labels"] = torch.arange(200) % 4 - 1
     objective = TerminalVelocity(derivative=derivative, step=1e-4)
     found = loss_and_gradient(model, objective.loss(model, **drawn)[0])
     x_0, z, t = drawn["x_0"], drawn["z"], drawn["t"]
     s = torch.cat([drawn["s"], t[120:]]).requires_grad_()
     x_t = column(1 - t, z) * x_0 + column(t, z) * z
-    u = model(x_t, t, s)
+    u = model(x_t, t, s, labels=labels)
     rates = [torch.autograd.grad(u[:, i].sum(), s, create_graph=True)[0] for i in range(2)]
     rate = torch.stack(rates, dim=1)
     with torch.no_grad():
-        arrival = model(x_t - column(t - s, z) * u, s, s)
+        arrival = model(x_t - column(t - s, z) * u, s, s, labels=labels)
     pairs = (u - column(t - s, z) * rate - arrival)[:120]
     error = torch.cat([pairs, (u - (z - x_0))[120:]])
     agree(
@@ -870,6 +921,9 @@ def test_hidden_features_are_those_of_a_call():
         ({"gap": 1.5}, "gap must be in (0, 1], got 1.5"),
         ({"gap": -0.1}, "gap must be in"),
         ({"gap": math.nan}, "gap must be in"),
+        ({"gap": 2}, "give a number such as 0.02, or None for the derivative"),
+        ({"gap": True}, "gap must be a number in (0, 1], ('geometric', first, last)"),
+        ({"gap": ()}, "gap must be a number in (0, 1], ('geometric', first, last)"),
         ({"gap": "sigmoid"}, "gap must be a number in (0, 1], ('geometric', first, last)"),
         (
             {"gap": ("linear", 1.0, 0.1)},

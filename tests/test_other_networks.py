@@ -525,6 +525,19 @@ def test_the_fallback_is_found_before_the_first_step():
         assert ifl.IntegralIdentity(derivative="jvp").uses_jvp(net, torch.device("cpu"))
 
 
+def test_the_fallback_of_a_gradient_is_found_where_none_is_recorded():
+    """The trial takes a gradient of its own: without one, every network would seem to need the fallback."""
+    objective, found = ifl.TerminalVelocity(derivative="jvp"), {}
+    for kind in ("plain", "TransformerEncoder"):
+        net = model(kind)
+        with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            objective.prepare(net, ifl.data.TensorData(data()))
+        assert all(w.grad is None for w in net.parameters())
+        found[kind] = objective.uses_jvp(net, torch.device("cpu")), len(caught)
+    assert found == {"plain": (True, 0), "TransformerEncoder": (False, 1)}
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), ValueError("bad shape")])
 def test_other_faults_are_no_obstacle(error):
     """Neither a lack of memory nor a network's own fault is taken for something about forward mode."""

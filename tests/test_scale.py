@@ -151,12 +151,22 @@ UNET = (
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs g++, which torch.compile calls")
 @pytest.mark.filterwarnings("error:going on without torch.compile")
 @pytest.mark.parametrize(
-    "net, data", [SMALL, pytest.param(*UNET, marks=pytest.mark.long)], ids=["MLP", "UNet"]
+    "objective, net, data",
+    [
+        (ifl.IntegralIdentity(derivative="jvp"), *SMALL),
+        pytest.param(ifl.IntegralIdentity(derivative="jvp"), *UNET, marks=pytest.mark.long),
+        pytest.param(
+            ifl.IntegralIdentity(gap=("geometric", 1, 0.1)), *SMALL, marks=pytest.mark.long
+        ),
+        pytest.param(ifl.TerminalVelocity(derivative="jvp"), *SMALL, marks=pytest.mark.long),
+        pytest.param(ifl.TerminalVelocity(derivative="difference"), *SMALL, marks=pytest.mark.long),
+    ],
+    ids=["MLP", "UNet", "gap", "terminal velocity, jvp", "terminal velocity, difference"],
 )
-def test_compiled_training_and_sampling_are_the_same(net, data):
-    """With the forward derivative, in one piece: a graph that breaks is eager in part."""
+def test_compiled_training_and_sampling_are_the_same(objective, net, data):
+    """In one piece, with the forward derivative too: a graph that breaks is eager in part."""
     counters = torch._dynamo.utils.counters
-    objective, both = ifl.IntegralIdentity(derivative="jvp"), {"steps": 8, "net": net, "data": data}
+    both = {"steps": 8, "net": net, "data": data}
     counters.clear()
     fast = fit(objective, compile="graphs", **both)  # on a CPU, as True
     out = ifl.sample(fast.model, 50).x

@@ -40,21 +40,21 @@ def check_gap(gap: Any) -> None:
         )
     name, one, last = gap
     if name == "geometric":
-        _check_end("first", one)
-        _check_end("last", last)
+        _check_end("first", one, "('geometric', 1, 0.01)")
+        _check_end("last", last, "('geometric', 1, 0.01)")
     else:
         check_number("gamma of a sigmoid gap", one, least=1e-3)
-        _check_end("last", last, most=0.5)
+        _check_end("last", last, "('sigmoid', 25, 0.005)", most=0.5)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
-def _check_end(name: str, value: Any, most: float = 1) -> None:
+def _check_end(name: str, value: Any, example: str, most: float = 1) -> None:
     if not (_is_number(value) and 0 < value <= most):
         raise ValueError(
-            f"the {name} gap of a schedule must be in (0, {most:g}], got {value!r:.60}"
+            f"the {name} gap must be in (0, {most:g}], got {value!r:.60}: give a schedule such as {example}"
         )
 
 
@@ -83,8 +83,8 @@ def gap_at(gap: Gap, step: int, steps: int) -> float:
     name, one, last = gap
     if steps < 2:
         raise ValueError(
-            f"a {name} gap falls over a training, which needs two steps at least, not {steps}: train longer, or "
-            "give one number; where you call the objective yourself, give it Batch(x_0, step=..., steps=...)"
+            f"a {name} gap falls over a training of at least two steps, not {steps}: train longer, or give one "
+            "number; where you call the objective yourself, give it Batch(x_0, step=..., steps=...)"
         )
     p = min(step / (steps - 1), 1.0)
     if name == "geometric":
