@@ -165,6 +165,7 @@ UNET = (
 )
 def test_compiled_training_and_sampling_are_the_same(objective, net, data):
     """In one piece, with the forward derivative too: a graph that breaks is eager in part."""
+    torch._dynamo.reset()  # of what another of these has compiled
     counters = torch._dynamo.utils.counters
     both = {"steps": 8, "net": net, "data": data}
     counters.clear()
