@@ -48,7 +48,8 @@ class IntegralIdentity(DerivativeObjective):
     As above, the first v is ``z - x_0``; that of x_m is what ``tangent`` says. a = 1 is velocity
     regression at all pairs, a -> 0 the identity, and with s = 0 alone it is the consistency target.
     A finite gap has an error of order a. It is one network call less than the central difference,
-    and stays inside [s, t]. Rounding is divided by a as well: in bfloat16 keep a above 0.01.
+    and stays inside [s, t]. Rounding is divided by a as well: keep a above 1e-4, in bfloat16 above
+    0.01.
 
     This pair of points is that of alpha-Flow (arXiv 2510.20771) and SoFlow (arXiv 2512.15657):
 

@@ -79,8 +79,8 @@ def exact_order(x_0: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
 def swapped_order(x_0: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
     """Return an order of the noise that is nearly as good, without any wait for the device.
 
-    Each round looks at all pairs of examples. Two that are each other's best partners swap their
-    noise, if that shortens the sum of squared distances. A weight for each pair, another in each
+    Each round looks at all pairs of examples (2-opt, many swaps at once). Two that are each other's
+    best partners swap their noise, if that shortens the sum of squared distances. A weight for each pair, another in each
     round, keeps all from wanting the same partner. Where nothing is left to swap, the sum is the
     least that swaps reach: within about a tenth, nearly nothing in the plane, of what the exact
     order gains over chance (``tests/test_coupling.py`` holds it to that).
