@@ -58,9 +58,10 @@ class IntegralIdentity(DerivativeObjective):
 
     The first are the settings of its authors' code for ImageNet (model B/2), which below 0.005
     takes the exact identity, where the gap here stays. The second are the defaults of
-    rectified-flow-pytorch 0.14. Their weights are ours but for a constant: alpha-Flow's is ``a /
-    (mean e^2 + eps)`` with e = a (u - target), ours with ``power=1`` has ``1e-3 a^2`` of the sum for
-    eps. The times are ours.
+    rectified-flow-pytorch 0.14, which adds the means of both kinds of rows, so that each of the
+    fewer pairs counts three times as much as here. The weights of an example are ours but for a
+    constant: alpha-Flow's is ``a / (mean e^2 + eps)`` with e = a (u - target), ours with
+    ``power=1`` has ``1e-3 a^2`` of the sum for eps. The times are ours.
 
     Args:
         equal_share: Share of the batch with s = t, plain velocity regression.
