@@ -26,6 +26,7 @@ from iflow_lib import data
 from iflow_lib.data import (
     DATASETS,
     PLANE,
+    PLANE_HELD_OUT,
     TensorData,
     as_dataset,
     as_tensor,
@@ -40,7 +41,7 @@ from iflow_lib.data import (
 from iflow_lib.scaling import Standardization
 
 
-@pytest.mark.parametrize("name", PLANE)
+@pytest.mark.parametrize("name", (*PLANE, *PLANE_HELD_OUT))
 def test_plane_has_mean_0_and_variance_1(name):
     x = load(name).x
     assert x.shape == (100_000, 2) and x.dtype == torch.float32
@@ -69,7 +70,48 @@ def test_checkerboard_squares():
     assert int((counts > 0).sum()) == 8 and (counts[counts > 0] - 2000).abs().max() < 220
 
 
-@pytest.mark.parametrize("name", PLANE)
+def test_ring_radii():
+    """A ring of radius r has the share r / 6, and its points lie at all angles."""
+    d = load("rings", n=60_000, seed=3)
+    scale, counts = 3.01**0.5, torch.bincount(d.labels, minlength=3)
+    for k in range(3):
+        share, x = (k + 1) / 6, scale * d.x[d.labels == k].double()
+        assert abs(int(counts[k]) - 60_000 * share) < 5 * (60_000 * share * (1 - share)) ** 0.5
+        r = (k + 1.0) ** 2 + 2 * 0.1**2  # E[(r + noise)^2]
+        assert abs(float(x.square().sum(1).mean()) - r) < 5 * 2 * (k + 1) * 0.1 / len(x) ** 0.5
+        assert x.mean(0).abs().max() < 5 * (k + 1) / len(x) ** 0.5
+
+
+def test_twenty_five_gaussians_modes():
+    d = load("twenty_five_gaussians", n=50_000, seed=3)
+    counts = torch.bincount(d.labels, minlength=25)
+    assert len(counts) == 25 and (counts - 2000).abs().max() < 5 * (50_000 * 24 / 625) ** 0.5
+    for k in range(25):
+        mode = d.x[d.labels == k] * 2.01**0.5
+        assert (mode.mean(0) - torch.tensor([k // 5 - 2.0, k % 5 - 2.0])).abs().max() < 0.012
+        assert (mode.std(0) - 0.1).abs().max() < 0.01
+
+
+def test_s_curve_has_the_shape_of_scikit_learn_s():
+    """Without noise and scaling theirs is x = sin, z = sign (cos - 1): ours lies within noise of it."""
+    from sklearn.datasets import make_s_curve
+
+    theirs = torch.from_numpy(make_s_curve(4000, random_state=0)[0][:, [0, 2]])
+    scale = torch.tensor([0.5, 1.5 + 4 / (3 * torch.pi)], dtype=torch.float64) + 0.05**2
+    ours = load("s_curve", n=4000).x.double() * scale.sqrt()
+    assert float(torch.cdist(ours, theirs).amin(1).max()) < 5 * 0.05
+    assert float(torch.cdist(theirs, ours).amin(1).max()) < 5 * 0.05
+
+
+@pytest.mark.parametrize("name", PLANE_HELD_OUT)
+def test_a_draw_of_any_size_follows_the_same_law(name):
+    """Nothing is standardised after the draw: many small draws have the moments of a large one."""
+    few = torch.cat([load(name, n=4, seed=i).x for i in range(4000)]).double()
+    assert few.mean(0).abs().max() < 5 / 16_000**0.5
+    assert (few.var(0) - 1).abs().max() < 5 * (3.1 / 16_000) ** 0.5
+
+
+@pytest.mark.parametrize("name", (*PLANE, *PLANE_HELD_OUT))
 def test_seed_and_split_make_the_draw(name):
     first, again = load(name, n=500, seed=1), load(name, n=500, seed=1)
     assert torch.equal(first.x, again.x) and first.sha256 == again.sha256
@@ -247,7 +289,7 @@ def test_load_takes_any_whole_number(name, n, seed):
     assert torch.equal(load(name, n, seed=seed).x, load(name, 9, seed=3).x)
 
 
-# sha256 of x.numpy() of load(name, n=333), recorded before each set had a seed id of its own
+# sha256 of x.numpy() of load(name, n=333): of the sets that are not held out recorded before each had a seed id of its own
 DRAWS = {
     "eight_gaussians": "2847691ee9b83eb1",
     "checkerboard": "af8d03444bd1518d",
@@ -257,6 +299,9 @@ DRAWS = {
     "digits": "c4da8a13cd01bbbf",
     "fashion_mnist": "42d2c935dd0f2810",
     "emoji": "83875ab25eaf9c78",
+    "rings": "0c595a9a60ef238f",
+    "twenty_five_gaussians": "0b7728b952830347",
+    "s_curve": "c6297e03f507bf90",
 }
 
 
@@ -277,7 +322,9 @@ def registry(monkeypatch):
 def test_names_are_those_that_ship():
     assert data.names()[:9] == (*PLANE, "digits", "fashion_mnist", "fashion_mnist_full", "emoji")
     assert data.names("images") == data.names()[5:9]
-    assert [data.entry(name).seed_id for name in data.names()[:9]] == list(range(9))
+    assert data.names()[9:12] == PLANE_HELD_OUT == ("rings", "twenty_five_gaussians", "s_curve")
+    assert data.names("plane_held_out")[:3] == PLANE_HELD_OUT and not {*PLANE} & {*PLANE_HELD_OUT}
+    assert [data.entry(name).seed_id for name in data.names()[:12]] == list(range(12))
 
 
 def test_a_draw_does_not_depend_on_what_else_is_registered(registry):
@@ -331,7 +378,7 @@ def test_a_cell_that_registers_may_run_twice(registry):
     [
         ("mine", {"seed_id": "a"}, "at least 0, got 'a'"),
         ("mine", {"seed_id": True}, "whole number"),
-        ("mine", {"seed_id": 100, "kind": "table"}, "plane, draws, images, stored"),
+        ("mine", {"seed_id": 100, "kind": "table"}, "plane, plane_held_out, draws, images, stored"),
         ("mine", {"seed_id": 150}, "belongs to the data set 'other'"),
         ("mine", {}, "seed_id must be a whole number"),
         (len, {}, '@ifl.register_dataset("mine", seed_id=100); got'),
@@ -368,6 +415,7 @@ def test_a_function_may_return_tensors_with_gradients(registry):
     [
         ("plane", (np.zeros((3, 2)), None), "4 examples of shape (4, 2), got (3, 2)"),
         ("plane", (np.zeros((4, 3)), None), "(4, 2), got (4, 3)"),
+        ("plane_held_out", (np.zeros((4, 3)), None), "(4, 2), got (4, 3)"),
         ("draws", (np.zeros((4, 3)) + np.nan, None), "mine has 12 NaN"),
         ("draws", np.zeros((4, 3)), "must return (x, labels) or (x, None), got a ndarray"),
         ("stored", (np.zeros((4, 3)), np.zeros(4)), "mine: labels have type torch.float64"),

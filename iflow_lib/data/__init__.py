@@ -16,10 +16,13 @@ from .unit_scale import scale_warning, standardize
 
 #: The five laws in the plane that come with the package.
 PLANE = names(kind="plane")
+#: Three more, on which no setting of the library is chosen (docs/protocol.md).
+PLANE_HELD_OUT = names(kind="plane_held_out")
 
 __all__ = [
     "DATASETS",
     "PLANE",
+    "PLANE_HELD_OUT",
     "SPLITS",
     "DatasetEntry",
     "Standardization",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..utils import check_int, check_seed
 from .tensor_data import TensorData
 
 SPLITS = ("train", "test")
-DATASET_KINDS = ("plane", "draws", "images", "stored")
+DATASET_KINDS = ("plane", "plane_held_out", "draws", "images", "stored")
 
 #: Number of examples that ``load`` draws from a law when the caller names none.
 DRAWN_BY_DEFAULT = {"train": 100_000, "test": 10_000}
@@ -42,9 +42,14 @@ class DatasetEntry:
     compared_by: str | None = None
 
     @property
+    def in_plane(self) -> bool:
+        """Whether an example is a point in the plane, drawn from a law."""
+        return self.kind in ("plane", "plane_held_out")
+
+    @property
     def drawn(self) -> bool:
         """Whether each load is a fresh draw from a law, of any size."""
-        return self.kind in ("plane", "draws")
+        return self.in_plane or self.kind == "draws"
 
 
 #: Every registered data set: name -> entry.
@@ -75,6 +80,7 @@ def register_dataset(
     ============  ================================  ================================================
 
     ``rng`` is a ``numpy.random.Generator``, the only source of chance that the function may use;
+    ``"plane_held_out"`` is ``"plane"`` for the sets on which no setting of the library is chosen.
     ``split`` is "train" or "test". With ``takes_root`` the function of a stored set is called as
     ``function(split, root)``. The same function may be registered again, as a notebook's cell does
     when it is run twice.
@@ -83,7 +89,7 @@ def register_dataset(
         name: The name that ``load`` takes.
         seed_id: Needed. A whole number that no other data set has, of at least 100 for a set of your own.
             Draws depend on it and not on the order of registration.
-        kind: ``"plane"``, ``"draws"``, ``"images"`` or ``"stored"``.
+        kind: ``"plane"``, ``"plane_held_out"``, ``"draws"``, ``"images"`` or ``"stored"``.
         largest_pixel: The value of a white pixel; ``load`` maps [0, largest_pixel] to [-1, 1].
         takes_root: Whether the function also takes a folder.
         compared_by: As in ``DatasetEntry``; None is ``"points"`` where a set is drawn from a law.
@@ -104,8 +110,6 @@ def register_dataset(
         raise ValueError(
             f"unknown kind {kind!r} for data set {name!r}; expected {', '.join(DATASET_KINDS)}"
         )
-    if compared_by is None and kind in ("plane", "draws"):
-        compared_by = "points"
 
     def register(function: Callable) -> Callable:
         if name in DATASETS and not _same_origin(DATASETS[name].function, function):
@@ -116,9 +120,10 @@ def register_dataset(
                     f"seed_id {seed_id} belongs to the data set {other.name!r}; choose another one for "
                     f"{name!r}"
                 )
-        DATASETS[name] = DatasetEntry(
-            name, seed_id, kind, function, largest_pixel, takes_root, compared_by
-        )
+        found = DatasetEntry(name, seed_id, kind, function, largest_pixel, takes_root, compared_by)
+        if compared_by is None and found.drawn:
+            found = replace(found, compared_by="points")
+        DATASETS[name] = found
         return function
 
     return register
@@ -214,8 +219,8 @@ def _draw(
     found: DatasetEntry, n: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray | None]:
     x, labels = _pair(found, _called(found, n, rng))
-    if len(x) != n or (found.kind == "plane" and x.shape != (n, 2)):
-        shape = f"({n}, 2)" if found.kind == "plane" else f"({n}, ...)"
+    if len(x) != n or (found.in_plane and x.shape != (n, 2)):
+        shape = f"({n}, 2)" if found.in_plane else f"({n}, ...)"
         raise ValueError(
             f"the function of data set {found.name!r} must return {n} examples of shape {shape}, got "
             f"{x.shape}"
