@@ -19,7 +19,7 @@ from experiments.common import calls_per_step, choices, command_line, excerpt, f
 from experiments.store import Store, extend_table
 from iflow_lib import data, metrics, zoo
 
-#: name -> changes of the objective, of the network (``frequencies``: octaves of the times), of the configuration
+#: name -> changes of the objective, of the network, of the configuration
 VARIANTS = {
     "defaults": ({}, {}, {}),
     "times uniform": ({"time_density": "uniform"}, {}, {}),
@@ -49,13 +49,6 @@ VARIANTS = {
 SET = "checkerboard"
 
 
-def make_model(system: zoo.System, seed: int, frequencies: int = ifl.MLP.frequencies, **network):
-    """A fresh model, with other octaves of the times than the library's MLP has, if that is wanted."""
-    torch.manual_seed(seed)
-    mlp = type("MLP", (ifl.MLP,), {"frequencies": frequencies})
-    return ifl.FlowMap(mlp(**zoo.PLANE_NETWORK | network), system.make_path())
-
-
 def floor(pairs: int) -> tuple[list[dict], dict]:
     """Rows of the floor, and nothing for the manifest."""
     return zoo.floor_rows(SET, pairs), {}
@@ -66,7 +59,7 @@ def train(variant: str, path: str, seed: int, steps: int, nfes) -> tuple[list[di
     torch.set_num_threads(1)
     of_objective, of_network, of_config = VARIANTS[variant]
     system = zoo.System(path, "integral", SET)
-    model = make_model(system, seed, **of_network)
+    model = system.model(seed, **of_network)
     objective = dataclasses.replace(system.objective(), **of_objective)
     config = ifl.TrainConfig(
         **system.settings | of_config, steps=steps, seed=seed, device="cpu", progress=False

@@ -73,6 +73,14 @@ def time_features(
     return torch.cat([times, angles.sin(), angles.cos()], dim=1)
 
 
+def _gap_frequencies(given: int, frequencies: int) -> int:
+    """Return the checked number of octaves of t - s, of which there are no more than of t."""
+    number = check_int("gap_frequencies", given, 0)
+    if number > frequencies:
+        raise ValueError(f"gap_frequencies must be from 0 to {frequencies}, got {number}")
+    return number
+
+
 def _start_at_zero(layer: nn.Module) -> None:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -125,12 +133,12 @@ class MLP(nn.Module):
         classes: Number of classes, 0 for data without labels.
         features: Number of octaves of sines and cosines of each coordinate beside x (w x, w = 1, 2,
             4, ...), which help with fine structure in few dimensions (arXiv 2006.10739).
+        frequencies: Octaves of sines and cosines of t, see ``time_features``.
+        gap_frequencies: Octaves of those of t - s, at most as many; None takes as many.
 
     Raises:
         ValueError: If a number is not a whole number in range.
     """
-
-    frequencies = 4
 
     def __init__(
         self,
@@ -140,11 +148,16 @@ class MLP(nn.Module):
         anchor: bool = False,
         classes: int = 0,
         features: int = 0,
+        frequencies: int = 4,
+        gap_frequencies: int | None = None,
     ) -> None:
         super().__init__()
         dim, hidden = check_int("dim", dim), check_int("hidden", hidden)
         layers = check_int("layers", layers)
         classes, features = check_int("classes", classes, 0), check_int("features", features, 0)
+        self.frequencies = check_int("frequencies", frequencies, 0)
+        gap_frequencies = self.frequencies if gap_frequencies is None else gap_frequencies
+        self.gap_frequencies = _gap_frequencies(gap_frequencies, self.frequencies)
         self.anchor, self.classes, self.features = bool(anchor), classes, features
         self.data_shape = (dim,)
         self._config = dict(
@@ -154,8 +167,11 @@ class MLP(nn.Module):
             anchor=self.anchor,
             classes=classes,
             features=features,
+            frequencies=self.frequencies,
+            gap_frequencies=self.gap_frequencies,
         )
-        inputs = dim * (1 + 2 * features + self.anchor) + 4 * self.frequencies + 2
+        times = 2 + 2 * (self.frequencies + self.gap_frequencies)
+        inputs = dim * (1 + 2 * features + self.anchor) + times
         sizes = [inputs] + [hidden] * layers
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:]))
         self.table = _class_table(classes, hidden)
@@ -172,7 +188,8 @@ class MLP(nn.Module):
     ) -> Tensor:
         """Return the average velocity on the line, shape of x; see the module for the arguments."""
         _check_anchor(self.anchor, x, anchor)
-        inputs = [x, time_features(t, s, self.frequencies)] + ([] if anchor is None else [anchor])
+        times = time_features(t, s, self.frequencies, self.gap_frequencies)
+        inputs = [x, times] + ([] if anchor is None else [anchor])
         if self.features:
             w = 2 ** torch.arange(self.features, dtype=x.dtype, device=x.device)
             angles = (x[:, :, None] * w).flatten(1)
@@ -340,11 +357,7 @@ class UNet(_UShape):
         sides, fold, halvings = _image_plan(size)
         channels, blocks = check_int("channels", channels), check_int("blocks", blocks)
         classes = check_int("classes", classes, 0)
-        gap_frequencies = check_int("gap_frequencies", gap_frequencies, 0)
-        if gap_frequencies > self.frequencies:
-            raise ValueError(
-                f"gap_frequencies must be from 0 to {self.frequencies}, got {gap_frequencies}"
-            )
+        gap_frequencies = _gap_frequencies(gap_frequencies, self.frequencies)
         width = check_int("width", width)
         if width % 8:
             raise ValueError(f"width must be a multiple of 8, got {width}")

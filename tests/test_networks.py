@@ -14,6 +14,7 @@ CASES = [
     ("MLP", dict(dim=1, hidden=8, layers=1)),
     ("MLP", dict(dim=2, hidden=16, layers=3)),
     ("MLP", dict(dim=24, hidden=8, layers=2)),
+    ("MLP", dict(dim=2, hidden=16, layers=2, frequencies=2, gap_frequencies=1)),
     *[
         ("UNet", dict(channels=c, size=n, width=8, blocks=1))
         for n in (8, 16, 28, 32)
@@ -173,7 +174,37 @@ def test_mlp_refuses_bad_sizes(options):
     assert "must be a whole number of at least 1" in one_line(error)
 
 
-@pytest.mark.parametrize("name, options", [CASES[1], CASES[3]], ids=["MLP", "UNet"])
+def test_octaves_of_the_times_of_an_mlp():
+    """The first layer sees the times by as many octaves as were asked for, and nothing else of them."""
+    as_ever = MLP(dim=2, hidden=8, layers=1)
+    assert as_ever.hidden[0].in_features == 2 + 2 + 4 * 4  # of x, of the times, four octaves each
+    assert as_ever.config()["frequencies"] == as_ever.config()["gap_frequencies"] == 4
+    x, t, s = torch.randn(3, 2), torch.rand(3), torch.zeros(3)
+    for octaves, gap in ((0, None), (2, None), (3, 1), (2, 0)):
+        net = randomise(MLP(2, 8, 1, frequencies=octaves, gap_frequencies=gap))
+        gap = octaves if gap is None else gap
+        assert (net.config()["frequencies"], net.config()["gap_frequencies"]) == (octaves, gap)
+        inputs = torch.cat([x, time_features(t, s, octaves, gap)], 1)
+        expected = net.out(nn.functional.silu(net.hidden[0](inputs)))
+        torch.testing.assert_close(net(x, t, s), expected)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(frequencies=-1), "frequencies must be a whole number of at least 0, got -1"),
+        (dict(frequencies=2.5), "frequencies must be a whole number of at least 0, got 2.5"),
+        (dict(frequencies=2, gap_frequencies=3), "gap_frequencies must be from 0 to 2, got 3"),
+        (dict(gap_frequencies=-1), "gap_frequencies must be a whole number of at least 0, got -1"),
+    ],
+)
+def test_mlp_refuses_octaves(options, words):
+    with pytest.raises(ValueError) as error:
+        MLP(dim=2, **options)
+    assert words in one_line(error)
+
+
+@pytest.mark.parametrize("name, options", [CASES[1], CASES[4]], ids=["MLP", "UNet"])
 def test_anchor_must_match_the_network(name, options):
     net, x, t, s, a = build(name, options, anchor=True)
     for bad in ((), (a[:1],), (a[:, :1, ...].expand(-1, 5, *a.shape[2:]),)):
@@ -190,6 +221,10 @@ def test_numbers_of_any_kind():
     for number in (np.int64, np.uint8, torch.tensor):
         for net, same in (
             (MLP(dim=number(2), hidden=number(8)), MLP(dim=2, hidden=8)),
+            (
+                MLP(2, frequencies=number(3), gap_frequencies=number(0)),
+                MLP(2, 256, 4, False, 0, 0, 3, 0),
+            ),
             (UNet(size=number(8), width=number(8)), UNet(size=8, width=8)),
             (UNet(size=(number(8), 12), width=8), UNet(size=[8, 12], width=8)),
             (Transformer(length=number(6), width=number(8)), Transformer(length=6, width=8)),

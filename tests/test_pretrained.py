@@ -100,6 +100,8 @@ def test_files(saved):
             "anchor": False,
             "classes": 0,
             "features": 0,
+            "frequencies": 4,
+            "gap_frequencies": 4,
         },
     }
     assert config["learned"] is None and config["scaling"] is None
@@ -222,6 +224,30 @@ def test_config_that_names_something_else(saved, part, change, words):
     with pytest.raises(ValueError) as error:
         FlowMap.from_pretrained(saved)
     assert words in one_line(error) and str(saved) in str(error.value)
+
+
+def test_a_config_from_before_octaves_were_an_argument(saved):
+    """It names none, and is a network with four of each time, as all had then."""
+    now = FlowMap.from_pretrained(saved)
+
+    def forget(config):
+        for name in ("frequencies", "gap_frequencies"):
+            assert config["network"]["arguments"].pop(name) == 4
+
+    rewrite(saved, forget)
+    then = FlowMap.from_pretrained(saved)
+    assert then.net.config() == now.net.config() and torch.equal(
+        sample(then, 9).x, sample(now, 9).x
+    )
+
+
+@pytest.mark.parametrize("options", [{"frequencies": 2}, {"frequencies": 3, "gap_frequencies": 1}])
+def test_octaves_are_saved(options, tmp_path):
+    first = FlowMap(randomise(MLP(dim=3, hidden=8, layers=1, **options)), RectifiedFlow())
+    first.save_pretrained(tmp_path)
+    twin = FlowMap.from_pretrained(tmp_path)
+    assert options.items() <= twin.net.config().items()
+    assert torch.equal(sample(first, 9).x, sample(twin, 9).x)
 
 
 @pytest.mark.parametrize(
