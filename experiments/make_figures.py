@@ -4,7 +4,7 @@ plane_quality: quality against network calls for every method, path and set; anc
 each anchor, iterated; anchor_collapse: what it generates, and from which anchor; trajectories: jumps beside the exact flow;
 self_anchor: what a self-estimated anchor changes in one that works; theorem: what the anchors tell of x_0; image_quality,
 image_samples: Fashion-MNIST; image_methods: every method on it, trained briefly; tuning, plane_tuning: after training
-with other settings; cost: quality at one call against what training cost; time: of sampling, against network calls.
+with other settings; search: every candidate of the search in the plane, by each of its settings; cost: quality at one call against what training cost; time: of sampling, against network calls.
 All if none is named. A figure whose table or models are not there is named and left out.
 """
 
@@ -20,6 +20,7 @@ from matplotlib.ticker import LogLocator
 
 import iflow_lib as ifl
 from experiments.common import REFERENCE, ROOT
+from experiments.search import LONG, SHORT, SPACE, ranking
 from iflow_lib import analytic, plotting, zoo
 from iflow_lib import data as data_sets
 from iflow_lib.io import write_atomic
@@ -320,6 +321,90 @@ def plane_tuning():
     return fig
 
 
+#: Rung of the search -> how its candidates are drawn, and what has been done with them.
+RUNGS = {
+    0: ("#B9BDC4", f"{SHORT:,} steps, three cells"),
+    1: ("#56B4E9", f"{SHORT:,} steps, all cells"),
+    2: ("#0072B2", "the same, then trained longer"),
+}
+
+
+def search():
+    rows = ranking(table("bench/search.csv"))
+    settings = [name for name in SPACE if name in rows]
+    columns, best = 6, rows.first_look.min()
+    top = 2.5 * best  # what is worse is drawn there
+    lines = -(-len(settings) // columns)
+    fig = plt.figure(figsize=(2.3 * columns, 2.6 + 2.1 * lines))
+    grid = fig.add_gridspec(1 + lines, columns, height_ratios=[1.3] + [1] * lines)
+    whole = fig.add_subplot(grid[0, :])
+    in_turn = rows.sort_values("trial")
+    dots(whole, in_turn.trial, in_turn, top)
+    whole.step(
+        in_turn.trial,
+        in_turn.first_look.cummin(),
+        where="post",
+        color="#D55E00",
+        linewidth=1.4,
+        label=f"best so far after {SHORT:,} steps",
+    )
+    done = rows[rows.rung == 2]
+    whole.plot(
+        done.trial,
+        done.score,
+        "*",
+        color="#0072B2",
+        markersize=10,
+        label=f"{LONG:,} steps, three seeds",
+    )
+    whole.set(xlabel="candidate, 0: the defaults before the search", ylabel="score")
+    for i, name in enumerate(settings):
+        ax = fig.add_subplot(grid[1 + i // columns, i % columns], sharey=whole)
+        part, allowed = rows.dropna(subset=name), SPACE[name]
+        if isinstance(allowed, list):
+            places = part[name].map(allowed.index)
+            dots(ax, places + 0.09 * (part.trial % 5 - 2), part, top)
+            middle = part.first_look.groupby(places).median()
+            ax.plot(middle.index, middle, "_", color="#D55E00", markersize=18, markeredgewidth=2)
+            ax.set_xticks(range(len(allowed)), [str(value) for value in allowed])
+            ax.set_xlim(-0.6, len(allowed) - 0.4)
+        else:
+            dots(ax, part[name], part, top)
+            ax.set_xscale("log" if "log" in allowed else "linear")
+            if "log" in allowed:
+                ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+                ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+                ax.xaxis.set_minor_locator(plt.NullLocator())
+        ax.set_xlabel(name.replace("_", " "))
+        if i % columns:
+            ax.tick_params(labelleft=False)
+        else:
+            ax.set_ylabel("score")
+    whole.set(yscale="log", ylim=(0.9 * min([best, *done.score]), 1.04 * top))
+    whole.yaxis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 7)))
+    whole.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    whole.yaxis.set_minor_locator(plt.NullLocator())
+    fig.legend(*whole.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return fig
+
+
+def dots(ax, places, rows: pd.DataFrame, top: float) -> None:
+    """Candidates of a search by their first look, coloured by their rung; those that are worse than ``top`` as triangles there."""
+    for rung, (color, name) in RUNGS.items():
+        for far, marker in ((False, "o"), (True, "^")):
+            own = (rows.rung == rung) & ((rows.first_look > top) == far)
+            ax.plot(
+                places[own],
+                rows.first_look[own].clip(upper=top),
+                marker,
+                color=color,
+                markersize=5,
+                markeredgecolor="white",
+                markeredgewidth=0.5,
+                label=None if far else name,
+            )
+
+
 def time():
     rows = table("bench/speed.csv").query("part == 'sampling' and contender == 'eager'")
     fig, ax = plt.subplots(figsize=(6.4, 4.2))
@@ -566,6 +651,7 @@ FIGURES = (
     image_methods,
     tuning,
     plane_tuning,
+    search,
     cost,
     time,
 )
