@@ -6,7 +6,7 @@ floor, the same of fresh points to the same draws (single floors differ by a fac
 support, and off the modes of Gaussians (plane_quality.py). Nothing here was seen by the search (docs/protocol.md).
 
 The sets that are held out are measured with ``--confirm`` alone, once: with other defaults than those they were measured with, it
-refuses.
+refuses. ``--before`` measures the defaults before the search beside them (candidate 0 of search.py; runs "before/...").
 
 Writes defaults.csv, a tidy table, and its manifest into --out (results/reference/bench). What is in the table already, of the
 same defaults, is not run again, and neither is what --runs keeps; --minutes stops it by itself.
@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import json
 import sys
+from functools import cache
 
 import pandas as pd
 import torch
@@ -24,21 +25,32 @@ import iflow_lib as ifl
 from experiments import plane_quality
 from experiments.common import calls_per_step, choices, command_line, excerpt, finished
 from experiments.plane_quality import make_path
+from experiments.search import DEFAULTS, known, network_of, objective_of
 from experiments.store import Store, extend_table, read_manifest
 from iflow_lib import data, zoo
 
-NFES, SPLIT = (1, 2, 4), "test"
+NFES, SPLIT, BEFORE = (1, 2, 4), "test", "before the search"
 
 
+@cache
 def as_they_come(steps: int) -> dict:
-    """The defaults of network, objective and training, as JSON values."""
+    """The defaults of network, objective, training and sampling, as JSON values."""
     config = ifl.TrainConfig(steps)
     names = ("batch_size", "lr", "warmup", "ema", "clip", "coupling")
     return {
         "network": ifl.MLP(2).config(),
         "objective": ifl.IntegralIdentity().config(),
         "training": {name: getattr(config, name) for name in names},
+        "jumps": {path: jump_times(path) for path in zoo.PATH_NAMES},
     }
+
+
+def jump_times(path: str) -> list[float]:
+    """The times at which four jumps meet, unless the caller of ``sample`` says otherwise."""
+    with torch.random.fork_rng(devices=[]):
+        model = ifl.FlowMap(ifl.MLP(2, 1, 1), make_path(path))
+    times = ifl.sample(model, 1, max(NFES), "map", trajectory=True).times
+    return [round(t, 5) for t in times.tolist()]
 
 
 def digest(steps: int) -> str:
@@ -64,13 +76,19 @@ def floor(dataset: str, seed: int, draws: int) -> tuple[list[dict], dict]:
 def train(
     dataset: str, path: str, seed: int, steps: int, draws: int, defaults: str
 ) -> tuple[list[dict], dict]:
-    """Rows and manifest of one run. defaults: their digest."""
+    """Rows and manifest of one run. defaults: the digest of those that there are, or ``BEFORE``."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    model, objective = ifl.FlowMap(ifl.MLP(2), make_path(path)), ifl.IntegralIdentity()
+    net, objective, changes = ifl.MLP(2), ifl.IntegralIdentity(), {}
+    if defaults == BEFORE:
+        torch.manual_seed(seed)
+        net, objective = network_of(DEFAULTS), objective_of(known(DEFAULTS))
+        changes = {name: DEFAULTS[name] for name in ("lr", "ema")}
+    model = ifl.FlowMap(net, make_path(path))
     row = {"dataset": dataset, "path": path, "objective": objective.name, "network": "MLP"}
     row |= {"params": model.parameter_count, "seed": seed, "step": steps, "method": "map"}
-    config = ifl.TrainConfig(steps, seed=seed, device="cpu", progress=False)
+    row |= {"device": "cpu"}
+    config = ifl.TrainConfig(steps, **changes, seed=seed, device="cpu", progress=False)
     try:
         run = finished(ifl.fit(model, objective, data.load(dataset), config))
     except FloatingPointError as error:
@@ -96,10 +114,12 @@ def over_floor(table: pd.DataFrame) -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Median and worst, over sets and paths, of the mean ratio over seeds; and shares off the support, all by budget and jumps."""
     held = table.dataset.isin(data.PLANE_HELD_OUT).map({False: "searched", True: "held out"})
-    by = ["sets", "step", "nfe"]
-    cells = over_floor(table.assign(sets=held)).groupby([*by, "dataset", "path"]).value.mean()
+    before = table.run_id.str.startswith("before/").map({False: "now", True: "before"})
+    by = ["defaults", "sets", "step", "nfe"]
+    table = table.assign(sets=held, defaults=before)
+    cells = over_floor(table).groupby([*by, "dataset", "path"]).value.mean()
     shown = cells.groupby(by).agg(["median", "max"])
-    off = table.assign(sets=held).query("metric == 'off_support' and method == 'map'")
+    off = table.query("metric == 'off_support' and method == 'map'")
     return shown.assign(off_support=off.groupby(by).value.mean())
 
 
@@ -108,7 +128,7 @@ def used_before(manifest: dict) -> str:
     for name, how in manifest.get("runs", {}).items():
         settings = how["settings"]
         if settings["dataset"] in data.PLANE_HELD_OUT and "defaults" in settings:
-            if settings["defaults"] != digest(settings["steps"]):
+            if settings["defaults"] not in (BEFORE, digest(settings["steps"])):
                 return (
                     f"{name} in defaults.csv was measured with other defaults: these sets cannot confirm what was chosen "
                     "after that (docs/protocol.md)"
@@ -120,6 +140,9 @@ def main(arguments=None) -> None:
     options = command_line(__doc__, seeds=3, draws=20, jobs=1, minutes=0)
     options.add_argument("--steps", type=int, nargs="+", default=(4000, 10_000))
     options.add_argument("--confirm", action="store_true", help="also the sets that are held out")
+    options.add_argument(
+        "--before", action="store_true", help="also the defaults before the search"
+    )
     choices(options, "--sets", data.PLANE)
     choices(options, "--paths", zoo.PATH_NAMES)
     given = options.parse_args(arguments)
@@ -133,8 +156,10 @@ def main(arguments=None) -> None:
         drawn = {"dataset": dataset, "seed": seed, "draws": given.draws}
         runs[f"{dataset}/floor/seed{seed}"] = (floor, drawn)
         for path in given.paths:
-            settings = {**drawn, "path": path, "steps": steps, "defaults": digest(steps)}
-            runs[f"{dataset}/{path}/steps{steps}/seed{seed}"] = (train, settings)
+            name, own = f"{dataset}/{path}/steps{steps}/seed{seed}", {"path": path, "steps": steps}
+            runs[name] = (train, {**drawn, **own, "defaults": digest(steps)})
+            if given.before:
+                runs[f"before/{name}"] = (train, {**drawn, **own, "defaults": BEFORE})
     known = before.get("defaults", {}) | {digest(n): as_they_come(n) for n in given.steps}
     store = Store(given.runs / "defaults")
     extend_table(given.out, "defaults", store, runs, given.jobs, given.minutes, defaults=known)

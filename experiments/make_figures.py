@@ -3,8 +3,9 @@
 plane_quality: quality against network calls for every method, path and set; anchor_stability: the published recipe with
 each anchor, iterated; anchor_collapse: what it generates, and from which anchor; trajectories: jumps beside the exact flow;
 self_anchor: what a self-estimated anchor changes in one that works; theorem: what the anchors tell of x_0; image_quality,
-image_samples: Fashion-MNIST; image_methods: every method on it, trained briefly; tuning, plane_tuning: after training
-with other settings; search: every candidate of the search in the plane, by each of its settings; cost: quality at one call against what training cost; time: of sampling, against network calls.
+image_samples: Fashion-MNIST; image_methods: every method on it, trained briefly; tuning, plane_tuning: after training with
+other settings; search: every candidate of the search in the plane, by each of its settings; cost: quality at one call
+against what training cost; time: of sampling, against network calls.
 All if none is named. A figure whose table or models are not there is named and left out.
 """
 

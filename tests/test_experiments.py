@@ -19,7 +19,7 @@ from scipy.stats import t as student
 from torch.utils.flop_counter import FlopCounterMode
 
 import iflow_lib as ifl
-from experiments import common, store
+from experiments import common, plane_quality, store
 from iflow_lib import zoo
 from iflow_runner.recorder import COLUMNS
 
@@ -547,6 +547,218 @@ def test_plane_tuning(tmp_path, experiment, small):
     before = (tmp_path / "plane_tuning.csv").stat().st_mtime_ns
     experiment("plane_tuning", *options, "--variants", *names)
     assert (tmp_path / "plane_tuning.csv").stat().st_mtime_ns == before
+
+
+# ---------------------------------------------------------------- the search, and the defaults
+
+
+@pytest.fixture
+def few(small, monkeypatch):
+    """The support and what is placed in it, of few points."""
+    plane_quality._support.cache_clear()
+    monkeypatch.setattr(plane_quality, "SUPPORT", 5000)
+    monkeypatch.setattr(plane_quality, "PLACED", 500)
+    yield
+    plane_quality._support.cache_clear()
+
+
+def test_where_samples_lie(few):
+    """By definition 1 % of real points lie off the support, and exp(-9 / 2) of them off the modes."""
+    for name in ("eight_gaussians", "twenty_five_gaussians"):
+        real = ifl.data.load(name, 40_000, "test", seed=5).x
+        assert plane_quality.off_modes(name, real) == pytest.approx(np.exp(-4.5), abs=0.0027)
+    real, noise = ifl.data.load("spiral", 40_000, "test").x, torch.randn(4000, 2)
+    assert plane_quality.off_modes("spiral", real) is None
+    assert plane_quality.off_support("spiral", real) == pytest.approx(0.01, abs=0.01)
+    assert plane_quality.off_support("spiral", noise) > 0.2
+    assert plane_quality.off_support("spiral", real + 20) == 1
+
+
+def test_the_floor_is_on_the_draws_of_the_samples(few, monkeypatch):
+    """So of samples that are the fresh points of the floor it is exactly one; and it is another for each training seed."""
+    load, floor = ifl.data.load, plane_quality.floor("spiral", "train", 1, 2)
+    seeds = {2000 + i: 2500 + i for i in range(2)}
+    expected = [
+        ifl.metrics.w2(load("spiral", 80, seed=b).x, load("spiral", 80, seed=a).x)
+        for a, b in seeds.items()
+    ]
+    assert floor["w2"] == pytest.approx(np.mean(expected)) and floor["off_support"] < 0.05
+    assert floor["w2"] != plane_quality.floor("spiral", "train", 0, 2)["w2"]
+
+    def perfect(model, n, nfe, method, seed):
+        x = load("spiral", n, seed=seeds.get(seed, seed)).x
+        return ifl.sampling.SampleResult(x * model, nfe), 0.0
+
+    monkeypatch.setattr(zoo, "timed_sample", perfect)
+    assert plane_quality.quality(1.0, "spiral", "train", 1, 2, 4) == floor
+    lost = plane_quality.quality(float("nan"), "spiral", "train", 1, 2, 4)
+    assert lost == {"w2": np.inf, "off_support": 1.0} == plane_quality.far("spiral")
+
+
+@pytest.fixture
+def search(experiment, few, monkeypatch):
+    """The search, whose trainings are a formula that knows the best lr; ``trained`` counts them, and may stop them."""
+    module = experiment("search")
+
+    def train(settings, dataset, path, seed, steps, draws):
+        module.trained += 1
+        if module.trained == module.stop:
+            raise KeyboardInterrupt
+        noise = np.random.default_rng([seed, steps, module.CELLS.index((dataset, path))]).random()
+        far = abs(np.log(settings["lr"] / 2.5e-3)) + 0.2 * settings["power"] + 0.1 * noise
+        far += module.data.PLANE.index(dataset)  # some sets are harder than others
+        row = {"dataset": dataset, "path": path, "seed": seed, "steps": steps, "seconds": 1.0}
+        row |= {"calls_per_step": 4.0, "metric": "w2"}
+        w2 = float("inf") if settings["hidden"] == 64 else 0.1 * (1 + far * 1000 / steps)
+        rows = [row | {"nfe": nfe, "value": w2} for nfe in (1, 2, 4)]
+        return rows + [old | {"metric": "off_support", "value": 0.1} for old in rows], {}
+
+    def floor(dataset, seed, draws):
+        row = {"dataset": dataset, "seed": seed, "metric": "floor", "value": 0.1}
+        return [row | {"nfe": nfe} for nfe in (1, 2, 4)], {}
+
+    monkeypatch.setattr(module, "trained", 0, raising=False)
+    monkeypatch.setattr(module, "stop", 0, raising=False)
+    monkeypatch.setattr(module, "own_train", module.train, raising=False)
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "floor", floor)
+    for slow in ("git_state", "machine"):
+        monkeypatch.setattr(store, slow, lambda _: {})
+    return module
+
+
+def test_search(search, experiment, tmp_path, monkeypatch, capsys):
+    """Rungs as in docs/protocol.md, on searched sets alone; TPE comes nearer to the best lr; bad ones are no obstacle."""
+    monkeypatch.setattr(search, "DEAREST", 1.5)
+    options = ["--out", tmp_path, "--runs", tmp_path / "runs", "--candidates", 24]
+    experiment("search", *options)
+    table = pd.read_csv(tmp_path / "search.csv")
+    assert list(table) == search.COLUMNS and set(table.dataset.dropna()) == set(ifl.data.PLANE)
+    progress = search.Progress(table)
+    trained = [c for c in progress.candidates if not c.refused]
+    assert len(progress.candidates) == 24 and 0 < 24 - len(trained) < 12
+    sizes = [len(progress.complete(rung)) for rung in (0, 1, 2)]
+    assert sizes[0] == len(trained) and sizes[0] // 4 <= sizes[1] < sizes[0] / 2
+    assert sizes[1] // 4 <= sizes[2] < sizes[1] / 2
+    refused = {c.number for c in progress.candidates if c.refused}
+    assert not refused & set(table[table.metric == "w2"].trial)
+    shown = search.ranking(table)
+    best = shown[shown.rung == 2].iloc[0]
+    assert best.score == shown[shown.rung == 2].score.min() < shown.first_look[0]
+    assert abs(np.log(best.lr / 2.5e-3)) < 0.4 and np.isfinite(best.interval_percent)
+    assert "first_look" in capsys.readouterr().out
+    runs = store.read_manifest(tmp_path / "search.csv")["runs"]
+    assert len(runs) == search.trained + 15  # and floors: five sets, three seeds
+    before = search.trained
+    experiment("search", *options, "--equal-cost")
+    again = pd.read_csv(tmp_path / "search.csv")
+    equal = again[again.metric.eq("w2") & ~again.steps.isin([1000, 4000])]
+    cost = {c.number: c.cost for c in progress.candidates}
+    assert search.trained - before == len(set(equal.trial)) * 15 and set(equal.seed) == {0}
+    assert all(
+        0 <= 6000 - row.steps * cost[row.trial] < cost[row.trial] + 1 for row in equal.itertuples()
+    )
+
+
+@pytest.mark.parametrize("stop", [7, 17])
+def test_a_search_that_was_killed_goes_on(search, experiment, tmp_path, stop):
+    """And ends with the table of one that was not, without a run more; the table alone is enough."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for out in (whole, cut):
+        options = ["--out", out, "--runs", out / "runs", "--candidates", 6]
+        if out == cut:
+            search.stop, search.trained = stop, 0
+            with pytest.raises(KeyboardInterrupt):
+                experiment("search", *options)
+            search.stop = 0
+        experiment("search", *options)
+    table = (whole / "search.csv").read_text()
+    assert (cut / "search.csv").read_text() == table
+    runs = store.read_manifest(whole / "search.csv")["runs"]
+    assert search.trained - 1 == sum(not name.startswith("floor/") for name in runs)
+    search.trained = 0
+    options[3] = tmp_path / "none"
+    experiment("search", *options)
+    assert search.trained == 0 and (cut / "search.csv").read_text() == table
+
+
+def test_the_cells_of_a_search(search):
+    """Five candidates in a row see every set on every path once; each sees three sets, one on each path."""
+    runs = [search.Candidate(number, {}, 1.0).runs(0) for number in range(1, 11)]
+    for seen in (runs[:5], runs[3:8]):
+        assert sorted({run[:2] for few in seen for run in few}) == sorted(search.CELLS)
+    assert all(len({run[0] for run in few}) == len({run[1] for run in few}) == 3 for few in runs)
+    assert len(search.CELLS) == 15 == len(search.Candidate(0, {}, 1.0).runs(0))
+    assert not set(ifl.data.PLANE_HELD_OUT) & {dataset for dataset, _ in search.CELLS}
+
+
+def test_the_score_of_a_search(search):
+    """exp of 0.6, 0.2 and 0.2 of the mean logarithms; a run that diverged is infinitely bad."""
+    runs = {"a": {1: 2.0, 2: 1.0, 4: 1.0}, "b": {1: 8.0, 2: 4.0, 4: 1.0}}
+    assert search.score_of(runs) == pytest.approx(4**0.6 * 2**0.2)
+    assert search.score_of(runs | {"c": {1: np.inf, 2: 1.0, 4: 1.0}}) == np.inf
+    assert sum(search.WEIGHTS.values()) == pytest.approx(1)
+
+
+def test_a_candidate_is_what_its_settings_say(search, monkeypatch):
+    tried = search.known(search.TRIED)
+    objective, net = search.objective_of(tried), search.network_of(tried)
+    assert (objective.gap, objective.time_density, objective.tangent) == (
+        0.02, (-0.4, 1.0), "conditional",
+    )  # fmt: skip
+    assert {"hidden": 128, "features": 3, "frequencies": 2}.items() <= net.config().items()
+    uniform = search.known(search.TRIED | {"times": "uniform", "derivative": "exact"})
+    assert not {"gap", "times_mean", "times_std"} & set(uniform)
+    objective = search.objective_of(uniform)
+    assert objective.gap is None and objective.time_density == "uniform"
+    assert search.cost_of(search.known(search.DEFAULTS)) == pytest.approx(1.5)
+    assert search.cost_of(tried) < 0.5
+    large = search.known(search.DEFAULTS | {"layers": 6, "features": 5})
+    assert search.cost_of(large) > search.DEAREST
+    assert search.cost_of(search.known(search.DEFAULTS | {"tangent": "none"})) == np.inf
+    rows, _ = search.own_train(tried, "eight_gaussians", "ve", 0, 2, {"1": 2, "2": 1})
+    assert {(row["nfe"], row["metric"]) for row in rows} == set(
+        itertools.product((1, 2), ("w2", "off_support", "off_modes"))
+    )
+    assert all(0 < row["value"] < 10 and row["seconds"] > 0 for row in rows)
+
+    def diverges(*given, **named):
+        raise FloatingPointError("the loss is NaN")
+
+    monkeypatch.setattr(ifl, "fit", diverges)
+    rows, how = search.own_train(tried, "spiral", "ve", 0, 2, {"1": 2})
+    assert [row["value"] for row in rows] == [np.inf, 1.0] and how["diverged"] == "the loss is NaN"
+
+
+def test_defaults(tmp_path, experiment, few, monkeypatch):
+    """As they come, and as they were; the held-out sets only when they are asked for, and with one set of defaults."""
+    module = experiment("defaults")
+    monkeypatch.setattr(ifl.data, "PLANE_HELD_OUT", ("pinwheel",))  # the real ones stay unseen
+    options = "--steps 2 --draws 2 --seeds 1 --paths ve --sets eight_gaussians".split()
+    options += ["--out", tmp_path, "--runs", tmp_path / "runs"]
+    experiment("defaults", *options, "--before")
+    table = pd.read_csv(tmp_path / "defaults.csv")
+    assert list(table) == list(COLUMNS) and set(table.dataset) == {"eight_gaussians"}
+    assert len(table) == 3 + 2 * 3 * 3 and set(table.metric) == {"w2", "off_support", "off_modes"}
+    now = table[table.run_id == "eight_gaussians/ve/steps2/seed0"]
+    assert (now.params == sum(p.numel() for p in ifl.MLP(2).parameters())).all()
+    ratio = module.over_floor(table).set_index(["run_id", "nfe"]).value
+    floor = table[table.method.eq("floor") & table.metric.eq("w2")].value.item()
+    own = now[now.metric.eq("w2") & now.nfe.eq(2)].value.item()
+    assert ratio[now.run_id.iloc[0], 2] == pytest.approx(own / floor)
+    manifest = store.read_manifest(tmp_path / "defaults.csv")
+    digest = manifest["runs"]["eight_gaussians/ve/steps2/seed0"]["settings"]["defaults"]
+    assert manifest["defaults"][digest]["network"] == ifl.MLP(2).config()
+    experiment("defaults", *options, "--confirm")
+    both = pd.read_csv(tmp_path / "defaults.csv")
+    assert set(both.dataset) == {"eight_gaussians", "pinwheel"}
+    assert set(module.summary(both).index.get_level_values("sets")) == {"searched", "held out"}
+    monkeypatch.setattr(module, "digest", lambda steps: "other")
+    experiment("defaults", *options)  # the others are measured again
+    with pytest.raises(SystemExit, match="cannot confirm what was chosen after that"):
+        experiment("defaults", *options, "--confirm")
+    kept = pd.read_csv(tmp_path / "defaults.csv")
+    assert kept[kept.dataset == "pinwheel"].equals(both[both.dataset == "pinwheel"])
 
 
 @pytest.mark.long

@@ -1,7 +1,9 @@
 """experiments/make_figures.py draws what the tables say, and leaves out what has none."""
 
+import itertools
 import json
 
+import pandas as pd
 import pytest
 
 from experiments import make_figures
@@ -97,3 +99,45 @@ def test_figures_show_the_table(tool, tmp_path, capsys):
     }
     assert "image_quality: left out" in capsys.readouterr().out
     assert tool.main(["other"]) == 2 and "expected plane_quality" in capsys.readouterr().err
+
+
+def test_the_figure_of_the_search(tool, tmp_path, monkeypatch):
+    """Every setting has a panel with every candidate that has it; the line is the best score so far."""
+    module = make_figures.search.__globals__["ranking"].__globals__
+    settings = {**module["FIRST"][1], "lr": 4e-3}
+    table, base = [], dict.fromkeys(module["COLUMNS"])
+    for dataset, seed, nfe in itertools.product(module["data"].PLANE, range(3), (1, 2, 4)):
+        own = {"dataset": dataset, "seed": seed, "metric": "floor", "nfe": nfe, "value": 0.1}
+        table.append(base | own)
+    for number, (score, rung) in enumerate([(2.0, 1), (3.0, 0), (1.5, 2), (20.0, 0)]):
+        own = settings | {"lr": 2e-3 * (number + 1)} | ({} if number else {"derivative": "exact"})
+        if not number:
+            del own["gap"]
+        row = base | {"trial": number, "value": 1.0, "metric": "cost", "settings": json.dumps(own)}
+        table.append(row)
+        runs = {
+            run for r in range(rung + 1) for run in module["Candidate"](number, own, 1.0).runs(r)
+        }
+        for (dataset, path, seed, steps), nfe in itertools.product(sorted(runs), (1, 2, 4)):
+            new = {"dataset": dataset, "path": path, "seed": seed, "steps": steps, "nfe": nfe}
+            new |= {"trial": number, "seconds": 1.0, "calls_per_step": 4.0}
+            table.append(base | new | {"metric": "w2", "value": 0.1 * score})
+            table.append(base | new | {"metric": "off_support", "value": 0.1})
+    (tmp_path / "bench").mkdir()
+    pd.DataFrame(table).to_csv(tmp_path / "bench" / "search.csv", index=False)
+    axes = tool.search().axes
+    assert [ax.get_xlabel() for ax in axes[1:4]] == ["lr", "ema", "hidden"]
+    lines = {line.get_label(): line for line in axes[0].get_lines()}
+    best = lines["best so far after 1,000 steps"].get_ydata()
+    assert list(best) == pytest.approx([2, 2, 1.5, 1.5])
+    assert list(lines["4,000 steps, three seeds"].get_ydata()) == pytest.approx([1.5])
+    panels = {ax.get_xlabel(): ax for ax in axes[1:]}
+    shown = {
+        name: sum(len(line.get_xdata()) for line in ax.get_lines() if line.get_marker() in "o^")
+        for name, ax in panels.items()
+    }
+    assert shown["lr"] == 4 and shown["gap"] == 3 and shown["derivative"] == 4
+    top = [line.get_ydata() for line in panels["lr"].get_lines() if line.get_marker() == "^"]
+    assert [list(y) for y in top if len(y)] == [[pytest.approx(2.5 * 1.5)]]
+    assert tool.main(["search"]) == 0
+    assert (tmp_path / "figures" / "reference-search.png").stat().st_size > 10_000
