@@ -5,7 +5,7 @@ training seed s have the seeds 1000 (s + 1) + i, and the training set the seed 0
 """
 
 import math
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import torch
@@ -71,11 +71,16 @@ def _placed(dataset: str, x: torch.Tensor) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
+@cache
+def _apart(dataset: str, n: int, split: str, one: int, other: int) -> float:
+    """W2 of two draws of n points with these seeds."""
+    return metrics.w2(*(data.load(dataset, n, split, seed).x for seed in (one, other)))
+
+
 def floor(dataset: str, split: str, seed: int, draws: int) -> dict[str, float]:
     """Mean W2 of fresh points to the very draws that samples of this training seed are compared with, and where they lie."""
     pairs = zip(_seeds(seed, draws, _OTHER), _seeds(seed, draws))
-    load = partial(data.load, dataset, zoo.POINTS, split)
-    w2 = [metrics.w2(load(seed=other).x, load(seed=own).x) for other, own in pairs]
+    w2 = [_apart(dataset, zoo.POINTS, split, other, own) for other, own in pairs]
     real = data.load(dataset, PLACED, split, seed=_seeds(seed, 1, _PLACED)[0]).x
     return {"w2": sum(w2) / draws, **_placed(dataset, real)}
 

@@ -413,7 +413,8 @@ def main(arguments=None) -> None:
         row = {"trial": len(progress.candidates), "metric": "cost", "value": cost_of(settings)}
         table.add([row | {"settings": json.dumps(settings)}])
     found = ranking(table.read())
-    print(found.drop(columns=list(SPACE), errors="ignore").round(3).head(20).to_string())
+    if len(found):
+        print(found.drop(columns=list(SPACE), errors="ignore").round(3).head(20).to_string())
 
 
 if __name__ == "__main__":
