@@ -34,17 +34,20 @@ def mean_distance(points: Tensor) -> float:
 
 def mean_of_examples(data: TensorData) -> Tensor:
     """Return the mean of all examples, float64 (N,), in one pass over the data."""
-    total = sum(b.cpu().double().flatten(1).sum(0) for b in row_blocks(data.x, data.mapped))
-    return total / len(data)  # type: ignore[return-value]
+    total = torch.zeros(data.x[0].numel(), dtype=torch.float64)
+    for block in row_blocks(data.x, data.mapped):
+        total += block.cpu().double().flatten(1).sum(0)
+    return total / len(data)
 
 
 def covariance(data: TensorData) -> Tensor:
     """Return the covariance of all examples, float64 (N, N), in two passes over the data."""
-    mean, total = mean_of_examples(data), 0.0
+    mean = mean_of_examples(data)
+    total = mean.new_zeros(len(mean), len(mean))
     for block in row_blocks(data.x, data.mapped):
         centred = block.cpu().double().flatten(1) - mean
-        total = total + centred.T @ centred
-    return total / len(data)  # type: ignore[return-value]
+        total.addmm_(centred.T, centred)
+    return total / len(data)
 
 
 def inverse_root(matrix: Tensor, ridge: float) -> Tensor:
