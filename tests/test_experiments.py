@@ -290,6 +290,8 @@ def test_calls_per_step_are_the_network_calls():
         ifl.IntegralIdentity(gap=0.02, equal_share=0.75),
         ifl.IntegralIdentity(gap=0.02, tangent="conditional"),
         ifl.TerminalVelocity(),
+        ifl.EnergyMatching(ifl.IntegralIdentity(gap=0.02)),
+        ifl.EnergyMatching(ifl.IntegralAdditivity(), space="random", calls=(1, 2)),
     ]
     objectives += [
         ifl.FlowMapDistillation(
