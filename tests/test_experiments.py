@@ -401,7 +401,7 @@ def test_matching(tmp_path, experiment, small):
     experiment("matching", *options, "checkerboard", "digits")
     table = pd.read_csv(tmp_path / "matching.csv")
     runs = json.loads((tmp_path / "matching.manifest.json").read_text())["runs"]
-    assert len(runs) == 2 + 5 + 6 and len(list((tmp_path / "runs" / "matching").iterdir())) == 13
+    assert len(runs) == 2 + 5 + 7 and len(list((tmp_path / "runs" / "matching").iterdir())) == 14
     assert len(list((tmp_path / "runs" / "matching_first").glob("*.lock"))) == 2
     trained = {name: how for name, how in runs.items() if "floor" not in name}
     for how in trained.values():  # up to half a step
