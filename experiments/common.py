@@ -84,6 +84,8 @@ def excerpt(manifest: dict, *names: str) -> dict:
 
 def calls_per_step(objective: ifl.Objective) -> float:
     """Network evaluations for each example in a step of an objective. A backward pass counts as two."""
+    if isinstance(objective, ifl.EnergyMatching):
+        return calls_per_step(objective.base) + 3 * sum(objective.calls)
     if isinstance(objective, ifl.FlowMapDistillation):
         # The perceptual loss takes hidden features twice, 0.65 of a call each, and goes back through one of them.
         perceptual = 2 * bool(objective.perceptual)

@@ -104,6 +104,10 @@ OBJECTIVES: dict[str, tuple[Callable, bool]] = {
         lambda make: ifl.FlowMapDistillation(teacher=make(), derivative="jvp"),
         False,
     ),
+    "EnergyMatching": (
+        lambda make: ifl.EnergyMatching(ifl.IntegralIdentity(gap=0.1), space="random"),
+        False,
+    ),
     "ConsistencyTraining": (lambda make: ifl.ConsistencyTraining(), False),
     "Distillation": (lambda make: ifl.Distillation(), False),
     "X0Regression": (lambda make: ifl.X0Regression(), False),
@@ -616,6 +620,7 @@ for _name, _make, _how in (
     ("IntegralIdentity, jvp", unet, True),
     ("TerminalVelocity", mlp, True),
     ("IntegralIdentity, gap", mlp, True),
+    ("EnergyMatching", mlp, True),
 ):
     _network = {mlp: "MLP", unet: "U-Net", transformer: "Transformer"}[_make]
     _shown = f"compile={_how!r}: {_name}, {_network}"

@@ -166,6 +166,8 @@ def learned_by(objective: dict[str, Any]) -> str | None:
         A word of ``FlowMap.learned``, or None for an objective that is not one of ours.
     """
     name = objective.get("name")
+    if name == "EnergyMatching":
+        return learned_by(objective.get("base") or {})
     if name == "X0Regression":
         return "jump_to_data" if objective.get("anchor") in (None, "none") else "refinement"
     if name in (

@@ -154,6 +154,7 @@ def objectives():
         "TerminalVelocity": ifl.TerminalVelocity(),
         "ConsistencyTraining": ifl.ConsistencyTraining(),
         "FlowMapDistillation": ifl.FlowMapDistillation(teacher=teacher),
+        "EnergyMatching": ifl.EnergyMatching(calls=(1, 2)),
         "X0Regression": ifl.X0Regression(),
         "X0Regression, per_example": ifl.X0Regression("per_example"),
     }

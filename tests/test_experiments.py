@@ -290,6 +290,8 @@ def test_calls_per_step_are_the_network_calls():
         ifl.IntegralIdentity(gap=0.02, equal_share=0.75),
         ifl.IntegralIdentity(gap=0.02, tangent="conditional"),
         ifl.TerminalVelocity(),
+        ifl.EnergyMatching(ifl.IntegralIdentity(gap=0.02)),
+        ifl.EnergyMatching(ifl.IntegralAdditivity(), space="random", calls=(1, 2)),
     ]
     objectives += [
         ifl.FlowMapDistillation(
@@ -387,6 +389,52 @@ def test_the_committed_table_of_the_plane_is_complete(tmp_path, experiment, caps
     assert " runs are there, 0 to do" in capsys.readouterr().out
     for file in tmp_path.iterdir():
         assert file.read_bytes() == (ROOT / "results" / "reference" / file.name).read_bytes()
+
+
+def test_matching(tmp_path, experiment, small):
+    """Every variant in small, in the plane and of images: equally many calls, and one first stage for all."""
+    module = experiment("matching")
+    options = (
+        "--seeds 1 --steps 6 --last 4 --image-steps 6 --image-last 4 --width 8 --draws 1".split()
+    )
+    options += ["--nfes", 1, "--out", tmp_path, "--runs", tmp_path / "runs", "--sets"]
+    experiment("matching", *options, "checkerboard", "digits")
+    table = pd.read_csv(tmp_path / "matching.csv")
+    runs = json.loads((tmp_path / "matching.manifest.json").read_text())["runs"]
+    assert len(runs) == 2 + 5 + 7 and len(list((tmp_path / "runs" / "matching").iterdir())) == 14
+    assert len(list((tmp_path / "runs" / "matching_first").glob("*.lock"))) == 2
+    trained = {name: how for name, how in runs.items() if "floor" not in name}
+    for how in trained.values():  # up to half a step
+        assert abs(how["calls"] - (6 * 4.5 + 4 * 7.5)) <= how["calls_per_step"] / 2
+    one = runs["digits/identity/seed0"]
+    assert one["config"]["steps"] == round((6 * 4.5 + 4 * 7.5) / 4.5) and "before" not in one
+    both = runs["digits/matching, data, one and two jumps/seed0"]
+    assert both["config"]["lr"] == module.LAST_LR * 1e-3 and both["calls_per_step"] == 4.5 + 9
+    assert set(table[table.dataset == "digits"].metric) >= {"frechet_pca", "recall", "copies"}
+    assert set(table[table.dataset == "checkerboard"].metric) >= {"w2", "w2_ratio", "off", "copies"}
+    floors = table[table.method == "floor"].set_index(["dataset", "metric"]).value
+    assert floors["digits", "copies"] == 1 and floors["digits", "nearest"] == 0
+    assert floors["checkerboard", "off"] == 0 and floors["checkerboard", "w2_ratio"] == 1
+    written = (tmp_path / "matching.csv").read_bytes()
+    experiment("matching", *options, "checkerboard", "digits")
+    assert (tmp_path / "matching.csv").read_bytes() == written
+
+
+def test_what_is_off_the_data_and_what_is_a_copy(experiment):
+    module = experiment("matching")
+    for name, least, most in (("eight_gaussians", 0.005, 0.02), ("checkerboard", 0, 0)):
+        real = ifl.data.load(name, 5000, "test").x
+        assert least <= module.off_support(name, real) <= most
+        assert module.off_support(name, 0 * real) == (name == "eight_gaussians")
+        assert module.off_support(name, real + 9) == 1
+    moved = torch.tensor([[-0.1, 0.1], [0.1, 0.1], [1.8, 0.1]])
+    assert module.off_support("checkerboard", moved) == pytest.approx(2 / 3)
+    train, fresh = (torch.randn(500, 3, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    assert module.copies(train[:50] + 1e-4, train, fresh)["copies"] == 1
+    found = module.copies(
+        torch.randn(500, 3, generator=torch.Generator().manual_seed(2)), train, fresh
+    )
+    assert found["copies"] < 0.12 and found["nearest"] == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.long

@@ -22,6 +22,7 @@ from iflow_lib.networks import MLP
 from iflow_lib.objectives import (
     ConsistencyTraining,
     Distillation,
+    EnergyMatching,
     FlowMatching,
     IntegralAdditivity,
     IntegralIdentity,
@@ -40,6 +41,7 @@ OBJECTIVES = {
     "IntegralIdentity, gap": lambda: IntegralIdentity(gap=("sigmoid", 25, 0.005)),
     "IntegralAdditivity": IntegralAdditivity,
     "TerminalVelocity": TerminalVelocity,
+    "EnergyMatching": lambda: EnergyMatching(space="random", calls=(1, 2)),
     "ConsistencyTraining": ConsistencyTraining,
     "Distillation": Distillation,
     "X0Regression": X0Regression,

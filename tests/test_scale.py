@@ -160,8 +160,26 @@ UNET = (
         ),
         pytest.param(ifl.TerminalVelocity(derivative="jvp"), *SMALL, marks=pytest.mark.long),
         pytest.param(ifl.TerminalVelocity(derivative="difference"), *SMALL, marks=pytest.mark.long),
+        pytest.param(
+            ifl.EnergyMatching(ifl.IntegralIdentity(gap=0.1), space="whitened", calls=(1, 2)),
+            *SMALL,
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            ifl.EnergyMatching(ifl.IntegralIdentity(gap=0.1), space="random"),
+            *UNET,
+            marks=pytest.mark.long,
+        ),
     ],
-    ids=["MLP", "UNet", "gap", "terminal velocity, jvp", "terminal velocity, difference"],
+    ids=[
+        "MLP",
+        "UNet",
+        "gap",
+        "terminal velocity, jvp",
+        "terminal velocity, difference",
+        "energy matching",
+        "energy matching, UNet",
+    ],
 )
 def test_compiled_training_and_sampling_are_the_same(objective, net, data):
     """In one piece, with the forward derivative too: a graph that breaks is eager in part."""

@@ -126,6 +126,18 @@ RUNS = {
         images,
         None,
     ),
+    "energy matching": (
+        partial(ifl.EnergyMatching, ifl.IntegralIdentity(gap=0.1), space="whitened"),
+        mlp(classes=3),
+        points,
+        None,
+    ),
+    "energy matching, images": (
+        partial(ifl.EnergyMatching, ifl.IntegralAdditivity(), space="random", calls=(1, 2)),
+        unet(),
+        images,
+        None,
+    ),
     "consistency": (ConsistencyTraining, mlp(), lambda: points().x, None),
     "distillation of pairs": (ifl.Distillation, mlp(), points, None),
     **{

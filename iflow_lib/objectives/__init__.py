@@ -5,7 +5,9 @@ from .base import Batch, Objective, on_line
 from .consistency import ConsistencyTraining
 from .derivative import DerivativeObjective
 from .distillation import Distillation
-from .flow_map_distillation import FlowMapDistillation, paired_energy_distance
+from .energy import paired_energy_distance
+from .energy_matching import EnergyMatching
+from .flow_map_distillation import FlowMapDistillation
 from .flow_matching import FlowMatching
 from .integral_additivity import IntegralAdditivity
 from .integral_identity import IntegralIdentity
@@ -21,6 +23,7 @@ __all__ = [
     "ConsistencyTraining",
     "DerivativeObjective",
     "Distillation",
+    "EnergyMatching",
     "FlowMapDistillation",
     "FlowMatching",
     "IntegralAdditivity",

@@ -15,6 +15,7 @@ from ..model import FlowMap
 from ..paths import expand
 from .base import check_number, first, on_line
 from .derivative import DerivativeObjective
+from .energy import end_of_jump, paired_energy_distance
 from .network_state import model_device, repeatable
 
 
@@ -214,7 +215,7 @@ class FlowMapDistillation(DerivativeObjective):
         t[far:] /= 2
         x_t = on_line(x_0, z, t)
         with repeatable(model):  # the prediction alone moves running statistics
-            y = x_t - expand(t, x_t) * model(x_t, t, zero, labels=labels)
+            y = end_of_jump(model, x_t, t, zero, labels)
         ours = self.features(y, zero, labels).to(z.dtype)
         total = torch.zeros((), dtype=z.dtype, device=z.device)
         for part, share in ((slice(0, far), far / n), (slice(far, n), (n - far) / n)):
@@ -223,21 +224,3 @@ class FlowMapDistillation(DerivativeObjective):
                 paired_energy_distance(ours[part], real[part]) + paired_energy_distance(*means)
             )
         return total
-
-
-def paired_energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return the energy distance of two sets of points, unbiased.
-
-    ``2 E|x - y| - E|x - x'| - E|y - y'|`` (Szekely and Rizzo 2013, J. Stat. Plan. Inference 143).
-    Pairs of the same row are left out, since one may have been made from the other.
-
-    Args:
-        x: Points (n, ...), n at least 2.
-        y: Points of the same shape.
-
-    Returns:
-        A scalar that can be trained.
-    """
-    between = 1 - torch.eye(len(x), dtype=x.dtype, device=x.device)
-    xx, yy, xy = (torch.cdist(a.flatten(1), b.flatten(1)) for a, b in ((x, x), (y, y), (x, y)))
-    return ((2 * xy - xx - yy) * between).sum() / between.sum()
