@@ -222,7 +222,7 @@ def test_dropout_goes_on_with_its_own_random_numbers(tmp_path):
 @pytest.mark.parametrize("name", ["IntegralIdentity", "X0Regression, per_example"])
 def test_a_checkpoint_of_an_earlier_version_is_read(name, tmp_path):
     """One without the states of the global generators and without the first loss, with settings that objectives no longer
-    have, and with the estimates of the anchors in a file beside it."""
+    have, without those that its network did not have yet, and with the estimates of the anchors in a file beside it."""
     whole = fit(*setup(name, tmp_path / "whole"))
     fit(*setup(name, tmp_path / "run", keep=50))
     for newer in RunFolder(tmp_path / "run").checkpoints()[:-3]:
@@ -230,6 +230,8 @@ def test_a_checkpoint_of_an_earlier_version_is_read(name, tmp_path):
     old = RunFolder(tmp_path / "run").checkpoints()[0]
     tensors, info, _ = RunFolder(tmp_path / "run").load(old)
     del tensors["rng.cpu"], info["first_loss"]
+    for later in ("frequencies", "gap_frequencies"):
+        assert info["identity"]["network"]["config"].pop(later) == 4
     estimates = tensors.pop("objective.estimates", None)
     retired = {"perceptual": 0.0, "matching": 0.0, "teacher": None}
     info["identity"]["objective"] |= (
