@@ -2,6 +2,7 @@
 
 from .anchor_store import AnchorStore
 from .base import Batch, Objective, on_line
+from .batch_velocity import VelocityTarget, batch_velocity
 from .consistency import ConsistencyTraining
 from .derivative import DerivativeObjective
 from .distillation import Distillation
@@ -28,7 +29,9 @@ __all__ = [
     "Objective",
     "TerminalVelocity",
     "TwoTimeObjective",
+    "VelocityTarget",
     "X0Regression",
+    "batch_velocity",
     "compared_rows",
     "paired_energy_distance",
     "on_line",

@@ -105,6 +105,9 @@ class Objective:
 
     learns: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check the settings: dataclasses do so here, each those of its own, and then call this."""
+
     def __call__(
         self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None
     ) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from ..data import TensorData, shape_hint
 from ..model import FlowMap
 from ..objectives.base import LEARNS, Batch, Objective, check_choice
+from ..objectives.batch_velocity import VelocityTarget
 from ..objectives.network_state import check_unknown_label, trial
 from .config import TrainConfig
 from .coupling import Pairing
@@ -88,6 +89,19 @@ def check_coupling(data: TensorData, config: TrainConfig) -> None:
             f"coupling={config.coupling!r} pairs noise that is drawn, and these data bring their own, as those of "
             'reflow do: leave coupling="independent", or give the examples alone, data.x'
         )
+
+
+def check_velocity(
+    model: FlowMap, objective: Objective, data: TensorData, config: TrainConfig
+) -> None:
+    """Check that an objective can take the velocity that it was told to.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if isinstance(objective, VelocityTarget):
+        paired = config.coupling != "independent"
+        objective.check_velocity(model.path, data.noise is not None, paired)
 
 
 def check_paired(objective: Objective, batch: Batch) -> None:

@@ -45,6 +45,7 @@ from .checks import (
     check_data,
     check_paired,
     check_processes,
+    check_velocity,
     has_own_call,
 )
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
@@ -164,6 +165,7 @@ def _fit(
     dataset = as_dataset(data)
     check_data(model, dataset, config.precision, config.label_dropout)
     check_coupling(dataset, config)
+    check_velocity(model, objective, dataset, config)
     far = scale_warning(dataset.x) if processes.rank == 0 else None
     if far:
         warnings.warn(far, UserWarning, stacklevel=3)
