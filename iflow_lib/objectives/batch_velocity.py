@@ -95,15 +95,11 @@ class VelocityTarget(Objective):
             rows, elements = len(batch.x_0), batch.x_0.shape[1:].numel()
             few = rows <= MOST_ROWS and elements <= MOST_ELEMENTS
             return few and self.obstacle(path, given, paired) is None
-        self.check_velocity(path, given, paired)
+        self.check_noise(path, given, paired)
         return self.velocity == "batch"
 
-    def check_velocity(self, path: Path, given: bool, paired: bool) -> None:
-        """Check that ``velocity="batch"`` is allowed if it was asked for; arguments as below.
-
-        Raises:
-            ValueError: If it is not.
-        """
+    def check_noise(self, path: Path, given: bool, paired: bool) -> None:
+        """Check that ``velocity="batch"`` is allowed, if it was asked for."""
         why = self.obstacle(path, given, paired) if self.velocity == "batch" else None
         if why is not None:
             raise ValueError(f'velocity="batch" {why}, or take velocity="pair"')

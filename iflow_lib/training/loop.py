@@ -41,11 +41,10 @@ from .batches import Batches
 from .checkpoints import RunFolder, Signals, difference
 from .checks import (
     check_arguments,
-    check_coupling,
     check_data,
+    check_noise,
     check_paired,
     check_processes,
-    check_velocity,
     has_own_call,
 )
 from .config import FREE_SETTINGS, TrainConfig, learning_rate
@@ -164,8 +163,7 @@ def _fit(
     check_processes(objective, config, processes)
     dataset = as_dataset(data)
     check_data(model, dataset, config.precision, config.label_dropout)
-    check_coupling(dataset, config)
-    check_velocity(model, objective, dataset, config)
+    check_noise(model, objective, dataset, config)
     far = scale_warning(dataset.x) if processes.rank == 0 else None
     if far:
         warnings.warn(far, UserWarning, stacklevel=3)
