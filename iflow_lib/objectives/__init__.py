@@ -2,7 +2,6 @@
 
 from .anchor_store import AnchorStore
 from .base import Batch, Objective, on_line
-from .batch_velocity import VelocityTarget, batch_velocity
 from .consistency import ConsistencyTraining
 from .derivative import DerivativeObjective
 from .distillation import Distillation
@@ -13,6 +12,7 @@ from .integral_identity import IntegralIdentity
 from .network_state import compared_rows, repeatable
 from .terminal_velocity import TerminalVelocity
 from .two_time import TwoTimeObjective
+from .velocity_target import VelocityTarget, batch_velocity
 from .x0_regression import ANCHORS, X0Regression
 
 __all__ = [

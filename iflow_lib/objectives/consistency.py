@@ -12,8 +12,8 @@ from ..model import FlowMap
 from ..paths import expand
 from ..utils import check_int
 from .base import Batch, Drawn, check_number, on_line
-from .batch_velocity import VelocityTarget
 from .network_state import mixes_rows, repeatable
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)

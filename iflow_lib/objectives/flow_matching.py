@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model import FlowMap
 from .base import Batch, Drawn, on_line
-from .batch_velocity import VelocityTarget
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from torch import Tensor
 from ..model import FlowMap
 from ..paths import expand
 from .base import Batch, Drawn, first, uniform
-from .batch_velocity import VelocityTarget
 from .network_state import repeatable
 from .two_time import TwoTimeObjective
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)

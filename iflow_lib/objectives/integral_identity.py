@@ -11,11 +11,11 @@ from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
 from .base import Batch, Drawn, check_choice, first, uniform
-from .batch_velocity import VelocityTarget
 from .derivative import DerivativeObjective
 from .gap import Gap, check_gap, gap_at
 from .network_state import mixes_rows, repeatable
 from .two_time import TwoTimeObjective
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)

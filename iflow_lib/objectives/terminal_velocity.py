@@ -11,9 +11,9 @@ from ..model import FlowMap
 from ..paths import expand
 from ..utils import is_out_of_memory
 from .base import Batch, Drawn, first
-from .batch_velocity import VelocityTarget
 from .derivative import DerivativeObjective
 from .network_state import repeatable
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)

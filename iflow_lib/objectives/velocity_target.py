@@ -36,8 +36,9 @@ VELOCITIES = ("auto", "batch", "pair")
 #: "auto" is "pair" for examples with more numbers than this. In so many dimensions the examples lie
 #: so far apart that nearly all weight is on the own one, at all but the latest times.
 MOST_ELEMENTS = 256
-#: "auto" is "pair" for batches of more rows: every row is compared with every other.
-MOST_ROWS = 4096
+#: A larger batch is cut into equal parts of at most so many rows, each of which is its own batch: every row is
+#: compared with every other, which would take time and memory as B^2. The mean stays, as at any size.
+MOST_ROWS = 512
 #: Times below it count as this one, so that nothing is divided by zero.
 EARLIEST = 1e-30
 
@@ -52,9 +53,8 @@ class VelocityTarget(Objective):
     Args:
         velocity: "pair" for ``z - x_0`` of each pair; "batch" for the mean over all examples of the
             batch that may have made x_t (``batch_velocity``; arXiv 2302.00670), which has the same
-            minimiser and less variance; "auto" for "batch" where that is allowed, for batches of at
-            most 4,096 examples of at most 256 numbers. It is not allowed with
-            ``TrainConfig(coupling="ot")``, with data that bring their own noise (``reflow``), and
+            minimiser and less variance; "auto" for "batch" where that is allowed and examples have at
+            most 256 numbers. It is not allowed with ``TrainConfig(coupling="ot")``, with data that bring their own noise (``reflow``), and
             on a path whose noise has no known density.
     """
 
@@ -92,8 +92,7 @@ class VelocityTarget(Objective):
         """
         given, paired = batch.noise is not None, batch.pair is not None
         if self.velocity == "auto":
-            rows, elements = len(batch.x_0), batch.x_0.shape[1:].numel()
-            few = rows <= MOST_ROWS and elements <= MOST_ELEMENTS
+            few = batch.x_0.shape[1:].numel() <= MOST_ELEMENTS
             return few and self.obstacle(path, given, paired) is None
         self.check_noise(path, given, paired)
         return self.velocity == "batch"
@@ -164,8 +163,8 @@ def batch_velocity(
         |(x_t - (1 - t) x_j) / t|^2 = |z|^2 + r (2 z . (x_0 - x_j) + r |x_0 - x_j|^2),
 
     which is exact for the own example and for any that equals it. So it is finite at all t, and ``z
-    - x_0`` itself at t = 0. Examples whose distance is within rounding count as equal. Memory grows
-    as B^2, and not with the elements as well.
+    - x_0`` itself at t = 0. Examples whose distance is within rounding count as equal. No memory is
+    of the size of all pairs of rows times elements, and batches of more than 512 rows are cut into equal parts.
 
     Args:
         path: The path; its ``radial_log_density`` is that of z.
@@ -178,6 +177,10 @@ def batch_velocity(
     Returns:
         The velocities at x_t, shape and type of x_0, without gradient.
     """
+    if len(x_0) > MOST_ROWS:
+        known = (x_0, z, t) if labels is None else (x_0, z, t, labels)
+        parts = zip(*(a.tensor_split(-(-len(x_0) // MOST_ROWS)) for a in known))
+        return in_layout_of(x_0, torch.cat([batch_velocity(path, *part) for part in parts]))
     kind = working_type(x_0.device)
     x, noise = x_0.flatten(1).to(kind), z.flatten(1).to(kind)
     x = x - x.mean(0)  # far from 0, squares would cancel
