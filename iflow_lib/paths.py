@@ -200,7 +200,7 @@ class Path:
         Returns:
             The log densities, shape of square.
         """
-        return -square / 2
+        return square * -0.5
 
     @property
     def has_radial_density(self) -> bool:

@@ -186,14 +186,15 @@ def batch_velocity(
     x = x - x.mean(0)  # far from 0, squares would cancel
     times = t.to(kind)[:, None].clamp(min=EARLIEST)
     ratio = (1 - times) / times
-    length = x.square().sum(1)
+    length, own = x.square().sum(1), noise.square().sum(1, keepdim=True)
+    # matrices (B, B) are changed in place: to ask for new memory costs more than to compute
     scale = length[:, None] + length
-    apart = scale - 2 * (x @ x.T)  # |x_i - x_j|^2
-    same = apart <= 32 * torch.finfo(kind).eps * scale
+    square = torch.addmm(scale, x, x.T, alpha=-2)  # |x_i - x_j|^2
+    same = square <= scale.mul_(32 * torch.finfo(kind).eps)
     same.fill_diagonal_(True)
-    along = (noise * x).sum(1, keepdim=True) - noise @ x.T  # z_i . (x_i - x_j)
-    change = (ratio * (2 * along + ratio * apart)).masked_fill_(same, 0.0)
-    square = (noise.square().sum(1, keepdim=True) + change).clamp_(min=0)
+    along = torch.addmm((noise * x).sum(1, keepdim=True), noise, x.T, alpha=-1)  # z_i . (x_i - x_j)
+    square.mul_(ratio).add_(along, alpha=2).mul_(ratio).masked_fill_(same, 0.0)
+    square.add_(own).clamp_(min=0)  # |z_i + r (x_i - x_j)|^2
     log_weight = path.radial_log_density(square, x.shape[1])
     if labels is not None:
         others = (labels[:, None] >= 0) & (labels[:, None] != labels)
