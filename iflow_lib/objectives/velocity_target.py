@@ -164,7 +164,8 @@ def batch_velocity(
 
     which is exact for the own example and for any that equals it. So it is finite at all t, and ``z
     - x_0`` itself at t = 0. Examples whose distance is within rounding count as equal. No memory is
-    of the size of all pairs of rows times elements, and batches of more than 512 rows are cut into equal parts.
+    of the size of pairs of rows times elements, and batches of more than 512 rows are cut into
+    equal parts.
 
     Args:
         path: The path; its ``radial_log_density`` is that of z.
@@ -187,15 +188,17 @@ def batch_velocity(
     times = t.to(kind)[:, None].clamp(min=EARLIEST)
     ratio = (1 - times) / times
     length, own = x.square().sum(1), noise.square().sum(1, keepdim=True)
-    # matrices (B, B) are changed in place: to ask for new memory costs more than to compute
-    scale = length[:, None] + length
-    square = torch.addmm(scale, x, x.T, alpha=-2)  # |x_i - x_j|^2
-    same = square <= scale.mul_(32 * torch.finfo(kind).eps)
+    # (B, B) is changed in place or given back: to get new memory takes longer than to compute
+    square = torch.addmm(length, x, x.T, alpha=-2).add_(length[:, None])  # |x_i - x_j|^2
+    # what is near has about the same length
+    same = square <= 64 * torch.finfo(kind).eps * length[:, None]
     same.fill_diagonal_(True)
     along = torch.addmm((noise * x).sum(1, keepdim=True), noise, x.T, alpha=-1)  # z_i . (x_i - x_j)
     square.mul_(ratio).add_(along, alpha=2).mul_(ratio).masked_fill_(same, 0.0)
+    del along  # its memory is taken again
     square.add_(own).clamp_(min=0)  # |z_i + r (x_i - x_j)|^2
     log_weight = path.radial_log_density(square, x.shape[1])
+    del square
     if labels is not None:
         others = (labels[:, None] >= 0) & (labels[:, None] != labels)
         log_weight = log_weight.masked_fill(others.fill_diagonal_(False), -math.inf)
