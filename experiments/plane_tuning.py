@@ -68,7 +68,7 @@ def train(variant: str, path: str, seed: int, steps: int, nfes) -> tuple[list[di
     try:
         if variant.startswith("warm"):
             config = dataclasses.replace(config, steps=steps // 2)
-            finished(ifl.fit(model, ifl.FlowMatching(), points, config))
+            finished(ifl.fit(model, ifl.FlowMatching(velocity="pair"), points, config))
         run = finished(ifl.fit(model, objective, points, config))
     except FloatingPointError as error:
         return [], {"diverged": str(error)}

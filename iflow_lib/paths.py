@@ -70,7 +70,8 @@ class Path:
 
     A path of your own gives ``alpha``, ``sigma``, their derivatives ``alpha_dot`` and
     ``sigma_dot``, the inverse clock ``time``, and ``config`` if its constructor takes arguments;
-    ``register_path`` lets its models be saved. Everything else follows from these.
+    ``register_path`` lets its models be saved. Everything else follows from these. With a ``noise``
+    of its own it gives ``radial_log_density`` as well, where there is one.
     """
 
     #: The largest time, where x_t is noise (or as good as noise, where the line ends at tau < 1).
@@ -185,6 +186,31 @@ class Path:
         source = generator.device if generator is not None else "cpu"
         z = torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype)
         return z.to(device or source)
+
+    def radial_log_density(self, square: Tensor, dim: int) -> Tensor:
+        """Return the log density of the noise z, up to a constant, which depends on ``|z|^2`` alone.
+
+        A path with its own ``noise`` gives it too, if its noise has such a density: objectives then
+        weigh by it which examples may have made a point (``batch_velocity``).
+
+        Args:
+            square: ``|z|^2``, the sum over the elements, of any shape; it may be infinite.
+            dim: How many elements z has.
+
+        Returns:
+            The log densities, shape of square.
+        """
+        return square * -0.5
+
+    @property
+    def has_radial_density(self) -> bool:
+        """Whether ``radial_log_density`` is that of ``noise``: no later class changes noise alone."""
+        for cls in type(self).__mro__:
+            if "radial_log_density" in vars(cls):
+                return True
+            if "noise" in vars(cls):
+                return False
+        return False
 
     def prior(
         self,
@@ -422,6 +448,10 @@ def check_path(path: Path, data_shape: Sequence[int]) -> None:
             )
         if not torch.equal(one, two) or not torch.equal(torch.get_rng_state(), state):
             raise wrong("noise", "must draw from generator= alone: equal generators, equal noise")
+    square = torch.linspace(0, 4, 6, dtype=torch.float64, device="cpu").reshape(2, 3)
+    density = call("radial_log_density", (2, 3), square, math.prod(data_shape))
+    if bool(density.isnan().any()):
+        raise wrong("radial_log_density", "must return numbers, got NaN")
 
 
 @register_path
@@ -590,6 +620,10 @@ class PoissonFlow(VarianceExploding):
         chi2 = 2 * torch._standard_gamma(half, generator=generator)
         # float32 first, then the device: mps has no float64
         return gauss * expand((self.aug_dim / chi2).sqrt().to(gauss.dtype).to(gauss.device), gauss)
+
+    def radial_log_density(self, square: Tensor, dim: int) -> Tensor:
+        """Return ``-(dim + aug_dim) / 2 ln(1 + |z|^2 / aug_dim)``; arguments as for ``Path``."""
+        return torch.log1p(square / self.aug_dim) * (-(dim + self.aug_dim) / 2)
 
     def config(self) -> dict[str, Any]:
         """Return aug_dim."""

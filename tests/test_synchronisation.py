@@ -80,6 +80,18 @@ RUNS = {
         None,
     ),
     "matching, ve": (ifl.FlowMatching, mlp(), lambda: points().x, ifl.VarianceExploding()),
+    "matching, velocity of the batch": (
+        partial(ifl.FlowMatching, velocity="batch"),
+        mlp(classes=3),
+        lambda: TensorData(points().x, points().labels),
+        ifl.PoissonFlow(8),
+    ),
+    "identity, velocity of the batch": (
+        partial(ifl.IntegralIdentity, velocity="batch", gap=0.05, tangent="conditional"),
+        unet(classes=3),
+        images,
+        None,
+    ),
     "matching, pfgmpp": (ifl.FlowMatching, mlp(), lambda: points().x, ifl.PoissonFlow(8)),
     "matching, vp": (ifl.FlowMatching, mlp(), lambda: points().x, ifl.VariancePreserving()),
     "identity, jvp": (partial(ifl.IntegralIdentity, derivative="jvp"), mlp(), points, None),

@@ -14,6 +14,7 @@ from .integral_identity import IntegralIdentity
 from .network_state import compared_rows, repeatable
 from .terminal_velocity import TerminalVelocity
 from .two_time import TwoTimeObjective
+from .velocity_target import VelocityTarget, batch_velocity
 from .x0_regression import ANCHORS, X0Regression
 
 __all__ = [
@@ -31,7 +32,9 @@ __all__ = [
     "Objective",
     "TerminalVelocity",
     "TwoTimeObjective",
+    "VelocityTarget",
     "X0Regression",
+    "batch_velocity",
     "compared_rows",
     "paired_energy_distance",
     "on_line",

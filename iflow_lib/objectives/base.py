@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..data import TensorData
 from ..model import FlowMap
-from ..paths import expand
+from ..paths import Path, expand
 from .network_state import examine, is_pure
 
 #: The arguments of a loss by name. A tensor has one row for each example. Values that only some
@@ -104,6 +104,9 @@ class Objective:
     """
 
     learns: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings: dataclasses do so here, each those of its own, and then call this."""
 
     def __call__(
         self, model: FlowMap, batch: Batch | Tensor, generator: torch.Generator | None = None
@@ -204,6 +207,18 @@ class Objective:
             ValueError: If this model cannot be trained with this objective on these data.
         """
         examine(model, device)
+
+    def check_noise(self, path: Path, given: bool, paired: bool) -> None:
+        """Check that the loss can do with a run's noise; of a run, before ``prepare``.
+
+        Args:
+            path: The path of the model, which has the law of noise that is drawn.
+            given: Whether the data bring their own noise.
+            paired: Whether noise is paired with examples.
+
+        Raises:
+            ValueError: If it cannot.
+        """
 
     def compiles(self, model: FlowMap) -> bool:
         """Return whether ``loss`` may be compiled for this model.

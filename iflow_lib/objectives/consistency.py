@@ -11,12 +11,13 @@ from torch import Tensor
 from ..model import FlowMap
 from ..paths import expand
 from ..utils import check_int
-from .base import Batch, Drawn, Objective, check_number, on_line
+from .base import Batch, Drawn, check_number, on_line
 from .network_state import mixes_rows, repeatable
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)
-class ConsistencyTraining(Objective):
+class ConsistencyTraining(VelocityTarget):
     """Learn the jump to the data by Easy Consistency Tuning, from scratch.
 
     From locuslab/ect; see arXiv 2303.01469.
@@ -32,6 +33,14 @@ class ConsistencyTraining(Objective):
     examples. Converges, as the stages close the gap between the levels, to the flow map onto the
     data: f is then the x_0 of the trajectory through x_t. Nothing is learned about s > 0.
 
+    With the velocity v of the whole batch at the higher level (``velocity``), the lower point lies
+    on the line through the higher one along v, so that both are on the same trajectory but for what
+    v errs and the trajectory bends:
+
+        x_low = x_high - (t_high - t_low) v,     t = level / (1 + level).
+
+    With ``v = z - x_0`` that is the point of the same data and noise.
+
     Args:
         mean: Mean of ``ln high``.
         std: Standard deviation of ``ln high``.
@@ -42,6 +51,8 @@ class ConsistencyTraining(Objective):
         c: Constant of the distance for one element of unit scale. It is multiplied by sqrt(N),
             where N is the number of elements.
         start_share: Share of the examples with ``high`` at the start of sampling.
+        velocity: The v above: "pair" for ``z - x_0``, "batch", which has the same mean and less
+            variance (arXiv 2302.00670), or "auto": see ``VelocityTarget``.
 
     Raises:
         ValueError: For a setting out of its range.
@@ -59,6 +70,7 @@ class ConsistencyTraining(Objective):
     learns = "jump_to_data"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_int("stages", self.stages)
         check_number("mean", self.mean, least=-math.inf)
         for name in ("q", "c", "std", "k", "b"):
@@ -99,16 +111,20 @@ class ConsistencyTraining(Objective):
         return high.to(device), (high * (1 - shrink).clamp(min=0)).to(device)
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw x_0, z (B, ...); the noise levels high, low (B,); labels (B,) or None."""
+        """Draw x_0, z (B, ...); the noise levels high, low (B,); labels (B,) or None.
+
+        And ``velocity`` (B, ...) at the higher level, if it is that of the batch.
+        """
         stage = min(self.stages - 1, self.stages * batch.step // batch.steps)
         high, low = self.levels(model, len(batch.x_0), stage, generator, batch.x_0.device)
-        return {
+        drawn: Drawn = {
             "x_0": batch.x_0,
             "z": batch.draw_noise(model, generator),
             "high": high,
             "low": low,
             "labels": batch.labels,
         }
+        return self.with_velocity(model, batch, drawn, high / (1 + high))
 
     def loss(  # type: ignore[override]
         self,
@@ -118,23 +134,31 @@ class ConsistencyTraining(Objective):
         high: Tensor,
         low: Tensor,
         labels: Tensor | None,
+        velocity: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Return ``E (sqrt(|f(high) - f(low)|^2 + c^2) - c) / (high - low)``."""
-        n = len(x_0)
+        """Return ``E (sqrt(|f(high) - f(low)|^2 + c^2) - c) / (high - low)``.
+
+        Without a velocity the lower point is that of the same data and noise.
+        """
+        n, gap = len(x_0), high - low
+        later, earlier = high / (1 + high), low / (1 + low)
+        x_later = on_line(x_0, z, later)
+        if velocity is None:
+            x_earlier = on_line(x_0, z, earlier)
+        else:
+            x_earlier = x_later - expand(later - earlier, x_later) * velocity
         if mixes_rows(
             model
         ):  # both calls see the rows of both levels, so their statistics are the same
-            x_0, z = torch.cat([x_0, x_0]), torch.cat([z, z])
-            high, low = torch.cat([high, low]), torch.cat([low, high])
+            x_later, x_earlier = torch.cat([x_later, x_earlier]), torch.cat([x_earlier, x_later])
+            later, earlier = torch.cat([later, earlier]), torch.cat([earlier, later])
             labels = None if labels is None else torch.cat([labels, labels])
 
-        def end(level: Tensor) -> Tensor:
-            tau = level / (1 + level)
-            x = on_line(x_0, z, tau)
+        def end(x: Tensor, tau: Tensor) -> Tensor:
             return (x - expand(tau, x) * model(x, tau, torch.zeros_like(tau), labels=labels))[:n]
 
         with torch.no_grad(), repeatable(model):
-            target = end(low)
+            target = end(x_earlier, earlier)
         c = self.c * math.sqrt(x_0[0].numel())
-        distance = ((end(high) - target).square().flatten(1).sum(1) + c**2).sqrt() - c
-        return (distance / (high - low)[:n]).mean(), None
+        distance = ((end(x_later, later) - target).square().flatten(1).sum(1) + c**2).sqrt() - c
+        return (distance / gap).mean(), None

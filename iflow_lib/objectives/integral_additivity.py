@@ -12,10 +12,11 @@ from ..paths import expand
 from .base import Batch, Drawn, first, uniform
 from .network_state import repeatable
 from .two_time import TwoTimeObjective
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)
-class IntegralAdditivity(TwoTimeObjective):
+class IntegralAdditivity(VelocityTarget, TwoTimeObjective):
     """Learn the integral G from the one thing that every integral does: it adds up.
 
         G(x_t; t -> s) = G(x_t; t -> m) + G(x_m; m -> s),     s <= m <= t,
@@ -37,14 +38,22 @@ class IntegralAdditivity(TwoTimeObjective):
         time_density: Mean and standard deviation of the logit of both times, or "uniform".
         power: Exponent of the adaptive weight; 0 is the plain squared error.
         detail: Weight of differences between neighbouring pixels, for images.
+        velocity: What stands for ``z - x_0``: "pair", "batch", which has the same mean and less
+            variance (arXiv 2302.00670), or "auto": see ``VelocityTarget``.
+
+    Raises:
+        ValueError: For a setting out of its range.
     """
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw as ``TwoTimeObjective``, and ``share`` (k,): where m lies from s (0) to t (1)."""
+        """Draw as ``TwoTimeObjective``, and ``share`` (k,): where m lies from s (0) to t (1).
+
+        And ``velocity`` (B, ...), if it is that of the batch.
+        """
         drawn, n = super().draw(model, batch, generator), len(batch.x_0)
         self.require_equal_rows(n)
         share = uniform(self.pairs(n), generator=generator, like=batch.x_0)
-        return {**drawn, "share": share}
+        return self.with_velocity(model, batch, {**drawn, "share": share})
 
     def loss(  # type: ignore[override]
         self,
@@ -55,13 +64,15 @@ class IntegralAdditivity(TwoTimeObjective):
         s: Tensor,
         labels: Tensor | None,
         share: Tensor,
+        velocity: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """Return ``E |(t - s) u(t -> s) - (t - m) u(t -> m) - (m - s) u(m -> s)|^2 / (t - s)^2``.
 
-        ``s`` and ``share`` (k,) belong to the first k examples; the others have s = t.
+        ``s`` and ``share`` (k,) belong to the first k examples; the others have s = t. Without a
+        velocity it is ``z - x_0``.
         """
         x_t, s, k, rows = self.on_pairs(model, x_0, z, t, s)
-        target = velocity = z - x_0
+        target = velocity = z - x_0 if velocity is None else velocity
         if k:  # the first k rows have s < t
             x_k, t_k, s_k, labels_k = first(rows, x_t, t, s, labels)
             share_k = torch.cat([share, share.new_zeros(rows - k)])

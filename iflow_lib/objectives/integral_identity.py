@@ -15,10 +15,11 @@ from .derivative import DerivativeObjective
 from .gap import Gap, check_gap, gap_at
 from .network_state import mixes_rows, repeatable
 from .two_time import TwoTimeObjective
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)
-class IntegralIdentity(DerivativeObjective):
+class IntegralIdentity(VelocityTarget, DerivativeObjective):
     """Learn the integral G from the identity that its derivative obeys.
 
     It is MeanFlow's (arXiv 2505.13447, eq. 6). ``G(x_t; t -> s) = (t - s) u(x_t, t, s)``.
@@ -28,7 +29,8 @@ class IntegralIdentity(DerivativeObjective):
 
     The loss is ``E |u(x_t, t, s) - target|^2``, the sum over elements and the mean over examples.
     The target is the right side without gradient, its first v replaced by the conditional velocity
-    ``z - x_0``, whose mean given ``x_t`` is v. Converges to the exact average velocity, so that one
+    ``z - x_0``, or what the whole batch says of it (``velocity``), whose mean given ``x_t`` is v.
+    Converges to the exact average velocity, so that one
     jump is a solution of the ODE. The loss itself does not fall to zero, and may rise, because its
     target moves: judge samples, not the loss (notebook 05).
 
@@ -45,7 +47,7 @@ class IntegralIdentity(DerivativeObjective):
         target = v - (1/a - 1) sg[u(x_t, t, s) - u(x_m, m, s)],
         u - target = (u - sg[a v + (1 - a) u(x_m, m, s)]) / a     in value; its gradient is that of u.
 
-    As above, the first v is ``z - x_0``; that of x_m is what ``tangent`` says. a = 1 is velocity
+    As above, the first v is ``velocity``; that of x_m is what ``tangent`` says. a = 1 is velocity
     regression at all pairs, a -> 0 the identity, and with s = 0 alone it is the consistency target.
     A finite gap has an error of order a. It is one network call less than the central difference,
     and stays inside [s, t]. Rounding is divided by a as well: keep a above 1e-4, in bfloat16 above
@@ -56,7 +58,7 @@ class IntegralIdentity(DerivativeObjective):
         alpha-Flow: gap=("sigmoid", 25, 0.005), tangent="conditional", power=1
         SoFlow: gap=("geometric", 0.1, 0.002), tangent="conditional", power=0.5, equal_share=0.75
 
-    The first are the settings of its authors' code for ImageNet (model B/2), which below 0.005
+    both with velocity="pair". The first are the settings of its authors' code for ImageNet (model B/2), which below 0.005
     takes the exact identity, where the gap here stays. The second are the defaults of
     rectified-flow-pytorch 0.14, which adds the means of both kinds of rows, so that each of the
     fewer pairs counts three times as much as here. The weights of an example are ours but for a
@@ -77,11 +79,14 @@ class IntegralIdentity(DerivativeObjective):
             Half of the examples train without an anchor (zeros): otherwise there would be no first
             estimate.
         tangent: The v of ``v . grad_x``, and of x_m. "network": the model's own ``u(x_t, t, t)``, one more
-            call without gradient. "conditional": ``z - x_0``, as MeanFlow does. Both have the right
-            mean, the first less noise (arXiv 2512.02012).
+            call without gradient. "conditional": the velocity of the target, which with
+            ``velocity="pair"`` is ``z - x_0``, as in MeanFlow. Both have the right mean, the first
+            less noise than a pair's (arXiv 2512.02012).
         gap: None takes the derivative. A number in (0, 1] is a fixed gap a. ("geometric", first,
             last) and ("sigmoid", gamma, last) fall over the training: see ``gap_at`` in
             ``iflow_lib.objectives.gap``. With a gap ``derivative`` and ``step`` have no meaning.
+        velocity: What stands for ``z - x_0``: "pair", "batch", which has the same mean and less
+            variance (arXiv 2302.00670), or "auto": see ``VelocityTarget``.
 
     Raises:
         ValueError: For a setting out of its range.
@@ -120,7 +125,10 @@ class IntegralIdentity(DerivativeObjective):
             TwoTimeObjective.prepare(self, model, data, seed=seed, device=device)
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw as ``TwoTimeObjective``; with an anchor ``known`` (B,), with a gap ``gap`` (k,)."""
+        """Draw as ``TwoTimeObjective``; with an anchor ``known`` (B,), with a gap ``gap`` (k,).
+
+        And ``velocity`` (B, ...), if it is that of the batch.
+        """
         drawn = super().draw(model, batch, generator)
         if self.anchor is not None:
             chance = uniform(len(batch.x_0), generator=generator, like=batch.x_0)
@@ -128,7 +136,7 @@ class IntegralIdentity(DerivativeObjective):
         if self.gap is not None:  # a tensor, because a recorded step keeps numbers
             gap = gap_at(self.gap, batch.step, batch.steps)
             drawn = {**drawn, "gap": torch.full_like(drawn["s"], gap)}  # type: ignore[arg-type]
-        return drawn
+        return self.with_velocity(model, batch, drawn)
 
     def loss(  # type: ignore[override]
         self,
@@ -140,15 +148,16 @@ class IntegralIdentity(DerivativeObjective):
         labels: Tensor | None,
         known: Tensor | None = None,
         gap: Tensor | None = None,
+        velocity: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """Return ``E |u(x_t, t, s) - [v - (t - s) d/dt u]|^2``, all on the line.
 
         ``s`` and ``gap`` (k,) belong to the first k examples; the others have s = t. ``known`` (B,)
         tells which examples see their anchor. With a gap a, ``(1/a - 1) [u(x_t, t, s) - u(x_m, m,
-        s)]`` stands for ``(t - s) d/dt u``.
+        s)]`` stands for ``(t - s) d/dt u``. Without a velocity it is ``z - x_0``.
         """
         x_t, s, k, rows = self.on_pairs(model, x_0, z, t, s)
-        velocity = z - x_0
+        velocity = z - x_0 if velocity is None else velocity
         anchor = None if known is None else self.estimate(model, x_t, t, labels, known)
         if k:  # the first k rows have s < t
             x_k, t_k, s_k, anchor_k, labels_k = first(rows, x_t, t, s, anchor, labels)

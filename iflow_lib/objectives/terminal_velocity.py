@@ -13,10 +13,11 @@ from ..utils import is_out_of_memory
 from .base import Batch, Drawn, first
 from .derivative import DerivativeObjective
 from .network_state import repeatable
+from .velocity_target import VelocityTarget
 
 
 @dataclass(frozen=True)
-class TerminalVelocity(DerivativeObjective):
+class TerminalVelocity(VelocityTarget, DerivativeObjective):
     """Learn the integral G from its derivative at the end s of the jump.
 
     It is that of terminal velocity matching (TVM, arXiv 2511.19797) and of Lagrangian
@@ -44,15 +45,21 @@ class TerminalVelocity(DerivativeObjective):
         detail: Weight of differences between neighbouring pixels, for images.
         derivative: How ``d_s u`` is computed, "jvp", "difference" or "auto", and its ``step``: see
             ``DerivativeObjective``.
+        velocity: What stands for ``z - x_0``: "pair", "batch", which has the same mean and less
+            variance (arXiv 2302.00670), or "auto": see ``VelocityTarget``.
 
     Raises:
         ValueError: For a setting out of its range.
     """
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
-        """Draw as ``TwoTimeObjective``; ValueError for a batch without rows with s = t."""
+        """Draw as ``TwoTimeObjective``, and ``velocity`` (B, ...), if it is that of the batch.
+
+        ValueError for a batch without rows with s = t.
+        """
         self.require_equal_rows(len(batch.x_0))
-        return super().draw(model, batch, generator)
+        drawn = super().draw(model, batch, generator)
+        return self.with_velocity(model, batch, drawn)
 
     def rehearse(
         self,
@@ -81,13 +88,15 @@ class TerminalVelocity(DerivativeObjective):
         t: Tensor,
         s: Tensor,
         labels: Tensor | None,
+        velocity: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         """Return ``E |u - (t - s) d_s u - v(x_s, s)|^2``.
 
-        ``s`` (k,) belongs to the first k examples; the others have s = t.
+        ``s`` (k,) belongs to the first k examples; the others have s = t. Without a velocity it is
+        ``z - x_0``.
         """
         x_t, s, k, rows = self.on_pairs(model, x_0, z, t, s)
-        target = velocity = z - x_0
+        target = velocity = z - x_0 if velocity is None else velocity
         if k:  # the first k rows have s < t
             x_k, t_k, s_k, labels_k = first(rows, x_t, t, s, labels)
             u, rate = self.end_derivative(model, x_k, t_k, s_k, labels_k)

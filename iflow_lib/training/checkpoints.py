@@ -42,6 +42,9 @@ LATER_SETTINGS = {"coupling": "independent"}
 #: Settings of a network that checkpoints of earlier versions lack, each with what it was.
 LATER_NETWORK_SETTINGS = {"MLP": {"frequencies": 4, "gap_frequencies": 4}}
 
+#: Settings of objectives that checkpoints of earlier versions lack, each with what they did.
+LATER_OF_OBJECTIVES = {"velocity": "pair"}
+
 #: Marks of the data and the network that checkpoints of earlier versions lack.
 LATER_MARKS = ("labels", "noise", "config")
 #: What reading a damaged checkpoint raises.
@@ -271,6 +274,7 @@ def difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
                 for k, v in there.items()
                 if k in here or k not in RETIRED_SETTINGS or v != RETIRED_SETTINGS[k]
             }
+            there = {k: v for k, v in LATER_OF_OBJECTIVES.items() if k in here} | there
         if part == "config" and isinstance(there, dict):
             there = LATER_SETTINGS | there
         if part in ("data", "network") and isinstance(there, dict):  # written by an earlier version

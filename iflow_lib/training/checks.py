@@ -77,17 +77,20 @@ def has_own_call(objective: Objective) -> bool:
     return type(objective).__call__ is not Objective.__call__
 
 
-def check_coupling(data: TensorData, config: TrainConfig) -> None:
-    """Check that noise is left to be paired.
+def check_noise(
+    model: FlowMap, objective: Objective, data: TensorData, config: TrainConfig
+) -> None:
+    """Check that noise is left to be paired, and that the objective can do with the noise.
 
     Raises:
-        ValueError: If the data bring their own.
+        ValueError: If the data bring their own, or the objective cannot.
     """
     if config.coupling != "independent" and data.noise is not None:
         raise ValueError(
             f"coupling={config.coupling!r} pairs noise that is drawn, and these data bring their own, as those of "
             'reflow do: leave coupling="independent", or give the examples alone, data.x'
         )
+    objective.check_noise(model.path, data.noise is not None, config.coupling != "independent")
 
 
 def check_paired(objective: Objective, batch: Batch) -> None:

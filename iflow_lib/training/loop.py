@@ -41,8 +41,8 @@ from .batches import Batches
 from .checkpoints import RunFolder, Signals, difference
 from .checks import (
     check_arguments,
-    check_coupling,
     check_data,
+    check_noise,
     check_paired,
     check_processes,
     has_own_call,
@@ -163,7 +163,7 @@ def _fit(
     check_processes(objective, config, processes)
     dataset = as_dataset(data)
     check_data(model, dataset, config.precision, config.label_dropout)
-    check_coupling(dataset, config)
+    check_noise(model, objective, dataset, config)
     far = scale_warning(dataset.x) if processes.rank == 0 else None
     if far:
         warnings.warn(far, UserWarning, stacklevel=3)
