@@ -38,7 +38,7 @@ VELOCITIES = ("auto", "batch", "pair")
 MOST_ELEMENTS = 256
 #: A larger batch is cut into equal parts of at most so many rows, each of which is its own batch: every row is
 #: compared with every other, which would take time and memory as B^2. The mean stays, as at any size.
-MOST_ROWS = 512
+MOST_ROWS = 256
 #: Times below it count as this one, so that nothing is divided by zero.
 EARLIEST = 1e-30
 
@@ -164,7 +164,7 @@ def batch_velocity(
 
     which is exact for the own example and for any that equals it. So it is finite at all t, and ``z
     - x_0`` itself at t = 0. Examples whose distance is within rounding count as equal. No memory is
-    of the size of pairs of rows times elements, and batches of more than 512 rows are cut into
+    of the size of pairs of rows times elements, and batches of more than 256 rows are cut into
     equal parts.
 
     Args:
