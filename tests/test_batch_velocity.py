@@ -128,7 +128,7 @@ def crowd(dtype):
     g = torch.Generator().manual_seed(0)
     x_0 = 100 + torch.randn(60, 2, generator=g, dtype=torch.float64)
     x_0[20:40] = x_0[:20] + 1e-4 * torch.randn(20, 2, generator=g, dtype=torch.float64)
-    x_0[40:50] = x_0[:10]
+    x_0[40:50] = x_0[50:] = x_0[:10]  # thirds, which do not add up in binary
     return x_0.to(dtype), torch.randn(60, 2, generator=g, dtype=torch.float64).to(dtype)
 
 

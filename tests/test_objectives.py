@@ -752,7 +752,9 @@ def test_power_weighs_large_errors_down():
         for power in (0.0, 0.5, 1.0):
             g = torch.Generator().manual_seed(0)
             x_0 = scale * torch.randn(2000, 2, generator=g)
-            losses[scale, power] = float(IntegralIdentity(power=power)(model, x_0, g).detach())
+            losses[scale, power] = float(
+                IntegralIdentity(power=power, velocity="pair")(model, x_0, g).detach()
+            )
     for power in (0.0, 0.5, 1.0):
         assert losses[100, power] / losses[1, power] == pytest.approx(
             (100**2 / 2) ** (1 - power), rel=0.2

@@ -201,7 +201,7 @@ def batch_velocity(
     del square
     if labels is not None:
         others = (labels[:, None] >= 0) & (labels[:, None] != labels)
-        log_weight = log_weight.masked_fill(others.fill_diagonal_(False), -math.inf)
+        log_weight = log_weight.masked_fill(others, -math.inf)
     weight = torch.softmax(log_weight, 1).masked_fill_(same, 0.0)
     shift = (x * weight.sum(1, keepdim=True) - weight @ x) / times
     return in_layout_of(x_0, z - x_0 + shift.to(x_0.dtype).reshape(x_0.shape))
