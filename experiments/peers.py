@@ -36,7 +36,8 @@ from experiments.quality_vs_peers import Adapter
 from iflow_lib import zoo
 from iflow_lib.objectives import Objective, on_line
 
-#: What IntegralIdentity is run with first. Once the library's defaults are these, it is {}.
+#: What IntegralIdentity is run with first. Once the library's defaults are these, it is {}. The velocity stays "auto", because a
+#: candidate may pair by optimal transport.
 OURS: dict = {
     "gap": 0.02, "tangent": "conditional", "time_density": (-0.4, 1.0), "start_share": 0.3,
     "end_share": 0.3,
