@@ -416,7 +416,7 @@ CONTENDERS = {
     "OT-CFM": Contender(
         ExactOptimalTransportConditionalFlowMatcher,
         (choice("sigma", 0.02, 0.05), choice("times", "logit-normal")),
-        _VELOCITY,
+        "a velocity method: pairs by optimal transport make trajectories straighter, not straight, so it needs more calls",
         solver=True,
     ),
     "flow_matching": Contender(
