@@ -5,6 +5,7 @@ training seed s have the seeds 1000 (s + 1) + i, and the training set the seed 0
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -88,14 +89,21 @@ def floor(dataset: str, split: str, seed: int, draws: int) -> dict[str, float]:
 def quality(
     model: ifl.FlowMap, dataset: str, split: str, seed: int, draws: int, nfe: int
 ) -> dict[str, float]:
-    """Mean W2 of ``zoo.POINTS`` samples of nfe jumps, on ``sample``'s own grid, and where 10,000 of them lie.
-
-    Samples that are not finite are infinitely far away.
-    """
+    """``quality_of`` the samples of nfe jumps, on ``sample``'s own grid."""
 
     def drawn(n: int, sampling: int) -> torch.Tensor:
         return zoo.timed_sample(model, n, nfe, "map", sampling)[0].x
 
+    return quality_of(drawn, dataset, split, seed, draws)
+
+
+def quality_of(
+    drawn: Callable[[int, int], torch.Tensor], dataset: str, split: str, seed: int, draws: int
+) -> dict[str, float]:
+    """Mean W2 of ``zoo.POINTS`` samples to the draws of a training seed, and where 10,000 of them lie.
+
+    drawn: gives so many samples of a sampling seed, (n, 2). Samples that are not finite are infinitely far away.
+    """
     placed = drawn(PLACED, _seeds(seed, 1, _PLACED)[0])
     samples = {own: drawn(zoo.POINTS, own) for own in _seeds(seed, draws)}
     if not all(bool(x.isfinite().all()) for x in (placed, *samples.values())):
