@@ -54,11 +54,11 @@ class VelocityTarget(Objective):
         velocity: "pair" for ``z - x_0`` of each pair; "batch" for the mean over all examples of the
             batch that may have made x_t (``batch_velocity``; arXiv 2302.00670), which has the same
             minimiser and less variance; "auto" for "batch" where that is allowed and examples have at
-            most 256 numbers. It is not allowed with ``TrainConfig(coupling="ot")``, with data that bring their own noise (``reflow``), and
-            on a path whose noise has no known density.
+            most 256 numbers. It is not allowed with ``TrainConfig(coupling="ot")``, with data that
+            bring their own noise (``reflow``), and on a path whose noise has no known density.
     """
 
-    velocity: str = field(default="auto", kw_only=True)
+    velocity: str = field(default="pair", kw_only=True)
 
     def __post_init__(self) -> None:
         check_choice("velocity", self.velocity, VELOCITIES)
