@@ -21,7 +21,8 @@ from matplotlib.ticker import LogLocator
 
 import iflow_lib as ifl
 from experiments.common import REFERENCE, ROOT
-from experiments.search import LONG, SHORT, SPACE, ranking
+from experiments.search import ranking
+from experiments.searches import PLANE
 from iflow_lib import analytic, plotting, zoo
 from iflow_lib import data as data_sets
 from iflow_lib.io import write_atomic
@@ -324,15 +325,15 @@ def plane_tuning():
 
 #: Rung of the search -> how its candidates are drawn, and what has been done with them.
 RUNGS = {
-    0: ("#B9BDC4", f"{SHORT:,} steps, three cells"),
-    1: ("#56B4E9", f"{SHORT:,} steps, all cells"),
+    0: ("#B9BDC4", f"{PLANE.short:,} steps, three cells"),
+    1: ("#56B4E9", f"{PLANE.short:,} steps, all cells"),
     2: ("#0072B2", "the same, then trained longer"),
 }
 
 
 def search():
     rows = ranking(table("bench/search.csv"))
-    settings = [name for name in SPACE if name in rows]
+    settings = [name for name in PLANE.space if name in rows]
     columns, best = 6, rows.first_look.min()
     top = 2.5 * best  # what is worse is drawn there
     lines = -(-len(settings) // columns)
@@ -347,7 +348,7 @@ def search():
         where="post",
         color="#D55E00",
         linewidth=1.4,
-        label=f"best so far after {SHORT:,} steps",
+        label=f"best so far after {PLANE.short:,} steps",
     )
     done = rows[rows.rung == 2]
     whole.plot(
@@ -356,12 +357,12 @@ def search():
         "*",
         color="#0072B2",
         markersize=10,
-        label=f"{LONG:,} steps, three seeds",
+        label=f"{PLANE.long:,} steps, three seeds",
     )
     whole.set(xlabel="candidate, 0: the defaults before the search", ylabel="score")
     for i, name in enumerate(settings):
         ax = fig.add_subplot(grid[1 + i // columns, i % columns], sharey=whole)
-        part, allowed = rows.dropna(subset=name), SPACE[name]
+        part, allowed = rows.dropna(subset=name), PLANE.space[name]
         if isinstance(allowed, list):
             places = part[name].map(allowed.index)
             dots(ax, places + 0.09 * (part.trial % 5 - 2), part, top)

@@ -104,9 +104,10 @@ def test_figures_show_the_table(tool, tmp_path, capsys):
 def test_the_figure_of_the_search(tool, tmp_path, monkeypatch):
     """Every setting has a panel with every candidate that has it; the line is the best score so far."""
     module = make_figures.search.__globals__["ranking"].__globals__
-    settings = {**module["FIRST"][1], "lr": 4e-3}
+    plane = module["PLANE"]
+    settings = {**plane.first[1], "lr": 4e-3}
     table, base = [], dict.fromkeys(module["COLUMNS"])
-    for dataset, seed, nfe in itertools.product(module["data"].PLANE, range(3), (1, 2, 4)):
+    for dataset, seed, nfe in itertools.product(plane.sets, range(3), (1, 2, 4)):
         own = {"dataset": dataset, "seed": seed, "metric": "floor", "nfe": nfe, "value": 0.1}
         table.append(base | own)
     for number, (score, rung) in enumerate([(2.0, 1), (3.0, 0), (1.5, 2), (20.0, 0)]):
@@ -116,7 +117,9 @@ def test_the_figure_of_the_search(tool, tmp_path, monkeypatch):
         row = base | {"trial": number, "value": 1.0, "metric": "cost", "settings": json.dumps(own)}
         table.append(row)
         runs = {
-            run for r in range(rung + 1) for run in module["Candidate"](number, own, 1.0).runs(r)
+            run
+            for r in range(rung + 1)
+            for run in plane.runs(module["Candidate"](number, own, 1.0), r)
         }
         for (dataset, path, seed, steps), nfe in itertools.product(sorted(runs), (1, 2, 4)):
             new = {"dataset": dataset, "path": path, "seed": seed, "steps": steps, "nfe": nfe}
