@@ -915,6 +915,109 @@ def test_defaults(tmp_path, experiment, few, monkeypatch):
     assert kept[kept.dataset == "pinwheel"].equals(both[both.dataset == "pinwheel"])
 
 
+@pytest.fixture
+def brief(experiment, monkeypatch):
+    """The brief comparison, whose trainings are a formula that knows the best lr of each method; ``trained`` lists them."""
+    module = experiment("brief")
+
+    def train(dataset, method, path, seed, steps, lr, samples, chosen):
+        module.trained.append((dataset, method, path, seed, steps, lr))
+        row = {"dataset": dataset, "path": path, "objective": method, "seed": seed, "step": steps}
+        best, rows = module.RATES[module.METHODS.index(method) % 4], []
+        for kind, nfe in module.calls_of(method):
+            own = row | {"method": kind, "nfe": nfe, "n_samples": samples}
+            value = 10 + abs(np.log(lr / best)) + seed + 100 / steps
+            rows += [own | {"metric": name, "value": value} for name in module.METRICS[dataset]]
+        return rows, {}
+
+    def floor(dataset, seed, samples):
+        row = {"dataset": dataset, "objective": "data", "method": "floor", "seed": seed}
+        return [row | {"metric": "frechet", "value": 0.5}], {}
+
+    monkeypatch.setattr(module, "trained", [], raising=False)
+    monkeypatch.setattr(module, "own_train", module.train, raising=False)
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "floor", floor)
+    monkeypatch.setattr(module, "PROVISIONAL", False)
+    for slow in ("git_state", "machine"):
+        monkeypatch.setattr(store, slow, lambda _: {})
+    return module
+
+
+def test_brief(brief, experiment, tmp_path, capsys, monkeypatch):
+    """Learning rates are tuned on emoji; the held-out images are for --confirm, at equal steps and equal calls, and once."""
+    options = ["--out", tmp_path, "--runs", tmp_path / "runs"]
+    with pytest.raises(SystemExit):
+        experiment("brief", *options)
+    with pytest.raises(SystemExit, match="ConsistencyTraining.* are not all tried: give --tune"):
+        experiment("brief", *options, "--confirm")
+    assert not brief.trained
+    experiment("brief", *options, "--tune")
+    assert {run[:4] for run in brief.trained} == {
+        ("emoji", method, "rectified", 0) for method in brief.METHODS[2:]
+    }
+    assert len(brief.trained) == 4 * 4 and {run[4] for run in brief.trained} == {1500}
+    brief.trained.clear()
+    experiment("brief", *options, "--confirm")
+    done = {(method, path, seed, steps): lr for _, method, path, seed, steps, lr in brief.trained}
+    assert {run[0] for run in brief.trained} == {"fashion_mnist"}
+    each = (
+        2 + 1 + 1 + 2 + 1 + 2
+    )  # consistency and additivity cost the same a step; matching at equal cost alone
+    assert len(done) == len(brief.trained) == each * 2 * 3 * 3
+    assert {method: lr for (method, *_), lr in done.items()} == {
+        "IntegralIdentity": 4e-3, "EnergyMatching": 4e-3,
+        "ConsistencyTraining": 4e-3, "FlowMatching": 8e-3, "IntegralAdditivity": 1e-3,
+        "TerminalVelocity": 2e-3,
+    }  # fmt: skip
+    for budget, by, method in itertools.product((1500, 4500), ("steps", "cost"), brief.METHODS):
+        steps = brief.budgets(method, budget).get(by)
+        if by == "cost":
+            assert abs(steps * brief.mean_calls(method) - 4 * budget) < 4
+        else:
+            assert steps == (None if method == brief.MATCHED else budget)
+        assert steps is None or {(method, path, 2, steps) for path in zoo.PATH_NAMES} <= set(done)
+    table = pd.read_csv(tmp_path / "brief.csv")
+    shown = brief.summary(table, (1500, 4500))
+    line = shown.loc[(4500, "steps", "ve", "FlowMatching")]
+    assert line["mean", 32] == pytest.approx(11 + 100 / 4500) and line["std", 32] == 1
+    assert len(shown) == 11 * 2 * 3 and "TerminalVelocity" in capsys.readouterr().out
+    brief.trained.clear()
+    experiment("brief", *options, "--tune", "--confirm")
+    assert not brief.trained
+    monkeypatch.setattr(brief, "CHOSEN", brief.CHOSEN | {"gap": 0.05})
+    with pytest.raises(SystemExit, match="cannot confirm what was chosen after that"):
+        experiment("brief", *options, "--tune", "--confirm")
+    assert {run[0] for run in brief.trained} == {"emoji"}
+    monkeypatch.setattr(brief, "PROVISIONAL", True)
+    with pytest.raises(SystemExit, match="are provisional"):
+        experiment("brief", *options, "--confirm")
+
+
+def test_a_brief_training(brief, small, monkeypatch):
+    """Of each method, on digits: what is sampled, what it cost, and in how many stages."""
+    monkeypatch.setitem(zoo.IMAGE_SETS, "digits", (1, 8))
+    monkeypatch.setitem(brief.METRICS, "digits", ("frechet_pca", "sliced_w2"))
+    monkeypatch.setattr(brief, "BATCH", 8)
+    for method in brief.METHODS:
+        given = (method, "ve", 0, 4, 1e-3, 80, brief.CHOSEN)
+        rows, how = brief.own_train("digits", *given)
+        assert {(row["method"], row["nfe"]) for row in rows} == set(brief.calls_of(method))
+        assert all(0 < row["value"] < 50 for row in rows) and "diverged" not in how
+        assert how["calls"] == round(4 * brief.mean_calls(method)) and how["seconds"] > 0
+    first, last = brief.stages(brief.MATCHED, 40, 4e-3)
+    assert first[0] == last[0].base == brief.objective_of(brief.IDENTITY)
+    assert (first[1:], last[1:], last[0].space) == ((36, 4e-3), (4, 1e-3), "random")
+    assert brief.mean_calls(brief.MATCHED) == pytest.approx(3.25 + 0.1 * 3)
+
+    def diverges(*given, **named):
+        raise FloatingPointError("the loss is NaN")
+
+    monkeypatch.setattr(ifl, "fit", diverges)
+    rows, how = brief.own_train("digits", *given)
+    assert {row["value"] for row in rows} == {np.inf} and how["diverged"] == "the loss is NaN"
+
+
 @pytest.mark.long
 def test_emoji(tmp_path, experiment, small):
     """The distances of colour images; a model of emoji is measured beside the rows of Fashion-MNIST."""
