@@ -25,7 +25,7 @@ import iflow_lib as ifl
 from experiments import plane_quality
 from experiments.common import calls_per_step, choices, command_line, excerpt, finished
 from experiments.plane_quality import make_path
-from experiments.search import DEFAULTS, known, network_of, objective_of
+from experiments.searches import DEFAULTS, known, network_of, objective_of
 from experiments.store import Store, extend_table, read_manifest
 from iflow_lib import data, zoo
 

@@ -4,7 +4,7 @@ plane_quality: quality against network calls for every method, path and set; anc
 each anchor, iterated; anchor_collapse: what it generates, and from which anchor; trajectories: jumps beside the exact flow;
 self_anchor: what a self-estimated anchor changes in one that works; theorem: what the anchors tell of x_0; image_quality,
 image_samples: Fashion-MNIST; image_methods: every method on it, trained briefly; tuning, plane_tuning: after training with
-other settings; search: every candidate of the search in the plane, by each of its settings; cost: quality at one call
+other settings; search, image_search: every candidate of the searches, by each of its settings; cost: quality at one call
 against what training cost; time: of sampling, against network calls.
 All if none is named. A figure whose table or models are not there is named and left out.
 """
@@ -21,7 +21,8 @@ from matplotlib.ticker import LogLocator
 
 import iflow_lib as ifl
 from experiments.common import REFERENCE, ROOT
-from experiments.search import LONG, SHORT, SPACE, ranking
+from experiments.search import ranking
+from experiments.searches import IMAGES, PLANE, Search
 from iflow_lib import analytic, plotting, zoo
 from iflow_lib import data as data_sets
 from iflow_lib.io import write_atomic
@@ -322,17 +323,25 @@ def plane_tuning():
     return fig
 
 
-#: Rung of the search -> how its candidates are drawn, and what has been done with them.
+#: Rung of a search -> how its candidates are drawn, and what has been done with them.
 RUNGS = {
-    0: ("#B9BDC4", f"{SHORT:,} steps, three cells"),
-    1: ("#56B4E9", f"{SHORT:,} steps, all cells"),
+    0: ("#B9BDC4", "first look, three cells"),
+    1: ("#56B4E9", "first look, all cells"),
     2: ("#0072B2", "the same, then trained longer"),
 }
 
 
 def search():
-    rows = ranking(table("bench/search.csv"))
-    settings = [name for name in SPACE if name in rows]
+    return searched(PLANE)
+
+
+def image_search():
+    return searched(IMAGES)
+
+
+def searched(of: Search):
+    rows = ranking(table(f"bench/{of.name}.csv"), of)
+    settings = [name for name in of.space if name in rows]
     columns, best = 6, rows.first_look.min()
     top = 2.5 * best  # what is worse is drawn there
     lines = -(-len(settings) // columns)
@@ -347,7 +356,7 @@ def search():
         where="post",
         color="#D55E00",
         linewidth=1.4,
-        label=f"best so far after {SHORT:,} steps",
+        label=f"best so far after {of.short:,} steps",
     )
     done = rows[rows.rung == 2]
     whole.plot(
@@ -356,12 +365,12 @@ def search():
         "*",
         color="#0072B2",
         markersize=10,
-        label=f"{LONG:,} steps, three seeds",
+        label=f"{of.long:,} steps, three seeds",
     )
     whole.set(xlabel="candidate, 0: the defaults before the search", ylabel="score")
     for i, name in enumerate(settings):
         ax = fig.add_subplot(grid[1 + i // columns, i % columns], sharey=whole)
-        part, allowed = rows.dropna(subset=name), SPACE[name]
+        part, allowed = rows.dropna(subset=name), of.space[name]
         if isinstance(allowed, list):
             places = part[name].map(allowed.index)
             dots(ax, places + 0.09 * (part.trial % 5 - 2), part, top)
@@ -653,6 +662,7 @@ FIGURES = (
     tuning,
     plane_tuning,
     search,
+    image_search,
     cost,
     time,
 )

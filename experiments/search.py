@@ -1,227 +1,85 @@
-"""A search for settings in the plane that does not fool itself: ``python -m experiments.search --minutes 40``
+"""A search for settings that does not fool itself: ``python -m experiments.search --minutes 40``
 
 The protocol, written before it, is docs/protocol.md: what is chosen, on which data, by which score, and what may be looked at
-afterwards. Candidates are drawn by Optuna's TPE. Each is trained for 1,000 steps on three of the 15 cells (a set and a path), one
-on each path, other ones for the next; the best quarter on all cells; the best quarter of those for 4,000 steps with three seeds;
-with ``--equal-cost`` the best three of those for as many steps as cost the same. A candidate whose step costs more than twice
-FlowMatching's is refused before it is trained.
+afterwards. What is searched, ``--of plane`` or ``--of images``, stands in searches.py. Candidates are drawn by Optuna's TPE. Each
+is trained briefly on three cells (a set and a path), one on each path, other ones for the next: in the plane for 1,000 steps on
+three of 15, on images for 400 on three of six. The best quarter goes on to all cells; the best quarter of those to 4,000 steps,
+on images to 1,500, with three seeds; with ``--equal-cost`` the best three of those to as many steps as cost the same. A candidate
+whose step costs more than twice FlowMatching's is refused before it is trained.
 
-Writes search.csv and its manifest into --out (results/reference/bench). The table is all that the search remembers: Optuna's study
-is made of it anew for each candidate. Stopped at any moment, the next call goes on; finished runs that the table does not have yet
-come from --runs. Its rows are
+Writes search.csv, of images image_search.csv, and its manifest into --out (results/reference/bench). The table is all that the
+search remembers: Optuna's study is made of it anew for each candidate. Stopped at any moment, the next call goes on; finished runs
+that the table does not have yet come from --runs. Its rows are
 
     metric "cost": a candidate, with its settings; network multiplications of a step over those of FlowMatching
-    metric "floor": W2 of fresh points to the draws of a training seed
-    metric "w2", "off_support", "off_modes": a run, at ``nfe`` jumps on ``sample``'s own grid
+    metric "floor", in the plane: W2 of fresh points to the draws of a training seed
+    metric "w2", "off_support", "off_modes", or "frechet_pca", "sliced_w2": a run, at ``nfe`` jumps on ``sample``'s own grid
 """
 
-import dataclasses
 import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-import iflow_lib as ifl
-from experiments import plane_quality
-from experiments.common import calls_per_step, command_line, finished
-from experiments.plane_quality import make_path
+from experiments.common import command_line
+from experiments.searches import DEAREST, PLANE, SEARCHES, WEIGHTS, Candidate, Search, known
 from experiments.store import Store, read_manifest, write_table
-from iflow_lib import data, zoo
 from iflow_lib.metrics import interval
 
-#: Gradient steps of a first look and of a result, the number of seeds of a result, and the split of all draws.
-SHORT, LONG, SEEDS, SPLIT = 1000, 4000, 3, "train"
-#: Jumps -> draws behind each distance, and weight in the score.
-DRAWS, WEIGHTS = {1: 10, 2: 5, 4: 5}, {1: 0.6, 2: 0.2, 4: 0.2}
-#: A candidate's step costs at most so many times FlowMatching's with the MLP of 256 x 4; equal cost is that of so many.
-DEAREST, EQUAL_COST = 2.0, 1.5
 #: One in so many goes on to the next rung; so many are compared at equal cost; so many are drawn before TPE learns.
 SHARE, FINALISTS, STARTUP = 4, 3, 12
-#: What a setting may be: a list of choices, or (least, largest), drawn on a logarithmic scale if "log" is said.
-SPACE = {
-    "lr": (1e-3, 2e-2, "log"),
-    "ema": [0.99, 0.999, 0.9995],
-    "hidden": [64, 128, 192, 256],
-    "layers": [3, 4, 5, 6],
-    "features": [0, 1, 2, 3, 4, 5],
-    "frequencies": [1, 2, 3, 4],
-    "times": ["logit", "uniform"],
-    "times_mean": (-1.0, 0.5),
-    "times_std": (0.6, 1.8),
-    "equal_share": [0.25, 0.5, 0.75],
-    "start_share": (0.0, 0.5),
-    "end_share": (0.0, 0.5),
-    "power": [0.0, 0.5, 1.0],
-    "derivative": ["exact", "gap"],
-    "gap": (0.005, 0.3, "log"),
-    "tangent": ["network", "conditional"],
-    "velocity": ["pair", "batch"],
-}
-#: Settings that mean something only where another one has a value.
-ONLY_WITH = {
-    "times_mean": ("times", "logit"),
-    "times_std": ("times", "logit"),
-    "gap": ("derivative", "gap"),
-}
-#: The first candidates: the library's defaults, by which the cells are made comparable, and the trial that led to this search.
-DEFAULTS = {
-    "lr": 1e-3, "ema": 0.999, "hidden": 256, "layers": 4, "features": 0, "frequencies": 4,
-    "times": "logit", "times_mean": 0.0, "times_std": 1.6, "equal_share": 0.5, "start_share": 0.1,
-    "end_share": 0.1, "power": 0.0, "derivative": "exact", "tangent": "network", "velocity": "pair",
-}  # fmt: skip
-TRIED = DEFAULTS | {
-    "lr": 8e-3, "hidden": 128, "features": 3, "frequencies": 2, "times_mean": -0.4, "times_std": 1.0,
-    "start_share": 0.3, "end_share": 0.3, "derivative": "gap", "gap": 0.02, "tangent": "conditional",
-    "velocity": "batch",
-}  # fmt: skip
-FIRST = (DEFAULTS, TRIED, TRIED | {"lr": 4e-3, "start_share": 0.1, "end_share": 0.1})
 COLUMNS = "trial dataset path seed steps metric nfe value calls_per_step seconds settings".split()
-CELLS = [(dataset, path) for path in zoo.PATH_NAMES for dataset in data.PLANE]
-
-
-# ---------------------------------------------------------------- a candidate
-
-
-def known(settings: dict) -> dict:
-    """Settings without those that this library does not have, or that mean nothing beside the others."""
-    fields = {field.name for field in dataclasses.fields(ifl.IntegralIdentity)}
-    return {
-        name: value
-        for name, value in settings.items()
-        if (name != "velocity" or name in fields)
-        and (name not in ONLY_WITH or settings[ONLY_WITH[name][0]] == ONLY_WITH[name][1])
-    }
-
-
-def objective_of(settings: dict) -> ifl.IntegralIdentity:
-    names = ("equal_share", "start_share", "end_share", "power", "tangent", "velocity")
-    own = {name: settings[name] for name in names if name in settings}
-    own["gap"] = settings.get("gap")
-    logit = settings["times"] == "logit"
-    own["time_density"] = (settings["times_mean"], settings["times_std"]) if logit else "uniform"
-    return ifl.IntegralIdentity(**own)
-
-
-def network_of(settings: dict) -> ifl.MLP:
-    names = ("hidden", "layers", "features", "frequencies")
-    return ifl.MLP(2, **{name: settings[name] for name in names})
-
-
-def multiplications(net: ifl.MLP) -> int:
-    """Of one call, for each example."""
-    return sum(p.numel() for p in net.parameters() if p.ndim == 2)
-
-
-def cost_of(settings: dict) -> float:
-    """Network multiplications of a step over those of FlowMatching with an MLP of 256 x 4; the same on every machine.
-
-    Infinite where the objective refuses the settings.
-    """
-    try:
-        objective = objective_of(settings)
-    except ValueError:
-        return math.inf
-    own = calls_per_step(objective) * multiplications(network_of(settings))
-    return own / (calls_per_step(ifl.FlowMatching()) * multiplications(ifl.MLP(2, 256, 4)))
-
-
-def train(
-    settings: dict, dataset: str, path: str, seed: int, steps: int, draws: dict
-) -> tuple[list[dict], dict]:
-    """Rows of one run. draws: jumps, as text, -> draws."""
-    torch.set_num_threads(1)
-    objective = objective_of(settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = ifl.FlowMap(network_of(settings), make_path(path))
-    own = {"lr": settings["lr"], "ema": settings["ema"], "batch_size": 512}
-    config = ifl.TrainConfig(steps, **own, seed=seed, device="cpu", progress=False)
-    row = {"dataset": dataset, "path": path, "seed": seed, "steps": steps}
-    row |= {"calls_per_step": calls_per_step(objective)}
-    start, how = time.perf_counter(), {}
-    try:
-        run = finished(ifl.fit(model, objective, data.load(dataset), config))
-    except FloatingPointError as error:
-        how, found = {"diverged": str(error)}, {nfe: plane_quality.far(dataset) for nfe in draws}
-    row |= {"seconds": time.perf_counter() - start}
-    if not how:
-        measured = partial(plane_quality.quality, run.model, dataset, SPLIT, seed)
-        found = {nfe: measured(number, int(nfe)) for nfe, number in draws.items()}
-    rows = [
-        row | {"nfe": int(nfe), "metric": metric, "value": value}
-        for nfe, values in found.items()
-        for metric, value in values.items()
-    ]
-    return rows, how
-
-
-def floor(dataset: str, seed: int, draws: dict) -> tuple[list[dict], dict]:
-    """Rows of the floor on the draws of a training seed."""
-    torch.set_num_threads(1)
-    row = {"dataset": dataset, "seed": seed, "metric": "floor"}
-    found = {
-        number: plane_quality.floor(dataset, SPLIT, seed, number)["w2"]
-        for number in set(draws.values())
-    }
-    return [row | {"nfe": int(nfe), "value": found[number]} for nfe, number in draws.items()], {}
 
 
 # ---------------------------------------------------------------- what the table says
 
 
-@dataclass(frozen=True)
-class Candidate:
-    number: int
-    settings: dict
-    cost: float
-
-    @property
-    def refused(self) -> bool:
-        return self.cost > DEAREST
-
-    def runs(self, rung: int) -> list[tuple[str, str, int, int]]:
-        """(set, path, seed, steps) of each run of a rung. The defaults run on all cells at once."""
-        if rung == 0 and self.number:
-            k, n = self.number, len(data.PLANE)
-            return [
-                (data.PLANE[(k + 2 * i) % n], path, 0, SHORT)
-                for i, path in enumerate(zoo.PATH_NAMES)
-            ]
-        if rung < 2:
-            return [(*cell, 0, SHORT) for cell in CELLS]
-        if rung == 2:
-            return [(*cell, seed, LONG) for seed in range(SEEDS) for cell in CELLS]
-        return [(*cell, 0, int(LONG * EQUAL_COST / self.cost)) for cell in CELLS]
-
-
 class Progress:
     """What the rows of the table mean."""
 
-    def __init__(self, table: pd.DataFrame) -> None:
-        rows = table[table.metric == "cost"]
+    def __init__(self, table: pd.DataFrame, search: Search = PLANE) -> None:
+        self.search, rows = search, table[table.metric == "cost"]
         self.candidates = [
             Candidate(int(number), json.loads(settings), cost)
             for number, settings, cost in zip(rows.trial, rows.settings, rows.value)
         ]
-        floors = (
-            table[table.metric == "floor"].set_index(["dataset", "seed", "nfe"]).value.to_dict()
-        )
-        #: (candidate, set, path, seed, steps) -> jumps -> W2 over the floor on the same draws
+        #: (candidate, set, path, seed, steps) -> jumps -> the distance over that which it is compared with
         self.done: dict[tuple, dict[int, float]] = {}
-        for row in table[table.metric == "w2"].itertuples():
+        against = self.references(table)
+        for row in table[table.metric == search.metric].itertuples():
             key = (row.trial, row.dataset, row.path, row.seed, row.steps)
-            ratio = row.value / floors[row.dataset, row.seed, row.nfe]
+            ratio = row.value / against[self.reference_of(row)]
             self.done.setdefault(key, {})[int(row.nfe)] = ratio
 
+    def references(self, table: pd.DataFrame) -> dict[tuple, float]:
+        """What distances are divided by: floors, or those of the defaults before the search."""
+        if self.search.floor:
+            rows = table[table.metric == "floor"]
+        else:
+            rows = table[table.metric.eq(self.search.metric) & table.trial.eq(0)]
+        found = {self.reference_of(row): row.value for row in rows.itertuples()}
+        if not all(math.isfinite(value) and value > 0 for value in found.values()):
+            raise ValueError(
+                f"{self.search.name}.csv compares with distances that are not finite and positive: candidate 0 must not diverge"
+            )
+        return found
+
+    def reference_of(self, row) -> tuple:
+        if self.search.floor:
+            return row.dataset, row.seed, row.nfe
+        return row.dataset, row.path, row.seed, self.search.budget(row.steps), row.nfe
+
+    def runs(self, candidate: Candidate, rung: int) -> list[tuple[str, str, int, int]]:
+        return self.search.runs(candidate, rung)
+
     def missing(self, candidate: Candidate, rung: int) -> list[tuple[str, str, int, int]]:
-        return [run for run in candidate.runs(rung) if (candidate.number, *run) not in self.done]
+        return [
+            run for run in self.runs(candidate, rung) if (candidate.number, *run) not in self.done
+        ]
 
     def complete(self, rung: int) -> list[Candidate]:
         """Candidates that have done a rung, the best first."""
@@ -232,47 +90,47 @@ class Progress:
         """Candidates that have done a part of a rung, or of the first one nothing yet."""
         found = []
         for candidate in self.candidates:
-            before = candidate.runs(rung - 1) if rung else []
-            new = [run for run in candidate.runs(rung) if run not in before]
+            before = self.runs(candidate, rung - 1) if rung else []
+            new = [run for run in self.runs(candidate, rung) if run not in before]
             done = [run for run in new if (candidate.number, *run) in self.done]
             if not candidate.refused and len(done) < len(new) and (done or not rung):
                 found.append(candidate)
         return found
 
     def ratios(self, candidate: Candidate, runs: Iterable[tuple]) -> dict[tuple, dict[int, float]]:
-        """Of some runs of a candidate: run -> jumps -> W2 over the floor."""
+        """Of some runs of a candidate: run -> jumps -> ratio."""
         return {run: self.done[(candidate.number, *run)] for run in runs}
 
     def score(self, candidate: Candidate, rung: int) -> float:
         """The score of a rung that is done. Of the first two it is for all cells, guessed from those that were run."""
         if rung >= 2:
-            return score_of(self.ratios(candidate, candidate.runs(rung)))
+            return score_of(self.ratios(candidate, self.runs(candidate, rung)))
         reference = self.candidates[0]
-        runs = candidate.runs(0 if self.missing(candidate, 1) else 1)
-        whole = score_of(self.ratios(reference, reference.runs(1)))
+        runs = self.runs(candidate, 0 if self.missing(candidate, 1) else 1)
+        whole = score_of(self.ratios(reference, self.runs(reference, 1)))
         own, its = (score_of(self.ratios(one, runs)) for one in (candidate, reference))
         return own / its * whole
 
 
 def score_of(ratios: dict[tuple, dict[int, float]]) -> float:
-    """Geometric mean of W2 over the floor over runs, and over jumps with ``WEIGHTS``."""
+    """Geometric mean of ratios over runs, and over jumps with ``WEIGHTS``."""
     logs = [
         weight * math.log(run[nfe]) for run in ratios.values() for nfe, weight in WEIGHTS.items()
     ]
     return math.exp(sum(logs) / len(ratios))
 
 
-def ranking(table: pd.DataFrame) -> pd.DataFrame:
+def ranking(table: pd.DataFrame, search: Search = PLANE) -> pd.DataFrame:
     """A row for each candidate that was trained, of the highest rung that it has done, the best first.
 
-    score: of that rung, with half its 95 % interval over seeds in per cent; first_look: after 1,000 steps; equal_cost: of the last
-    rung; median_one, worst_one: over cells, at one jump; off_N: share of the samples of N jumps off the support; cost, calls: of a
-    step. Then the settings.
+    score: of that rung, with half its 95 % interval over seeds in per cent; first_look: of the first one; equal_cost: of the last
+    rung; median_one, worst_one: over cells, at one jump; off_N, in the plane: share of the samples of N jumps off the support;
+    cost, calls: of a step. Then the settings.
     """
-    progress, rows = Progress(table), []
+    progress, rows = Progress(table, search), []
     for candidate in progress.complete(0):
         rung = max(r for r in (0, 1, 2) if not progress.missing(candidate, r))
-        runs = candidate.runs(rung)
+        runs = search.runs(candidate, rung)
         ratios = progress.ratios(candidate, runs)
         cells: dict[tuple, list[float]] = {}
         seeds: dict[int, dict] = {}
@@ -287,7 +145,7 @@ def ranking(table: pd.DataFrame) -> pd.DataFrame:
         row |= {"median_one": float(np.median(one)), "worst_one": max(one)}
         own = table[(table.trial == candidate.number) & (table.steps == runs[0][3])]
         off = own[own.metric == "off_support"].groupby("nfe").value.mean()
-        row |= {f"off_{nfe}": off[nfe] for nfe in WEIGHTS}
+        row |= {f"off_{nfe}": off[nfe] for nfe in WEIGHTS if nfe in off}
         row |= {"cost": candidate.cost, "calls": own.calls_per_step.iloc[0]}
         row |= {"ms_per_step": 1000 * (own.seconds / own.steps).median()}
         done = not progress.missing(candidate, 3)
@@ -302,13 +160,13 @@ def ranking(table: pd.DataFrame) -> pd.DataFrame:
 
 def ask(progress: Progress) -> dict:
     """Settings of the next candidate."""
-    number = len(progress.candidates)
-    if number < len(FIRST):
-        return known(FIRST[number])
+    search, number = progress.search, len(progress.candidates)
+    if number < len(search.first):
+        return known(search.first[number])
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = {name: distribution(allowed) for name, allowed in SPACE.items()}
+    space = {name: distribution(allowed) for name, allowed in search.space.items()}
     sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=STARTUP)
     study = optuna.create_study(sampler=sampler)
     for candidate in progress.candidates:
@@ -320,12 +178,12 @@ def ask(progress: Progress) -> dict:
             value = progress.score(candidate, 0)
             study.add_trial(optuna.trial.create_trial(value=value, **own))
     drawn = study.ask(space).params
-    drawn |= {k: float(f"{v:.3g}") for k, v in drawn.items() if isinstance(SPACE[k], tuple)}
+    drawn |= {k: float(f"{v:.3g}") for k, v in drawn.items() if isinstance(search.space[k], tuple)}
     return known(drawn)
 
 
 def distribution(allowed):
-    """Optuna's, of an entry of ``SPACE``."""
+    """Optuna's, of an entry of a space."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if isinstance(allowed, list):
@@ -345,15 +203,19 @@ def next_runs(progress: Progress, equal_cost: bool) -> tuple[Candidate, list] | 
         allowed = FINALISTS if rung == 3 else len(below) // SHARE
         for candidate in below[:allowed]:
             if missing := progress.missing(candidate, rung):
+                first = progress.candidates[0]
+                if not progress.search.floor and (its := progress.missing(first, min(rung, 2))):
+                    return first, its  # it is compared with these
                 return candidate, missing
     return None
 
 
 class Table:
-    """search.csv and its manifest, read anew at each step: nothing else is remembered."""
+    """The table of a search and its manifest, read anew at each step: nothing else is remembered."""
 
-    def __init__(self, out: Path, store: Store) -> None:
-        self.out, self.store, self.file = out, store, out / "search.csv"
+    def __init__(self, search: Search, out: Path, runs: Path) -> None:
+        self.search, self.out, self.store = search, out, Store(runs / search.name)
+        self.file = out / f"{search.name}.csv"
 
     def read(self) -> pd.DataFrame:
         if not self.file.is_file():
@@ -364,23 +226,24 @@ class Table:
         before = read_manifest(self.file)["runs"] if self.file.is_file() else {}
         rows = self.read().to_dict("records") + rows
         whole = [{name: row.get(name) for name in COLUMNS} for row in rows]
-        about = {"space": SPACE, "draws": DRAWS, "weights": WEIGHTS, "dearest": DEAREST}
-        write_table(self.out, "search", whole, **about, runs=before | (runs or {}))
+        about = {"space": self.search.space, "draws": self.search.draws}
+        about |= {"weights": WEIGHTS, "dearest": DEAREST}
+        write_table(self.out, self.search.name, whole, **about, runs=before | (runs or {}))
 
     def run(self, candidate: Candidate, missing: list, jobs: int, minutes: float) -> bool:
         """Make runs, with the floors that they need, and add them. False if time was up before the last."""
-        draws = {str(nfe): number for nfe, number in DRAWS.items()}
+        draws = {str(nfe): number for nfe, number in self.search.draws.items()}
         table, runs = self.read(), {}
         floors = table[table.metric == "floor"]
         there = set(zip(floors.dataset, floors.seed))
         for dataset, _, seed, _ in missing:
-            if (dataset, seed) not in there:
+            if self.search.floor and (dataset, seed) not in there:
                 own = {"dataset": dataset, "seed": seed, "draws": draws}
-                runs[f"floor/{dataset}/seed{seed}"] = (floor, own)
+                runs[f"floor/{dataset}/seed{seed}"] = (self.search.floor, own)
         for dataset, path, seed, steps in missing:
             name = f"trial{candidate.number}/{dataset}/{path}/steps{steps}/seed{seed}"
             own = {"dataset": dataset, "path": path, "seed": seed, "steps": steps, "draws": draws}
-            runs[name] = (train, {"settings": candidate.settings, **own})
+            runs[name] = (self.search.train, {"settings": candidate.settings, **own})
         found = self.store.get_all(runs, jobs, minutes)
         rows = [
             row | ({} if name.startswith("floor/") else {"trial": candidate.number})
@@ -393,28 +256,34 @@ class Table:
 
 
 def main(arguments=None) -> None:
-    options = command_line(__doc__, candidates=64, jobs=1, minutes=0)
+    options = command_line(__doc__, jobs=1, minutes=0)
+    options.add_argument("--of", choices=SEARCHES, default="plane", help="what is searched")
+    sizes = " and ".join(f"{one.candidates} of {name}" for name, one in SEARCHES.items())
+    options.add_argument("--candidates", type=int, help=f"default {sizes}")
     options.add_argument("--equal-cost", action="store_true", help="of the best three")
     given = options.parse_args(arguments)
-    table, start = Table(given.out, Store(given.runs / "search")), time.monotonic()
+    search = SEARCHES[given.of]
+    wanted = search.candidates if given.candidates is None else given.candidates
+    table, start = Table(search, given.out, given.runs), time.monotonic()
 
     def minutes_left() -> float:
         return given.minutes - (time.monotonic() - start) / 60 if given.minutes else 0.0
 
     while minutes_left() >= 0:
-        progress = Progress(table.read())
+        progress = Progress(table.read(), search)
         if work := next_runs(progress, given.equal_cost):
             if not table.run(*work, given.jobs, minutes_left()):
                 break
             continue
-        if len(progress.candidates) >= given.candidates:
+        if len(progress.candidates) >= wanted:
             break
         settings = ask(progress)
-        row = {"trial": len(progress.candidates), "metric": "cost", "value": cost_of(settings)}
+        row = {"trial": len(progress.candidates), "metric": "cost"}
+        row["value"] = search.cost_of(settings)
         table.add([row | {"settings": json.dumps(settings)}])
-    found = ranking(table.read())
+    found = ranking(table.read(), search)
     if len(found):
-        print(found.drop(columns=list(SPACE), errors="ignore").round(3).head(20).to_string())
+        print(found.drop(columns=list(search.space), errors="ignore").round(3).head(20).to_string())
 
 
 if __name__ == "__main__":

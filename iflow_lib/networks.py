@@ -336,12 +336,11 @@ class UNet(_UShape):
         classes: Number of classes, 0 for data without labels.
         gap_frequencies: Octaves of sines and cosines of t - s, see ``time_features``: with more
             than two, several jumps train badly (docs/findings.md).
+        frequencies: Octaves of those of t, at least as many.
 
     Raises:
         ValueError: If a size does not fit, or a number is not a whole number in range.
     """
-
-    frequencies = 6
 
     def __init__(
         self,
@@ -352,12 +351,14 @@ class UNet(_UShape):
         anchor: bool = False,
         classes: int = 0,
         gap_frequencies: int = 2,
+        frequencies: int = 6,
     ) -> None:
         super().__init__()
         sides, fold, halvings = _image_plan(size)
         channels, blocks = check_int("channels", channels), check_int("blocks", blocks)
         classes = check_int("classes", classes, 0)
-        gap_frequencies = _gap_frequencies(gap_frequencies, self.frequencies)
+        self.frequencies = check_int("frequencies", frequencies, 0)
+        self.gap_frequencies = _gap_frequencies(gap_frequencies, self.frequencies)
         width = check_int("width", width)
         if width % 8:
             raise ValueError(f"width must be a multiple of 8, got {width}")
@@ -369,10 +370,11 @@ class UNet(_UShape):
             blocks=blocks,
             anchor=self.anchor,
             classes=classes,
-            gap_frequencies=gap_frequencies,
+            gap_frequencies=self.gap_frequencies,
+            frequencies=self.frequencies,
         )
-        self.gap_frequencies, e, folded = gap_frequencies, 4 * width, channels * fold**2
-        times = 2 + 2 * (self.frequencies + gap_frequencies)
+        e, folded = 4 * width, channels * fold**2
+        times = 2 + 2 * (self.frequencies + self.gap_frequencies)
         self.embed = nn.Sequential(nn.Linear(times, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
         self.table = _class_table(classes, e)
         self.fold, self.unfold = nn.PixelUnshuffle(fold), nn.PixelShuffle(fold)

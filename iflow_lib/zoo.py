@@ -553,12 +553,12 @@ def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict
     """Measure how far images are from the test images.
 
     Fashion-MNIST: "frechet" and "kernel" distance on the features of the package's classifier.
-    Emoji, which have no classifier: "frechet_pca", the Frechet distance in the first 64 principal
+    Others, which have no classifier: "frechet_pca", the Frechet distance in the first 64 principal
     components of the training images over the variance in them (1 if every sample is their mean),
     and "sliced_w2" of all pixels.
 
     Args:
-        dataset: "fashion_mnist" or "emoji".
+        dataset: "fashion_mnist", "emoji" or "digits".
         x: Images (n, channels, height, width) with values from -1 to 1.
         n_real: Test images of Fashion-MNIST, 2,000 or 10,000.
 
@@ -579,7 +579,7 @@ def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict
     }
 
 
-@lru_cache(maxsize=1)
+@lru_cache
 def _principal_axes(dataset: str, components: int = 64) -> torch.Tensor:
     """Directions (pixels, components) in which training images vary most; variances of sum 1."""
     values, vectors = torch.linalg.eigh(torch.cov(data_sets.load(dataset).x.double().flatten(1).T))

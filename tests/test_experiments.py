@@ -1,5 +1,6 @@
 """The experiments run from their command lines and write tables that README.md can be made from."""
 
+import dataclasses
 import hashlib
 import importlib
 import io
@@ -19,7 +20,7 @@ from scipy.stats import t as student
 from torch.utils.flop_counter import FlopCounterMode
 
 import iflow_lib as ifl
-from experiments import common, plane_quality, store
+from experiments import common, plane_quality, searches, store
 from iflow_lib import zoo
 from iflow_runner.recorder import COLUMNS
 
@@ -645,19 +646,21 @@ def test_the_floor_is_on_the_draws_of_the_samples(few, monkeypatch):
 
 @pytest.fixture
 def search(experiment, few, monkeypatch):
-    """The search, whose trainings are a formula that knows the best lr; ``trained`` counts them, and may stop them."""
+    """Both searches, whose trainings are a formula that knows the best lr; ``trained`` counts them, and may stop them."""
     module = experiment("search")
 
     def train(settings, dataset, path, seed, steps, draws):
+        of = module.SEARCHES["plane" if dataset in ifl.data.PLANE else "images"]
         module.trained += 1
         if module.trained == module.stop:
             raise KeyboardInterrupt
-        noise = np.random.default_rng([seed, steps, module.CELLS.index((dataset, path))]).random()
+        noise = np.random.default_rng([seed, steps, of.cells.index((dataset, path))]).random()
         far = abs(np.log(settings["lr"] / 2.5e-3)) + 0.2 * settings["power"] + 0.1 * noise
-        far += module.data.PLANE.index(dataset)  # some sets are harder than others
+        far += of.sets.index(dataset)  # some sets are harder than others
         row = {"dataset": dataset, "path": path, "seed": seed, "steps": steps, "seconds": 1.0}
-        row |= {"calls_per_step": 4.0, "metric": "w2"}
-        w2 = float("inf") if settings["hidden"] == 64 else 0.1 * (1 + far * 1000 / steps)
+        row |= {"calls_per_step": 4.0, "metric": of.metric}
+        lost = settings.get("hidden") == 64 or settings.get("gap_frequencies") == 4
+        w2 = float("inf") if lost else 0.1 * (1 + far * of.short / steps)
         rows = [row | {"nfe": nfe, "value": w2} for nfe in (1, 2, 4)]
         return rows + [old | {"metric": "off_support", "value": 0.1} for old in rows], {}
 
@@ -667,9 +670,9 @@ def search(experiment, few, monkeypatch):
 
     monkeypatch.setattr(module, "trained", 0, raising=False)
     monkeypatch.setattr(module, "stop", 0, raising=False)
-    monkeypatch.setattr(module, "own_train", module.train, raising=False)
-    monkeypatch.setattr(module, "train", train)
-    monkeypatch.setattr(module, "floor", floor)
+    for name, of in module.SEARCHES.items():
+        simple = {"train": train, "floor": floor if of.floor else None}
+        monkeypatch.setitem(module.SEARCHES, name, dataclasses.replace(of, **simple))
     for slow in ("git_state", "machine"):
         monkeypatch.setattr(store, slow, lambda _: {})
     return module
@@ -677,7 +680,7 @@ def search(experiment, few, monkeypatch):
 
 def test_search(search, experiment, tmp_path, monkeypatch, capsys):
     """Rungs as in docs/protocol.md, on searched sets alone; TPE comes nearer to the best lr; bad ones are no obstacle."""
-    monkeypatch.setattr(search, "DEAREST", 1.5)
+    monkeypatch.setattr(searches, "DEAREST", 1.5)
     options = ["--out", tmp_path, "--runs", tmp_path / "runs", "--candidates", 24]
     experiment("search", *options)
     table = pd.read_csv(tmp_path / "search.csv")
@@ -730,14 +733,93 @@ def test_a_search_that_was_killed_goes_on(search, experiment, tmp_path, stop):
     assert search.trained == 0 and (cut / "search.csv").read_text() == table
 
 
-def test_the_cells_of_a_search(search):
-    """Five candidates in a row see every set on every path once; each sees three sets, one on each path."""
-    runs = [search.Candidate(number, {}, 1.0).runs(0) for number in range(1, 11)]
-    for seen in (runs[:5], runs[3:8]):
-        assert sorted({run[:2] for few in seen for run in few}) == sorted(search.CELLS)
-    assert all(len({run[0] for run in few}) == len({run[1] for run in few}) == 3 for few in runs)
-    assert len(search.CELLS) == 15 == len(search.Candidate(0, {}, 1.0).runs(0))
-    assert not set(ifl.data.PLANE_HELD_OUT) & {dataset for dataset, _ in search.CELLS}
+def test_a_search_of_images(search, experiment, tmp_path, capsys):
+    """Its own table, sets and budgets. Ratios are to the first candidate, which therefore runs each rung before the others."""
+    options = ["--of", "images", "--out", tmp_path, "--runs", tmp_path / "runs"]
+    experiment("search", *options, "--candidates", 16)
+    before = search.trained
+    experiment("search", *options, "--candidates", 16, "--equal-cost")
+    table, images = pd.read_csv(tmp_path / "image_search.csv"), searches.IMAGES
+    assert list(tmp_path.glob("*.csv")) == [tmp_path / "image_search.csv"]
+    assert set(table.dataset.dropna()) == {"digits", "emoji"} and "floor" not in set(table.metric)
+    progress = search.Progress(table, images)
+    assert not any(c.refused for c in progress.candidates) and len(progress.candidates) == 16
+    sizes = [len(progress.complete(rung)) for rung in (0, 1, 2)]
+    assert sizes[0] == 16 and 4 <= sizes[1] <= 8 and 1 < sizes[2] <= 1 + sizes[1] / 2
+    first = progress.candidates[0]
+    assert first in progress.complete(2) and progress.score(first, 2) == pytest.approx(1)
+    rows = table[table.metric == "frechet_pca"].reset_index()
+    for steps in (400, 1500):
+        assert (rows[rows.steps == steps].groupby(["dataset", "path"]).trial.first() == 0).all()
+    best = progress.complete(2)[0]
+    run = ("emoji", "ve", 2, 1500)
+    one = rows.query("dataset == 'emoji' and path == 've' and seed == 2 and steps == 1500")
+    values = one[one.nfe == 4].set_index("trial").value
+    expected = values[best.number] / values[0]
+    assert progress.done[(best.number, *run)][4] == pytest.approx(expected) and expected < 1
+    again = progress.ratios(best, images.runs(best, 3))
+    steps = int(1500 * 1.5 / best.cost)
+    assert {key[2:] for key in again} == {(0, steps)} and search.trained > before
+    other = rows[rows.trial.eq(best.number) & rows.steps.eq(steps) & rows.nfe.eq(1)]
+    other = other.set_index(["dataset", "path"]).value
+    key = ("digits", "rectified")
+    own = rows.query("trial == 0 and steps == 1500 and seed == 0 and nfe == 1")
+    expected = other[key] / own.set_index(["dataset", "path"]).value[key]
+    assert again[(*key, 0, steps)][1] == pytest.approx(expected)
+    shown = search.ranking(table, images)
+    assert shown.score.iloc[0] == progress.score(best, 2) and "gap_frequencies" in shown
+    assert "first_look" in capsys.readouterr().out
+
+
+def test_the_plane_is_searched_as_it_was_begun(search):
+    """Its table is continued by later versions: given the same rows, candidate k is the one that the first version drew."""
+    of, base, rows = searches.PLANE, dict.fromkeys(search.COLUMNS), []
+    for dataset, nfe in itertools.product(of.sets, (1, 2, 4)):
+        own = {"dataset": dataset, "seed": 0, "metric": "floor", "nfe": nfe, "value": 0.1}
+        rows.append(base | own)
+    drawn = []
+    for k in range(13):
+        changed = {"lr": 1e-3 * (k + 1), "hidden": of.space["hidden"][k % 4]}
+        own = searches.known({**of.first[k % 3], **changed})
+        new = base | {"trial": k, "metric": "cost", "value": 1.0, "settings": json.dumps(own)}
+        rows.append(new)
+        for dataset, path, seed, steps in of.runs(searches.Candidate(k, own, 1.0), 0):
+            new = base | {"trial": k, "dataset": dataset, "path": path, "seed": seed}
+            new |= {"steps": steps, "metric": "w2"}
+            for nfe in (1, 2, 4):
+                rows.append(new | {"nfe": nfe, "value": 0.1 + 0.01 * (k - 4) ** 2 + 0.01 * nfe})
+        if k in (2, 12):  # the first that is drawn at random, and one that TPE draws
+            drawn.append(search.ask(search.Progress(pd.DataFrame(rows))))
+    assert drawn[0] == {
+        "lr": 0.00521, "ema": 0.99, "hidden": 128, "layers": 6, "features": 2, "frequencies": 4,
+        "times": "logit", "times_mean": -0.183, "times_std": 1.54, "equal_share": 0.75,
+        "start_share": 0.468, "end_share": 0.488, "power": 0.5, "derivative": "exact",
+        "tangent": "network", "velocity": "batch",
+    }  # fmt: skip
+    assert drawn[1] == {
+        "lr": 0.00187, "ema": 0.999, "hidden": 256, "layers": 4, "features": 3, "frequencies": 4,
+        "times": "logit", "times_mean": 0.224, "times_std": 1.16, "equal_share": 0.75,
+        "start_share": 0.235, "end_share": 0.118, "power": 0.0, "derivative": "exact",
+        "tangent": "network", "velocity": "pair",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("of, together, sets", [("PLANE", 5, 3), ("IMAGES", 2, 2)])
+def test_the_cells_of_a_search(of, together, sets):
+    """Some candidates in a row see every set on every path once; each sees as many sets as it can, one on each path."""
+    of = getattr(searches, of)
+    runs = [of.runs(searches.Candidate(number, {}, 1.0), 0) for number in range(1, 11)]
+    for first in (0, 1, 3):
+        seen = [run[:2] for few in runs[first : first + together] for run in few]
+        assert sorted(seen) == sorted(of.cells)
+    assert all(len({run[1] for run in few}) == 3 for few in runs)
+    assert all(len({run[0] for run in few}) == sets for few in runs)
+    assert len(of.cells) == 3 * len(of.sets) == len(of.runs(searches.Candidate(0, {}, 1.0), 0))
+    held_out = {*ifl.data.PLANE_HELD_OUT, "fashion_mnist"}
+    assert not held_out & {dataset for dataset, _ in of.cells}
+    assert {run[3] for rung in (0, 1) for run in of.runs(searches.Candidate(1, {}, 1.0), rung)} == {
+        of.short
+    }
 
 
 def test_the_score_of_a_search(search):
@@ -748,7 +830,8 @@ def test_the_score_of_a_search(search):
     assert sum(search.WEIGHTS.values()) == pytest.approx(1)
 
 
-def test_a_candidate_is_what_its_settings_say(search, monkeypatch):
+def test_a_candidate_is_what_its_settings_say(few, monkeypatch):
+    search = searches
     tried = search.known(search.TRIED)
     objective, net = search.objective_of(tried), search.network_of(tried)
     assert (objective.gap, objective.time_density, objective.tangent) == (
@@ -764,7 +847,7 @@ def test_a_candidate_is_what_its_settings_say(search, monkeypatch):
     large = search.known(search.DEFAULTS | {"layers": 6, "features": 5})
     assert search.cost_of(large) > search.DEAREST
     assert search.cost_of(search.known(search.DEFAULTS | {"tangent": "none"})) == np.inf
-    rows, _ = search.own_train(tried, "eight_gaussians", "ve", 0, 2, {"1": 2, "2": 1})
+    rows, _ = search.train(tried, "eight_gaussians", "ve", 0, 2, {"1": 2, "2": 1})
     assert {(row["nfe"], row["metric"]) for row in rows} == set(
         itertools.product((1, 2), ("w2", "off_support", "off_modes"))
     )
@@ -774,8 +857,31 @@ def test_a_candidate_is_what_its_settings_say(search, monkeypatch):
         raise FloatingPointError("the loss is NaN")
 
     monkeypatch.setattr(ifl, "fit", diverges)
-    rows, how = search.own_train(tried, "spiral", "ve", 0, 2, {"1": 2})
+    rows, how = search.train(tried, "spiral", "ve", 0, 2, {"1": 2})
     assert [row["value"] for row in rows] == [np.inf, 1.0] and how["diverged"] == "the loss is NaN"
+    rows, how = search.train_on_images(search.IMAGE_DEFAULTS, "digits", "ve", 0, 2, {"1": 1})
+    assert [row["value"] for row in rows] == [np.inf, np.inf] and how
+
+
+def test_a_candidate_of_images(small):
+    """The first is what ``zoo`` had; each trains and is measured, also one that asks for more octaves of t - s than of t."""
+    defaults = searches.known(searches.IMAGE_DEFAULTS)
+    before = zoo.System.parse("emoji_ve_integral")
+    assert searches.image_objective_of(defaults) == before.objective()
+    assert {name: defaults[name] for name in ("lr", "ema")}.items() <= before.settings.items()
+    net = searches.image_network_of(defaults, 3, 32)
+    assert net.config() == before.model(width=16).net.config()
+    tried = searches.known(searches.IMAGE_TRIED)
+    objective = searches.image_objective_of(tried)
+    assert (objective.gap, objective.time_density, objective.power) == (0.02, (0.0, 1.0), 0.5)
+    assert searches.image_cost_of(defaults) == 1.5 and searches.image_cost_of(tried) < 1.1
+    assert searches.image_cost_of(tried | {"tangent": "none"}) == np.inf
+    low = tried | {"frequencies": 2, "gap_frequencies": 4}
+    rows, how = searches.train_on_images(low, "digits", "pfgmpp", 0, 2, {"1": 1, "2": 2})
+    assert {(row["nfe"], row["metric"]) for row in rows} == set(
+        itertools.product((1, 2), ("frechet_pca", "sliced_w2"))
+    )
+    assert all(0 < row["value"] < 10 and row["steps"] == 2 for row in rows) and not how
 
 
 def test_defaults(tmp_path, experiment, few, monkeypatch):
@@ -807,6 +913,109 @@ def test_defaults(tmp_path, experiment, few, monkeypatch):
         experiment("defaults", *options, "--confirm")
     kept = pd.read_csv(tmp_path / "defaults.csv")
     assert kept[kept.dataset == "pinwheel"].equals(both[both.dataset == "pinwheel"])
+
+
+@pytest.fixture
+def brief(experiment, monkeypatch):
+    """The brief comparison, whose trainings are a formula that knows the best lr of each method; ``trained`` lists them."""
+    module = experiment("brief")
+
+    def train(dataset, method, path, seed, steps, lr, samples, chosen):
+        module.trained.append((dataset, method, path, seed, steps, lr))
+        row = {"dataset": dataset, "path": path, "objective": method, "seed": seed, "step": steps}
+        best, rows = module.RATES[module.METHODS.index(method) % 4], []
+        for kind, nfe in module.calls_of(method):
+            own = row | {"method": kind, "nfe": nfe, "n_samples": samples}
+            value = 10 + abs(np.log(lr / best)) + seed + 100 / steps
+            rows += [own | {"metric": name, "value": value} for name in module.METRICS[dataset]]
+        return rows, {}
+
+    def floor(dataset, seed, samples):
+        row = {"dataset": dataset, "objective": "data", "method": "floor", "seed": seed}
+        return [row | {"metric": "frechet", "value": 0.5}], {}
+
+    monkeypatch.setattr(module, "trained", [], raising=False)
+    monkeypatch.setattr(module, "own_train", module.train, raising=False)
+    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "floor", floor)
+    monkeypatch.setattr(module, "PROVISIONAL", False)
+    for slow in ("git_state", "machine"):
+        monkeypatch.setattr(store, slow, lambda _: {})
+    return module
+
+
+def test_brief(brief, experiment, tmp_path, capsys, monkeypatch):
+    """Learning rates are tuned on emoji; the held-out images are for --confirm, at equal steps and equal calls, and once."""
+    options = ["--out", tmp_path, "--runs", tmp_path / "runs"]
+    with pytest.raises(SystemExit):
+        experiment("brief", *options)
+    with pytest.raises(SystemExit, match="ConsistencyTraining.* are not all tried: give --tune"):
+        experiment("brief", *options, "--confirm")
+    assert not brief.trained
+    experiment("brief", *options, "--tune")
+    assert {run[:4] for run in brief.trained} == {
+        ("emoji", method, "rectified", 0) for method in brief.METHODS[2:]
+    }
+    assert len(brief.trained) == 4 * 4 and {run[4] for run in brief.trained} == {1500}
+    brief.trained.clear()
+    experiment("brief", *options, "--confirm")
+    done = {(method, path, seed, steps): lr for _, method, path, seed, steps, lr in brief.trained}
+    assert {run[0] for run in brief.trained} == {"fashion_mnist"}
+    each = (
+        2 + 1 + 1 + 2 + 1 + 2
+    )  # consistency and additivity cost the same a step; matching at equal cost alone
+    assert len(done) == len(brief.trained) == each * 2 * 3 * 3
+    assert {method: lr for (method, *_), lr in done.items()} == {
+        "IntegralIdentity": 4e-3, "EnergyMatching": 4e-3,
+        "ConsistencyTraining": 4e-3, "FlowMatching": 8e-3, "IntegralAdditivity": 1e-3,
+        "TerminalVelocity": 2e-3,
+    }  # fmt: skip
+    for budget, by, method in itertools.product((1500, 4500), ("steps", "cost"), brief.METHODS):
+        steps = brief.budgets(method, budget).get(by)
+        if by == "cost":
+            assert abs(steps * brief.mean_calls(method) - 4 * budget) < 4
+        else:
+            assert steps == (None if method == brief.MATCHED else budget)
+        assert steps is None or {(method, path, 2, steps) for path in zoo.PATH_NAMES} <= set(done)
+    table = pd.read_csv(tmp_path / "brief.csv")
+    shown = brief.summary(table, (1500, 4500))
+    line = shown.loc[(4500, "steps", "ve", "FlowMatching")]
+    assert line["mean", 32] == pytest.approx(11 + 100 / 4500) and line["std", 32] == 1
+    assert len(shown) == 11 * 2 * 3 and "TerminalVelocity" in capsys.readouterr().out
+    brief.trained.clear()
+    experiment("brief", *options, "--tune", "--confirm")
+    assert not brief.trained
+    monkeypatch.setattr(brief, "CHOSEN", brief.CHOSEN | {"gap": 0.05})
+    with pytest.raises(SystemExit, match="cannot confirm what was chosen after that"):
+        experiment("brief", *options, "--tune", "--confirm")
+    assert {run[0] for run in brief.trained} == {"emoji"}
+    monkeypatch.setattr(brief, "PROVISIONAL", True)
+    with pytest.raises(SystemExit, match="are provisional"):
+        experiment("brief", *options, "--confirm")
+
+
+def test_a_brief_training(brief, small, monkeypatch):
+    """Of each method, on digits: what is sampled, what it cost, and in how many stages."""
+    monkeypatch.setitem(zoo.IMAGE_SETS, "digits", (1, 8))
+    monkeypatch.setitem(brief.METRICS, "digits", ("frechet_pca", "sliced_w2"))
+    monkeypatch.setattr(brief, "BATCH", 8)
+    for method in brief.METHODS:
+        given = (method, "ve", 0, 4, 1e-3, 80, brief.CHOSEN)
+        rows, how = brief.own_train("digits", *given)
+        assert {(row["method"], row["nfe"]) for row in rows} == set(brief.calls_of(method))
+        assert all(0 < row["value"] < 50 for row in rows) and "diverged" not in how
+        assert how["calls"] == round(4 * brief.mean_calls(method)) and how["seconds"] > 0
+    first, last = brief.stages(brief.MATCHED, 40, 4e-3)
+    assert first[0] == last[0].base == brief.objective_of(brief.IDENTITY)
+    assert (first[1:], last[1:], last[0].space) == ((36, 4e-3), (4, 1e-3), "random")
+    assert brief.mean_calls(brief.MATCHED) == pytest.approx(3.25 + 0.1 * 3)
+
+    def diverges(*given, **named):
+        raise FloatingPointError("the loss is NaN")
+
+    monkeypatch.setattr(ifl, "fit", diverges)
+    rows, how = brief.own_train("digits", *given)
+    assert {row["value"] for row in rows} == {np.inf} and how["diverged"] == "the loss is NaN"
 
 
 @pytest.mark.long

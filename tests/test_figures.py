@@ -101,12 +101,35 @@ def test_figures_show_the_table(tool, tmp_path, capsys):
     assert tool.main(["other"]) == 2 and "expected plane_quality" in capsys.readouterr().err
 
 
+def test_the_figure_of_the_search_of_images(tool, tmp_path):
+    """Its own table and settings; scores are ratios to the first candidate."""
+    module = make_figures.image_search.__globals__
+    images, base = module["IMAGES"], dict.fromkeys(module["ranking"].__globals__["COLUMNS"])
+    candidate, table = module["ranking"].__globals__["Candidate"], []
+    for number, value in enumerate((0.2, 0.1, 0.3)):
+        settings = json.dumps(images.first[number])
+        row = base | {"trial": number, "metric": "cost", "value": 1.0, "settings": settings}
+        table.append(row)
+        for dataset, path, seed, steps in images.runs(candidate(number, {}, 1.0), 0):
+            new = {"dataset": dataset, "path": path, "seed": seed, "steps": steps, "seconds": 1.0}
+            new |= {"trial": number, "metric": "frechet_pca", "value": value, "calls_per_step": 4.0}
+            table += [base | new | {"nfe": nfe} for nfe in (1, 2, 4)]
+    (tmp_path / "bench").mkdir()
+    pd.DataFrame(table).to_csv(tmp_path / "bench" / "image_search.csv", index=False)
+    axes = tool.image_search().axes
+    assert [ax.get_xlabel() for ax in axes[1:4]] == ["lr", "ema", "frequencies"]
+    lines = {line.get_label(): line for line in axes[0].get_lines()}
+    best = lines["best so far after 400 steps"].get_ydata()
+    assert list(best) == pytest.approx([1, 0.5, 0.5])
+
+
 def test_the_figure_of_the_search(tool, tmp_path, monkeypatch):
     """Every setting has a panel with every candidate that has it; the line is the best score so far."""
     module = make_figures.search.__globals__["ranking"].__globals__
-    settings = {**module["FIRST"][1], "lr": 4e-3}
+    plane = module["PLANE"]
+    settings = {**plane.first[1], "lr": 4e-3}
     table, base = [], dict.fromkeys(module["COLUMNS"])
-    for dataset, seed, nfe in itertools.product(module["data"].PLANE, range(3), (1, 2, 4)):
+    for dataset, seed, nfe in itertools.product(plane.sets, range(3), (1, 2, 4)):
         own = {"dataset": dataset, "seed": seed, "metric": "floor", "nfe": nfe, "value": 0.1}
         table.append(base | own)
     for number, (score, rung) in enumerate([(2.0, 1), (3.0, 0), (1.5, 2), (20.0, 0)]):
@@ -116,7 +139,9 @@ def test_the_figure_of_the_search(tool, tmp_path, monkeypatch):
         row = base | {"trial": number, "value": 1.0, "metric": "cost", "settings": json.dumps(own)}
         table.append(row)
         runs = {
-            run for r in range(rung + 1) for run in module["Candidate"](number, own, 1.0).runs(r)
+            run
+            for r in range(rung + 1)
+            for run in plane.runs(module["Candidate"](number, own, 1.0), r)
         }
         for (dataset, path, seed, steps), nfe in itertools.product(sorted(runs), (1, 2, 4)):
             new = {"dataset": dataset, "path": path, "seed": seed, "steps": steps, "nfe": nfe}

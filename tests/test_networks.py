@@ -22,6 +22,7 @@ CASES = [
     ],
     ("UNet", dict(channels=3, size=(24, 16), width=8, blocks=1)),
     ("UNet", dict(channels=1, size=(8, 36), width=8, blocks=2)),
+    ("UNet", dict(channels=1, size=8, width=8, blocks=1, frequencies=3, gap_frequencies=1)),
     ("Transformer", dict(length=24, channels=1, width=16, layers=2, heads=2)),
     ("Transformer", dict(length=5, channels=3, width=8, layers=1, heads=4)),
 ]
@@ -187,6 +188,25 @@ def test_octaves_of_the_times_of_an_mlp():
         inputs = torch.cat([x, time_features(t, s, octaves, gap)], 1)
         expected = net.out(nn.functional.silu(net.hidden[0](inputs)))
         torch.testing.assert_close(net(x, t, s), expected)
+
+
+def test_octaves_of_the_times_of_a_u_net():
+    as_ever = UNet(size=8, width=8, blocks=1)
+    assert (as_ever.config()["frequencies"], as_ever.config()["gap_frequencies"]) == (6, 2)
+    x, t, s = torch.randn(3, 1, 8, 8), torch.rand(3), torch.zeros(3)
+    for octaves, gap in ((6, 2), (2, 1), (3, 3), (0, 0)):
+        net = UNet(size=8, width=8, blocks=1, frequencies=octaves, gap_frequencies=gap)
+        assert net.embed[0].in_features == 2 + 2 * (octaves + gap)
+        given = []
+        net.embed.register_forward_pre_hook(lambda _, inputs, given=given: given.append(inputs[0]))
+        assert net(x, t, s).shape == x.shape
+        assert torch.equal(given[0], time_features(t, s, octaves, gap))
+    with pytest.raises(ValueError) as error:
+        UNet(size=8, width=8, frequencies=3, gap_frequencies=4)
+    assert "gap_frequencies must be from 0 to 3, got 4" in one_line(error)
+    with pytest.raises(ValueError) as error:
+        UNet(size=8, width=8, frequencies=-1)
+    assert "frequencies must be a whole number of at least 0, got -1" in one_line(error)
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,20 @@ def test_a_config_from_before_octaves_were_an_argument(saved):
     )
 
 
+def test_a_u_net_from_before_its_octaves_were_an_argument(tmp_path):
+    """It had six of t; and others are saved."""
+    for octaves in (6, 3):
+        folder = tmp_path / str(octaves)
+        net = randomise(UNet(size=8, width=8, blocks=1, frequencies=octaves))
+        first = FlowMap(net, RectifiedFlow())
+        first.save_pretrained(folder)
+        if octaves == 6:
+            rewrite(folder, lambda config: config["network"]["arguments"].pop("frequencies"))
+        again = FlowMap.from_pretrained(folder)
+        assert again.net.config() == net.config()
+        assert torch.equal(sample(again, 3).x, sample(first, 3).x)
+
+
 @pytest.mark.parametrize("options", [{"frequencies": 2}, {"frequencies": 3, "gap_frequencies": 1}])
 def test_octaves_are_saved(options, tmp_path):
     first = FlowMap(randomise(MLP(dim=3, hidden=8, layers=1, **options)), RectifiedFlow())

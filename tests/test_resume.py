@@ -18,7 +18,7 @@ from torch import nn
 
 from iflow_lib.data import TensorData
 from iflow_lib.model import FlowMap
-from iflow_lib.networks import MLP
+from iflow_lib.networks import MLP, UNet
 from iflow_lib.objectives import (
     ConsistencyTraining,
     Distillation,
@@ -249,6 +249,24 @@ def test_a_checkpoint_of_an_earlier_version_is_read(name, tmp_path):
         folder.save(STEPS, tensors, info)
     with pytest.raises(ValueError, match="another run: its objective is {'perceptual': 0.5}"):
         fit(*setup(name, tmp_path / "run"), resume="auto")
+
+
+@pytest.mark.parametrize("octaves", [6, 5])
+def test_a_u_net_from_before_its_octaves_were_a_setting_goes_on(octaves, tmp_path):
+    """It had six of t; with another number it is another run."""
+    net = UNet(size=8, width=8, blocks=1, frequencies=octaves)
+    config = TrainConfig(2, batch_size=2, out_dir=str(tmp_path), device="cpu", progress=False)
+    given = (FlowMap(net, RectifiedFlow()), FlowMatching(), torch.randn(4, 1, 8, 8), config)
+    fit(*given)
+    tensors, info, _ = RunFolder(tmp_path).load()
+    assert info["identity"]["network"]["config"].pop("frequencies") == octaves
+    with RunFolder(tmp_path) as folder:
+        folder.save(2, tensors, info)
+    if octaves == 6:
+        assert fit(*given, resume="auto").manifest["steps_done"] == 2
+    else:
+        with pytest.raises(ValueError, match="frequencies"):
+            fit(*given, resume="auto")
 
 
 def test_a_checkpoint_of_another_kind_of_device_is_refused(tmp_path):

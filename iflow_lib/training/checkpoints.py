@@ -40,7 +40,10 @@ RETIRED_SETTINGS = {"teacher": None, "perceptual": 0.0, "matching": 0.0, "store_
 LATER_SETTINGS = {"coupling": "independent"}
 
 #: Settings of a network that checkpoints of earlier versions lack, each with what it was.
-LATER_NETWORK_SETTINGS = {"MLP": {"frequencies": 4, "gap_frequencies": 4}}
+LATER_NETWORK_SETTINGS = {
+    "MLP": {"frequencies": 4, "gap_frequencies": 4},
+    "UNet": {"frequencies": 6},
+}
 
 #: Settings of objectives that checkpoints of earlier versions lack, each with what they did.
 LATER_OF_OBJECTIVES = {"velocity": "pair"}
