@@ -40,6 +40,7 @@ from experiments.searches import (
     image_path,
     known,
     started,
+    training_of,
 )
 from experiments.store import Store, extend_table, read_manifest
 from iflow_lib import data, zoo
@@ -133,7 +134,7 @@ def train(
     how = {"calls": round(steps * mean_calls(method))}
     try:
         for objective, number, rate in stages(method, steps, lr):
-            own = {"batch_size": BATCH, "lr": rate, "ema": chosen["ema"], "seed": seed}
+            own = training_of(chosen) | {"batch_size": BATCH, "lr": rate, "seed": seed}
             config = ifl.TrainConfig(number, **own, device="cpu", progress=False)
             run = finished(ifl.fit(model, objective, images, config))
             model = ifl.FlowMap(run.model.net.requires_grad_(True), run.model.path)

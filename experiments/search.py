@@ -201,6 +201,8 @@ def next_runs(progress: Progress, equal_cost: bool) -> tuple[Candidate, list] | 
     for rung in range(last, 0, -1):
         below = progress.complete(rung - 1)
         allowed = FINALISTS if rung == 3 else len(below) // SHARE
+        if rung == 1 and len(below) < STARTUP:
+            continue  # the best of few is not good
         for candidate in below[:allowed]:
             if missing := progress.missing(candidate, rung):
                 first = progress.candidates[0]

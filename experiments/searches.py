@@ -178,7 +178,7 @@ def rows_of(
 SPLIT = "train"
 #: The library's defaults before the search, and the trial that led to it.
 DEFAULTS = {
-    "lr": 1e-3, "ema": 0.999, "hidden": 256, "layers": 4, "features": 0, "frequencies": 4,
+    "lr": 1e-3, "ema": 0.999, "clip": 1.0, "hidden": 256, "layers": 4, "features": 0, "frequencies": 4,
     "times": "logit", "times_mean": 0.0, "times_std": 1.6, "equal_share": 0.5, "start_share": 0.1,
     "end_share": 0.1, "power": 0.0, "derivative": "exact", "tangent": "network", "velocity": "pair",
 }  # fmt: skip
@@ -209,13 +209,18 @@ def cost_of(settings: dict) -> float:
     return own / (calls_per_step(ifl.FlowMatching()) * multiplications(ifl.MLP(2, 256, 4)))
 
 
+def training_of(settings: dict) -> dict:
+    """Settings of TrainConfig. A largest norm of 0 stands for none."""
+    return {"lr": settings["lr"], "ema": settings["ema"], "clip": settings["clip"] or None}
+
+
 def train(
     settings: dict, dataset: str, path: str, seed: int, steps: int, draws: dict
 ) -> tuple[list[dict], dict]:
     """Rows of one run. draws: jumps, as text, -> draws."""
     torch.set_num_threads(1)
     model = started(partial(network_of, settings), make_path(path), seed)
-    own = {"lr": settings["lr"], "ema": settings["ema"], "batch_size": 512}
+    own = training_of(settings) | {"batch_size": 512}
     config = ifl.TrainConfig(steps, **own, seed=seed, device="cpu", progress=False)
     row = {"dataset": dataset, "path": path, "seed": seed}
 
@@ -242,6 +247,7 @@ PLANE = Search(
     space={
         "lr": (1e-3, 2e-2, "log"),
         "ema": [0.99, 0.999, 0.9995],
+        "clip": [0.0, 1.0, 10.0],
         "hidden": [64, 128, 192, 256],
         "layers": [3, 4, 5, 6],
         "features": [0, 1, 2, 3, 4, 5],
@@ -269,7 +275,7 @@ SHAPES = {"digits": (1, 8), "emoji": (3, 32)}
 WIDTH, BATCH = 16, 64
 #: Settings of ``zoo.System`` before the search, without a teacher, and the trial on Fashion-MNIST.
 IMAGE_DEFAULTS = {
-    "lr": 1e-3, "ema": 0.999, "frequencies": 6, "gap_frequencies": 2,
+    "lr": 1e-3, "ema": 0.999, "clip": 1.0, "frequencies": 6, "gap_frequencies": 2,
     "times": "logit", "times_mean": 0.0, "times_std": 1.0, "equal_share": 0.5, "start_share": 0.1,
     "end_share": 0.1, "power": 0.5, "derivative": "exact", "tangent": "network", "velocity": "pair",
 }  # fmt: skip
@@ -326,7 +332,7 @@ def train_on_images(
     """Rows of one run. draws: jumps, as text, -> draws."""
     torch.set_num_threads(1)
     net = partial(image_network_of, settings, *SHAPES[dataset])
-    own = {"lr": settings["lr"], "ema": settings["ema"], "batch_size": BATCH}
+    own = training_of(settings) | {"batch_size": BATCH}
     config = ifl.TrainConfig(steps, **own, seed=seed, device="cpu", progress=False)
     row = {"dataset": dataset, "path": path, "seed": seed}
 
@@ -342,6 +348,7 @@ IMAGES = Search(
     space={
         "lr": (5e-4, 1e-2, "log"),
         "ema": [0.99, 0.999, 0.9995],
+        "clip": [0.0, 1.0, 10.0],
         "frequencies": [2, 3, 4, 5, 6],
         "gap_frequencies": [1, 2, 3, 4],
         **OBJECTIVE,
