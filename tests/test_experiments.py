@@ -168,7 +168,7 @@ def test_a_table_in_markdown():
             ["--steps", "4", "--draws", "1", "--seeds", "1", "--sets", "checkerboard"],
             3,
         ),
-        ("exactness", ["--shorten", "4000", "--seeds", "1", "--dims", "2"], 28),
+        ("exactness", ["--shorten", "4000", "--seeds", "1", "--dims", "2"], 32),
     ],
 )
 def test_table_of_runs(name, options, runs, tmp_path, experiment, small):
