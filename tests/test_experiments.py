@@ -1156,6 +1156,20 @@ def test_each_claim_of_the_exactness_table_holds():
     assert (table.groupby(["path", "objective", "dim"]).seed.nunique() >= 3).all()
 
 
+# ---------------------------------------------------------------- the adaptive weight
+
+
+def test_adaptive_weight(tmp_path, experiment):
+    """The weight by the own error is that which the library does not take."""
+    options = ["--out", tmp_path, "--runs", tmp_path / "runs", "--steps", "3", "--samples", "80"]
+    experiment("adaptive_weight", *options, "--seeds", "1", "--objectives", "TerminalVelocity")
+    table = pd.read_csv(tmp_path / "adaptive_weight.csv")
+    cells = table.groupby(["power", "weight"]).pair_over_equal.mean()
+    assert len(table) == 5 * 4 and table.frechet_pca.gt(0).all()
+    assert cells[0.0, "as is"] == 1
+    assert cells[1.0, "own error"] != pytest.approx(cells[1.0, "as is"], rel=0.05)
+
+
 # ---------------------------------------------------------------- a training for sweeps
 
 

@@ -23,6 +23,7 @@ from iflow_lib.objectives import (
     X0Regression,
     paired_energy_distance,
 )
+from iflow_lib.objectives.base import on_line
 from iflow_lib.objectives.gap import gap_at
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
 from iflow_lib.training import TrainConfig, fit
@@ -1028,4 +1029,31 @@ def test_config_names_every_setting():
     assert (
         IntegralIdentity(**objective.config()) == objective and objective.name == "IntegralIdentity"
     )
-    assert FlowMatching().config() == {"velocity": "auto"} and FlowMatching().name == "FlowMatching"
+    assert FlowMatching().config() == {"velocity": "pair"} and FlowMatching().name == "FlowMatching"
+
+
+@pytest.mark.parametrize("kind", [IntegralAdditivity, TerminalVelocity])
+def test_a_pair_does_not_outweigh_the_velocity(kind):
+    """A model that agrees with itself has no error at pairs. By that error they would weigh 1000 times as much."""
+    objective = kind(power=1.0, equal_share=0.5, **_by_difference(kind))
+    error = torch.tensor([[1e-4], [1e-4], [2.0], [3.0]], requires_grad=True)
+    velocity_error = torch.tensor([[2.0], [1.0], [2.0], [3.0]])
+    objective.weighted(error, judged_by=velocity_error).backward()
+    assert error.grad is not None
+    by_hand = 2 * error / (velocity_error**2 + 1e-3) / 4
+    torch.testing.assert_close(error.grad, by_hand.detach())
+    model, seen = FlowMap(MLP(2, hidden=8), RectifiedFlow()), []
+    objective = type(
+        kind.__name__, (kind,), {"weighted": lambda self, e, **k: seen.append((e, k)) or e.sum()}
+    )(**_by_difference(kind))
+    x_0, generator = torch.randn(8, 2), torch.Generator().manual_seed(0)
+    given = objective.draw(model, Batch(x_0), generator)
+    objective.loss(model, **given)
+    (_, named), s = seen[0], torch.cat([given["s"], given["t"][len(given["s"]) :]])
+    x_t = on_line(x_0, given["z"], given["t"])
+    expected = model(x_t, given["t"], s) - (given["z"] - x_0)
+    torch.testing.assert_close(named["judged_by"], expected)
+
+
+def _by_difference(kind):
+    return {"derivative": "difference"} if kind is TerminalVelocity else {}

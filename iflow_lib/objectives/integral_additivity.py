@@ -36,7 +36,9 @@ class IntegralAdditivity(VelocityTarget, TwoTimeObjective):
         start_share: Share of the other pairs with t at the start of sampling.
         end_share: Share of the other pairs with s = 0, at the data.
         time_density: Mean and standard deviation of the logit of both times, or "uniform".
-        power: Exponent of the adaptive weight; 0 is the plain squared error.
+        power: Exponent of the adaptive weight ``1 / (|u - v|^2 + 1e-3)^p``; 0 is the plain squared
+            error. By its own error, which falls to zero, a pair would outweigh the velocity that it is
+            to agree with (docs/findings.md).
         detail: Weight of differences between neighbouring pixels, for images.
         velocity: What stands for ``z - x_0``: "pair", "batch", which has the same mean and less
             variance (arXiv 2302.00670), or "auto": see ``VelocityTarget``.
@@ -83,4 +85,5 @@ class IntegralAdditivity(VelocityTarget, TwoTimeObjective):
                 # divided by t - s: each part counts by its share of the time
                 whole = expand(1 - share_k, x_k) * early + expand(share_k, x_k) * late
             target = torch.cat([whole[:k], velocity[k:]])
-        return self.weighted(model(x_t, t, s, labels=labels) - target), None
+        u = model(x_t, t, s, labels=labels)
+        return self.weighted(u - target, judged_by=u - velocity), None

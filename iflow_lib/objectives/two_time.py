@@ -27,7 +27,9 @@ class TwoTimeObjective(Objective):
             model's, because jumps are learned over the whole triangle s <= t.
         power: Exponent p of the weight ``1 / (|e|^2 + 1e-3)^p`` of each example, which has no
             gradient (MeanFlow, arXiv 2505.13447, eq. 22). 0 is the plain squared error. A larger
-            power tames outliers and biases the mean that is learned.
+            power tames outliers and biases the mean that is learned. Where the target of a pair
+            holds no data (``IntegralAdditivity``, ``TerminalVelocity``), ``|u - v|^2`` stands for
+            ``|e|^2`` in the weight, v being the velocity target.
         detail: Weight in ``|e|^2`` of the squared differences between neighbouring pixels of the
             error e, for images. Does not change the minimiser; favours fine detail when capacity is
             limited.
@@ -122,12 +124,18 @@ class TwoTimeObjective(Objective):
         rows = compared_rows(model, k, n) if k else 0
         return on_line(x_0, z, t), torch.cat([s, t[k:]]), k, rows
 
-    def weighted(self, error: Tensor, extra: Tensor | None = None) -> Tensor:
+    def weighted(
+        self, error: Tensor, extra: Tensor | None = None, judged_by: Tensor | None = None
+    ) -> Tensor:
         """Return the mean over examples of ``|e|^2``, weighted by ``detail`` and ``power``.
 
         Args:
             error: The error e (B, ...).
             extra: Added to the squares of the first k examples, (k,).
+            judged_by: What stands for e in the weight of ``power``, (B, ...). Needed where the
+                target of a pair holds no data, so that e falls to zero at pairs and not where s =
+                t: by its own e, a pair would weigh a hundred times as much as the regression that
+                tells pairs what to agree on, and the model would collapse (docs/findings.md).
 
         Raises:
             ValueError: If ``detail`` is used and the examples are not images (B, C, H, W).
@@ -143,4 +151,5 @@ class TwoTimeObjective(Objective):
                 square = square + self.detail * error.diff(dim=dim).square().flatten(1).sum(1)
         if extra is not None:
             square = torch.cat([square[: len(extra)] + extra, square[len(extra) :]])
-        return (square / (square.detach() + 1e-3) ** self.power).mean()
+        size = square if judged_by is None else judged_by.square().flatten(1).sum(1)
+        return (square / (size.detach() + 1e-3) ** self.power).mean()
