@@ -117,7 +117,7 @@ def test_the_figure_of_the_search_of_images(tool, tmp_path):
     (tmp_path / "bench").mkdir()
     pd.DataFrame(table).to_csv(tmp_path / "bench" / "image_search.csv", index=False)
     axes = tool.image_search().axes
-    assert [ax.get_xlabel() for ax in axes[1:4]] == ["lr", "ema", "frequencies"]
+    assert [ax.get_xlabel() for ax in axes[1:4]] == ["lr", "ema", "clip"]
     lines = {line.get_label(): line for line in axes[0].get_lines()}
     best = lines["best so far after 400 steps"].get_ydata()
     assert list(best) == pytest.approx([1, 0.5, 0.5])
@@ -151,7 +151,7 @@ def test_the_figure_of_the_search(tool, tmp_path, monkeypatch):
     (tmp_path / "bench").mkdir()
     pd.DataFrame(table).to_csv(tmp_path / "bench" / "search.csv", index=False)
     axes = tool.search().axes
-    assert [ax.get_xlabel() for ax in axes[1:4]] == ["lr", "ema", "hidden"]
+    assert [ax.get_xlabel() for ax in axes[1:4]] == ["lr", "ema", "clip"]
     lines = {line.get_label(): line for line in axes[0].get_lines()}
     best = lines["best so far after 1,000 steps"].get_ydata()
     assert list(best) == pytest.approx([2, 2, 1.5, 1.5])
