@@ -284,6 +284,22 @@ def plane_tuning_table(table: pd.DataFrame) -> str:
     return markdown(["", *header], lines)
 
 
+def adaptive_weight_table(table: pd.DataFrame) -> str:
+    """Frechet distances, means of the seeds and what they lie apart, and how much more a pair weighs."""
+    names = {"as is": "of the velocity", "own error": "its own"}
+    cells, lines = ["objective", "power", "weight"], []
+    for (objective, power, weight), rows in table.groupby(cells, sort=False):
+        judged = (
+            "" if not power else names[weight] if objective != "IntegralIdentity" else "its own"
+        )
+        line = [objective, f"{power:g}", judged]
+        for _, found in rows.groupby(["method", "nfe"], sort=False):
+            line.append(spread(found.frechet_pca, 3))
+        lines.append([*line, f"{rows.pair_over_equal.mean():,.0f} times"])
+    columns = [calls(nfe) for nfe in (1, 2, 4)] + ["32 Euler steps", "a pair weighs"]
+    return markdown(["", "power", "weight by the error", *columns], lines)
+
+
 def recipe_table(table: pd.DataFrame) -> str:
     """The search, and of one call also what the samples are."""
     rows, lines = table[table.part == "search"], []
@@ -589,6 +605,7 @@ TABLES = {
     "budget": ("image_methods.csv", budget_table),
     "plane_tuning": ("bench/plane_tuning.csv", plane_tuning_table),
     "tuning": ("bench/tuning.csv", tuning_table),
+    "adaptive_weight": ("bench/adaptive_weight.csv", adaptive_weight_table),
     "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table),
     "speed": ("bench/speed.csv", speed_table),

@@ -66,6 +66,7 @@ def test_api_example_is_short():
         "emoji",
         "budget",
         "plane_tuning",
+        "adaptive_weight",
     ],
 )
 def test_numbers_are_the_reference_results(name):
