@@ -4,7 +4,8 @@ Fashion-MNIST, a U-Net of width 16, no teacher, 1,500 and 4,500 steps of batch 6
 settings that ``experiments.search --of images`` chose, the same with its last tenth under ``EnergyMatching`` of random features,
 and the other objectives. All have the network, the averaging and the kind of velocity that were chosen. Each is trained for equally
 many steps, and for as many as cost the same: the network calls of consistency training (``calls_per_step``). The one with matching
-at equal cost alone. Additivity and terminal velocity have no adaptive weight, with which they collapse, and the times of ``zoo``.
+at equal cost alone. Additivity and terminal velocity have no adaptive weight, which gained them
+nothing on digits (docs/findings.md), and the times of ``zoo``.
 
 --tune finds the learning rates of the others on emoji, as an equal small search: four, the rectified path, 1,500 steps, seed 0. What
 counts is "frechet_pca", with the weights of the search over jumps; of consistency training at one call; of the velocity the geometric

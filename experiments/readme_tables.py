@@ -295,8 +295,8 @@ def adaptive_weight_table(table: pd.DataFrame) -> str:
         line = [objective, f"{power:g}", judged]
         for _, found in rows.groupby(["method", "nfe"], sort=False):
             line.append(spread(found.frechet_pca, 3))
-        lines.append([*line, f"{rows.pair_over_equal.mean():,.0f} times"])
-    columns = [calls(nfe) for nfe in (1, 2, 4)] + ["32 Euler steps", "a pair weighs"]
+        lines.append([*line, f"{rows.pair_over_equal.mean():,.0f}"])
+    columns = [calls(nfe) for nfe in (1, 2, 4)] + ["32 Euler steps", "weight of a pair"]
     return markdown(["", "power", "weight by the error", *columns], lines)
 
 
