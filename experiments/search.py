@@ -170,6 +170,8 @@ def ask(progress: Progress) -> dict:
     sampler = optuna.samplers.TPESampler(seed=number, n_startup_trials=STARTUP)
     study = optuna.create_study(sampler=sampler)
     for candidate in progress.candidates:
+        if not candidate.refused and progress.missing(candidate, 0):
+            continue  # of the first twelve, which are drawn before any is trained
         own = {"params": candidate.settings}
         own["distributions"] = {name: space[name] for name in candidate.settings}
         if candidate.refused:
@@ -192,24 +194,30 @@ def distribution(allowed):
     return FloatDistribution(least, largest, log=scale == ["log"])
 
 
-def next_runs(progress: Progress, equal_cost: bool) -> tuple[Candidate, list] | None:
-    """A candidate and the runs that it lacks; None if a new candidate is to be drawn."""
+def next_runs(progress: Progress, equal_cost: bool) -> list[tuple[Candidate, tuple]]:
+    """(candidate, run) of all that can be run now, the highest rung first; none if a new candidate is to be drawn."""
     last = 3 if equal_cost else 2
     for rung in range(last, -1, -1):
-        for candidate in progress.begun(rung):
-            return candidate, progress.missing(candidate, rung)
+        if found := lacking(progress, progress.begun(rung), rung):
+            return found
     for rung in range(last, 0, -1):
         below = progress.complete(rung - 1)
         allowed = FINALISTS if rung == 3 else len(below) // SHARE
         if rung == 1 and len(below) < STARTUP:
             continue  # the best of few is not good
-        for candidate in below[:allowed]:
-            if missing := progress.missing(candidate, rung):
-                first = progress.candidates[0]
-                if not progress.search.floor and (its := progress.missing(first, min(rung, 2))):
-                    return first, its  # it is compared with these
-                return candidate, missing
-    return None
+        if found := lacking(progress, below[:allowed], rung):
+            first = progress.candidates[0]
+            if progress.search.floor:
+                return found
+            return lacking(progress, [first], min(rung, 2)) or found  # they are compared with these
+    return []
+
+
+def lacking(
+    progress: Progress, candidates: list[Candidate], rung: int
+) -> list[tuple[Candidate, tuple]]:
+    """(candidate, run) of a rung that is not done."""
+    return [(one, run) for one in candidates for run in progress.missing(one, rung)]
 
 
 class Table:
@@ -232,26 +240,34 @@ class Table:
         about |= {"weights": WEIGHTS, "dearest": DEAREST}
         write_table(self.out, self.search.name, whole, **about, runs=before | (runs or {}))
 
-    def run(self, candidate: Candidate, missing: list, jobs: int, minutes: float) -> bool:
+    def draw(self, least: int) -> None:
+        """Add a candidate; so many more that there are ``least``, which are drawn at random."""
+        while True:
+            progress = Progress(self.read(), self.search)
+            settings = ask(progress)
+            row = {"trial": len(progress.candidates), "metric": "cost"}
+            row |= {"value": self.search.cost_of(settings), "settings": json.dumps(settings)}
+            self.add([row])
+            if len(progress.candidates) + 1 >= least:
+                return
+
+    def run(self, work: list[tuple[Candidate, tuple]], jobs: int, minutes: float) -> bool:
         """Make runs, with the floors that they need, and add them. False if time was up before the last."""
         draws = {str(nfe): number for nfe, number in self.search.draws.items()}
-        table, runs = self.read(), {}
+        table, runs, of = self.read(), {}, {}
         floors = table[table.metric == "floor"]
         there = set(zip(floors.dataset, floors.seed))
-        for dataset, _, seed, _ in missing:
+        for _, (dataset, _, seed, _) in work:
             if self.search.floor and (dataset, seed) not in there:
                 own = {"dataset": dataset, "seed": seed, "draws": draws}
                 runs[f"floor/{dataset}/seed{seed}"] = (self.search.floor, own)
-        for dataset, path, seed, steps in missing:
+        for candidate, (dataset, path, seed, steps) in work:
             name = f"trial{candidate.number}/{dataset}/{path}/steps{steps}/seed{seed}"
             own = {"dataset": dataset, "path": path, "seed": seed, "steps": steps, "draws": draws}
             runs[name] = (self.search.train, {"settings": candidate.settings, **own})
+            of[name] = {"trial": candidate.number}
         found = self.store.get_all(runs, jobs, minutes)
-        rows = [
-            row | ({} if name.startswith("floor/") else {"trial": candidate.number})
-            for name, run in found.items()
-            for row in run.rows
-        ]
+        rows = [row | of.get(name, {}) for name, run in found.items() for row in run.rows]
         if rows:
             self.add(rows, {name: run.manifest for name, run in found.items()})
         return len(found) == len(runs)
@@ -274,15 +290,12 @@ def main(arguments=None) -> None:
     while minutes_left() >= 0:
         progress = Progress(table.read(), search)
         if work := next_runs(progress, given.equal_cost):
-            if not table.run(*work, given.jobs, minutes_left()):
+            if not table.run(work, given.jobs, minutes_left()):
                 break
             continue
         if len(progress.candidates) >= wanted:
             break
-        settings = ask(progress)
-        row = {"trial": len(progress.candidates), "metric": "cost"}
-        row["value"] = search.cost_of(settings)
-        table.add([row | {"settings": json.dumps(settings)}])
+        table.draw(min(wanted, STARTUP))
     found = ranking(table.read(), search)
     if len(found):
         print(found.drop(columns=list(search.space), errors="ignore").round(3).head(20).to_string())
