@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ class Compiled:
         except Exception as error:
             if not _is_compiler_failure(error):
                 raise
+            _leave_forward_mode()
             # a compiler also reports faults of the function: then the function raises its own error here
             result = self.function(*args, **kwargs)
             self.compiled, why = None, (str(error).strip().splitlines() or [""])[0][:200]
@@ -73,6 +75,16 @@ def _is_compiler_failure(error: Exception) -> bool:
     if is_out_of_memory(getattr(error, "inner_exception", None) or error):
         return False
     return any(kind.__module__.startswith(COMPILER_PACKAGES) for kind in type(error).__mro__)
+
+
+def _leave_forward_mode() -> None:
+    """End forward mode if a compiler that broke off has left it on, for then no other can begin."""
+    if forward_ad._current_level >= 0:
+        return  # it is on around the call
+    try:
+        torch._C._exit_dual_level(level=0)
+    except RuntimeError:
+        pass  # it is off
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -263,6 +263,41 @@ class BackendCompilerFailed(RuntimeError):
         self.inner_exception = inner
 
 
+@pytest.mark.filterwarnings("ignore:going on without torch.compile")
+def test_forward_mode_goes_on_after_a_compiler_that_broke_off_within_it():
+    """torch (2.11 to 2.14 at least) compiles no jvp of a linear layer at a part of a batch, and leaves forward mode on."""
+    layer = nn.Linear(3, 4)
+
+    def rate(x, v):
+        return torch.func.jvp(layer, (x[:4],), (v,))[1]
+
+    x, v = torch.randn(8, 6, 3), torch.randn(4, 6, 3)
+    expected = v @ layer.weight.T
+    assert torch.allclose(Compiled(rate, backend="aot_eager")(x, v), expected, atol=1e-6)
+    with torch.autograd.forward_ad.dual_level():
+        pass
+    assert torch.allclose(rate(x, v), expected, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error:going on without torch.compile")
+def test_forward_mode_through_a_transformer_is_compiled():
+    """Points of pairs are a part of the batch, and linear layers of three axes were not compiled there."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = ifl.Transformer(length=4, channels=2, width=16, layers=1, heads=2)
+        nn.init.normal_(net.out.weight)
+    model = ifl.FlowMap(net, ifl.RectifiedFlow())
+    objective = ifl.IntegralIdentity(derivative="jvp")
+    x, z = torch.randn(2, 8, 4, 2)
+    t, s = torch.linspace(0.1, 0.9, 8), torch.linspace(0, 0.4, 4)
+
+    def loss(x, z):
+        return objective.loss(model, x, z, t, s, None)[0]
+
+    expected = loss(x, z)
+    assert torch.allclose(Compiled(loss, backend="aot_eager")(x, z), expected, rtol=1e-4)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "error",

@@ -215,6 +215,9 @@ def _forward_mode(
 ) -> tuple[Tensor, Tensor]:
     """Return ``u(*at)`` and its derivative along a direction."""
     if torch.compiler.is_compiling() or is_pure(model):
+        # torch compiles no linear layer of a point that is part of a batch, with a tangent that is not
+        at = tuple(map(torch.clone, at))
+        along = tuple(torch.empty_like(a).copy_(b) for a, b in zip(at, along))
         value, rate = torch.func.jvp(u, at, along)[:2]
         return value, rate
     # dual numbers draw the dropout masks of a plain call; torch.func draws others where memory has another order
