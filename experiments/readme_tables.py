@@ -570,7 +570,8 @@ def _gpu_quality(rows: pd.DataFrame) -> str:
     for (data, path, step), part in rows.groupby(["dataset", "path", "step"], sort=False):
         for method, name in (("euler", "velocity, Euler"), ("map", "Integration Flow")):
             for nfe, found in part[part.method == method].groupby("nfe"):
-                cells = [f"{nfe:.0f}", f"{len(found)}", spread(found.value)]
+                value = spread(found.value) if len(found) > 1 else f"{found.value.iloc[0]:.2f}"
+                cells = [f"{nfe:.0f}", f"{len(found)}", value]
                 shown = f"{name}, {PATH_LABELS[path]}"
                 lines.append([sets.get(data, data), f"{step:,.0f}", shown, *cells])
     return _if_any("training images|steps|model|network calls|seeds|Frechet", lines)
