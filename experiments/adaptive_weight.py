@@ -22,9 +22,9 @@ from experiments.common import choices, command_line, excerpt, finished
 from experiments.store import Store, write_runs
 from iflow_lib import data, zoo
 
-SHARED = {"time_density": (0.0, 1.0), "velocity": "pair"}
+SHARED = zoo.PAIRS | {"time_density": (0.0, 1.0)}
 OBJECTIVES = {
-    "IntegralIdentity": (ifl.IntegralIdentity, {"gap": 0.02}),
+    "IntegralIdentity": (ifl.IntegralIdentity, {"gap": 0.02, "tangent": "network"}),
     "IntegralAdditivity": (ifl.IntegralAdditivity, {}),
     "TerminalVelocity": (ifl.TerminalVelocity, {"derivative": "difference"}),
 }

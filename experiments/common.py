@@ -22,7 +22,7 @@ IMAGE_MODELS = tuple(
 PLANE_MODELS = tuple(f"eight_gaussians_rectified_{kind}" for kind in zoo.KINDS)
 #: name -> how it is made, examples a step, steps a repetition of experiments/speed.py
 NETWORKS = {
-    "MLP": (lambda **options: ifl.MLP(dim=2, hidden=220, layers=4, **options), 512, 8),
+    "MLP": (lambda **options: plane_network(hidden=220, **options), 512, 8),
     "UNet": (lambda **options: ifl.UNet(channels=1, size=28, width=32, blocks=1, **options), 64, 4),
 }
 
@@ -112,10 +112,16 @@ def mean_w2(draw: Callable[[int], torch.Tensor], dataset: str, seed: int, draws:
     return sum(metrics.w2(draw(k), y) for k, y in zip(seeds, real)) / draws
 
 
-def plane_model(path: ifl.Path, seed: int, **network) -> ifl.FlowMap:
-    """The MLP of 4 layers of 128 that several comparisons use, fresh."""
+def plane_network(**changes) -> ifl.MLP:
+    """The MLP of 4 layers of 128 that comparisons used before the search for defaults: without features, and with other times."""
+    before = {"dim": 2, "hidden": 128, "layers": 4, "features": 0, "frequencies": 4}
+    return ifl.MLP(**before | changes)
+
+
+def plane_model(path: ifl.Path, seed: int, **changes) -> ifl.FlowMap:
+    """A model with that network, fresh."""
     torch.manual_seed(seed)
-    return ifl.FlowMap(ifl.MLP(**{"dim": 2, "hidden": 128, "layers": 4} | network), path)
+    return ifl.FlowMap(plane_network(**changes), path)
 
 
 def plane_config(steps: int, seed: int, **changes) -> ifl.TrainConfig:

@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 import iflow_lib as ifl
-from experiments.common import choices, command_line, finished
+from experiments.common import choices, command_line, finished, plane_network
 from experiments.store import Store, read_manifest, write_table
+from iflow_lib import zoo
 from iflow_lib.analytic import GaussianFlow, MixtureFlow
 from iflow_lib.metrics import jump_error
 from iflow_lib.networks import time_features
@@ -35,16 +36,17 @@ PATHS = {
     "vp": ifl.VariancePreserving,
     "pfgmpp": lambda: ifl.PoissonFlow(aug_dim=128),
 }
+_identity = partial(ifl.IntegralIdentity, tangent="network", **zoo.PAIRS)
 OBJECTIVES = {
-    "FlowMatching": ifl.FlowMatching,
-    "IntegralIdentity": partial(ifl.IntegralIdentity, derivative="jvp"),
-    "IntegralIdentity, gap": partial(ifl.IntegralIdentity, gap=0.02),
+    "FlowMatching": partial(ifl.FlowMatching, velocity="pair"),
+    "IntegralIdentity": partial(_identity, derivative="jvp"),
+    "IntegralIdentity, gap": partial(_identity, gap=0.02),
     "IntegralIdentity, gap, batch": partial(
-        ifl.IntegralIdentity, gap=0.02, velocity="batch", tangent="conditional"
+        _identity, gap=0.02, velocity="batch", tangent="conditional"
     ),
-    "IntegralAdditivity": ifl.IntegralAdditivity,
-    "TerminalVelocity": partial(ifl.TerminalVelocity, derivative="jvp"),
-    "ConsistencyTraining": ifl.ConsistencyTraining,
+    "IntegralAdditivity": partial(ifl.IntegralAdditivity, **zoo.PAIRS),
+    "TerminalVelocity": partial(ifl.TerminalVelocity, derivative="jvp", **zoo.PAIRS),
+    "ConsistencyTraining": partial(ifl.ConsistencyTraining, velocity="pair"),
     "X0Regression": ifl.X0Regression,
 }
 BOUNDS = {
@@ -158,7 +160,7 @@ def train(
     data = mean + torch.randn(200_000, dim, generator=generator, dtype=torch.float64) @ root.T
     flow = truth(PATHS[path](), mean, cov)
     torch.manual_seed(seed)
-    net = ifl.MLP(dim=dim, hidden=128, layers=4) if dim == 2 else Gated(dim)
+    net = plane_network() if dim == 2 else Gated(dim)
     config = ifl.TrainConfig(
         steps=steps,
         batch_size=512,

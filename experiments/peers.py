@@ -36,12 +36,6 @@ from experiments.quality_vs_peers import Adapter
 from iflow_lib import zoo
 from iflow_lib.objectives import Objective, on_line
 
-#: What IntegralIdentity is run with first. Once the library's defaults are these, it is {}. The velocity stays "auto", because a
-#: candidate may pair by optimal transport.
-OURS: dict = {
-    "gap": 0.02, "tangent": "conditional", "time_density": (-0.4, 1.0), "start_share": 0.3,
-    "end_share": 0.3,
-}  # fmt: skip
 #: Network calls at which jumps and velocities are measured; and what a search goes by: calls -> weight.
 JUMPS, SOLVERS = (1, 2, 4), (1, 2, 4, 8, 16, 32)
 JUMP_WEIGHTS, SOLVER_WEIGHTS = {1: 0.6, 2: 0.2, 4: 0.2}, {4: 0.5, 32: 0.5}
@@ -325,7 +319,7 @@ def spread_out(values, number: int, draws: random.Random) -> list:
 def shared_settings(number: int) -> list[dict]:
     """A rate and octaves for each candidate, whosever it is: the library's defaults, then random ones, log-uniform in equal parts."""
     draws, n, net = random.Random(0), number - 1, ifl.MLP(2).config()
-    found = [{"lr": ifl.TrainConfig(1).lr} | {k: net[k] for k in ("features", "frequencies")}]
+    found = [{"lr": ifl.MLP(2).lr} | {k: net[k] for k in ("features", "frequencies")}]
     low, high = map(math.log, RATES)
     parts = spread_out(range(n), n, draws)
     features, frequencies = (spread_out(values, n, draws) for values in (FEATURES, FREQUENCIES))
@@ -353,7 +347,6 @@ CONTENDERS = {
             ({}, {"start_share": 0.1, "end_share": 0.1}), choice("power", 0.5), _PAIRING,
         ),
         "its target holds what the network says at the other end of the gap, and errs by the order of the gap",
-        OURS,
     ),
     "IntegralAdditivity": Contender(
         ifl.IntegralAdditivity,

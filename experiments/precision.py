@@ -36,7 +36,7 @@ def train(dataset: str, variant: str, seed: int, steps: int, draws: int) -> tupl
     run = finished(
         ifl.fit(
             plane_model(ifl.RectifiedFlow(), seed),
-            ifl.IntegralIdentity(derivative=derivative, velocity="pair"),
+            ifl.IntegralIdentity(derivative=derivative, tangent="network", **zoo.PAIRS),
             data_sets.load(dataset),
             plane_config(steps, seed, precision=precision),
         )

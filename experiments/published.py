@@ -30,18 +30,22 @@ from experiments.store import write_table
 
 #: bfloat16 operations a second of one NVIDIA H200, dense, as published by its maker; and the share of it assumed here
 CEILING, SHARE = 989e12, 0.3
+#: Of both: the exact derivative, with the network's own velocity along the trajectory.
+COMMON = {
+    "gap": None, "tangent": "network", "velocity": "pair", "start_share": 0.1, "end_share": 0.1,
+}  # fmt: skip
 CIFAR_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 SETTINGS = {
     "cifar10": dict(
         examples=50_000,
         net=dict(channels=3, size=32, width=320, blocks=3),
-        objective=dict(time_density=(-2.0, 2.0), equal_share=0.25, power=0.75),
+        objective=dict(COMMON, time_density=(-2.0, 2.0), equal_share=0.25, power=0.75),
         config=dict(steps=800_000, batch_size=1024, lr=6e-4, warmup=10_000, ema=0.9999),
     ),
     "imagenet64": dict(
         examples=1_281_167,
         net=dict(channels=3, size=64, width=448, blocks=10),
-        objective=dict(time_density=(-0.4, 1.0), equal_share=0.5, power=0.5),
+        objective=dict(COMMON, time_density=(-0.4, 1.0), equal_share=0.5, power=0.5),
         config=dict(steps=800_000, batch_size=4096, lr=1e-4, warmup=10_000, ema=0.9999),
     ),
 }

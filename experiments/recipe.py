@@ -58,7 +58,7 @@ def search(rule: str, setting: str, steps: int, draws: int) -> tuple[list[dict],
     changes = dict(changes)
     steps *= changes.pop("longer", 1)
     if rule == "identity":
-        kind, objective = "integral", ifl.IntegralIdentity(velocity="pair")
+        kind, objective = "integral", ifl.IntegralIdentity(gap=None, tangent="network", **zoo.PAIRS)
     else:
         kind, objective = f"x0_{rule}", ifl.X0Regression(rule, **of_objective)
     run = fit(kind, 0, steps, objective, **changes)

@@ -244,12 +244,15 @@ class Table:
         """Add a candidate; so many more that there are ``least``, which are drawn at random."""
         while True:
             progress = Progress(self.read(), self.search)
-            settings = ask(progress)
-            row = {"trial": len(progress.candidates), "metric": "cost"}
-            row |= {"value": self.search.cost_of(settings), "settings": json.dumps(settings)}
-            self.add([row])
+            self.propose(progress, ask(progress))
             if len(progress.candidates) + 1 >= least:
                 return
+
+    def propose(self, progress: Progress, settings: dict) -> None:
+        """Add a candidate with these settings."""
+        row = {"trial": len(progress.candidates), "metric": "cost"}
+        row |= {"value": self.search.cost_of(settings), "settings": json.dumps(settings)}
+        self.add([row])
 
     def run(self, work: list[tuple[Candidate, tuple]], jobs: int, minutes: float) -> bool:
         """Make runs, with the floors that they need, and add them. False if time was up before the last."""
@@ -279,10 +282,28 @@ def main(arguments=None) -> None:
     sizes = " and ".join(f"{one.candidates} of {name}" for name, one in SEARCHES.items())
     options.add_argument("--candidates", type=int, help=f"default {sizes}")
     options.add_argument("--equal-cost", action="store_true", help="of the best three")
+    options.add_argument(
+        "--propose",
+        type=json.loads,
+        metavar="JSON",
+        help="one candidate more: settings that differ from candidate 1's",
+    )
     given = options.parse_args(arguments)
     search = SEARCHES[given.of]
     wanted = search.candidates if given.candidates is None else given.candidates
     table, start = Table(search, given.out, given.runs), time.monotonic()
+    if given.propose:
+        if unknown := set(given.propose) - set(search.space):
+            options.error(
+                f"unknown setting {unknown.pop()!r}: expected some of {', '.join(search.space)}"
+            )
+        progress = Progress(table.read(), search)
+        if len(progress.candidates) < STARTUP:
+            options.error(
+                f"the first {STARTUP} candidates come by themselves: propose one after them"
+            )
+        table.propose(progress, known(search.first[1] | given.propose))
+        wanted = max(wanted, len(progress.candidates) + 1)
 
     def minutes_left() -> float:
         return given.minutes - (time.monotonic() - start) / 60 if given.minutes else 0.0

@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 
 import iflow_lib as ifl
-from experiments.common import NETWORKS, ROOT, choices, command_line
+from experiments.common import NETWORKS, ROOT, choices, command_line, plane_network
 from experiments.contenders import CHORES, PEERS, in_turns, peer_step, seconds, steps_of
 from experiments.store import read_manifest, write_table
 from iflow_lib.training.runtime import hardware, limited_threads
@@ -198,7 +198,7 @@ def threads(network: str, arguments) -> list[dict]:
     rows, before = [], torch.get_num_threads()
     sizes = [(hidden, 512) for hidden in (32, 64, 96, 128, 220, 256, 512)]
     for hidden, batch in sizes:
-        model = ifl.FlowMap(ifl.MLP(dim=2, hidden=hidden, layers=4), ifl.RectifiedFlow())
+        model = ifl.FlowMap(plane_network(hidden=hidden), ifl.RectifiedFlow())
         step = steps_of(model, ifl.FlowMatching(), batch, "cpu")
 
         def with_threads(number: int, step=step):

@@ -132,29 +132,38 @@ class MLP(nn.Module):
         anchor: Whether an estimate of x_0 is concatenated to the input.
         classes: Number of classes, 0 for data without labels.
         features: Number of octaves of sines and cosines of each coordinate beside x (w x, w = 1, 2,
-            4, ...), which help with fine structure in few dimensions (arXiv 2006.10739).
-        frequencies: Octaves of sines and cosines of t, see ``time_features``.
+            4, ...), which help with fine structure in few dimensions (arXiv 2006.10739). None takes 3
+            in one and two dimensions, and none in more, where they did not help.
+        frequencies: Octaves of sines and cosines of t, see ``time_features``. More than two make the
+            jump over all times worse (docs/findings.md).
         gap_frequencies: Octaves of those of t - s, at most as many; None takes as many.
+
+    Its ``lr``, the learning rate of ``fit`` where none is given, is 1 / hidden.
 
     Raises:
         ValueError: If a number is not a whole number in range.
     """
 
+    #: arguments that older files lack
+    unsaved = {"features": 0, "frequencies": 4, "gap_frequencies": 4}
+
     def __init__(
         self,
         dim: int,
-        hidden: int = 256,
+        hidden: int = 128,
         layers: int = 4,
         anchor: bool = False,
         classes: int = 0,
-        features: int = 0,
-        frequencies: int = 4,
+        features: int | None = None,
+        frequencies: int = 2,
         gap_frequencies: int | None = None,
     ) -> None:
         super().__init__()
         dim, hidden = check_int("dim", dim), check_int("hidden", hidden)
         layers = check_int("layers", layers)
-        classes, features = check_int("classes", classes, 0), check_int("features", features, 0)
+        classes = check_int("classes", classes, 0)
+        features = 3 * (dim <= 2) if features is None else check_int("features", features, 0)
+        self.lr = 1 / hidden
         self.frequencies = check_int("frequencies", frequencies, 0)
         gap_frequencies = self.frequencies if gap_frequencies is None else gap_frequencies
         self.gap_frequencies = _gap_frequencies(gap_frequencies, self.frequencies)
@@ -338,9 +347,14 @@ class UNet(_UShape):
             than two, several jumps train badly (docs/findings.md).
         frequencies: Octaves of those of t, at least as many.
 
+    Its ``lr``, the learning rate of ``fit`` where none is given, is 0.064 / width: 4e-3 at width 16.
+
     Raises:
         ValueError: If a size does not fit, or a number is not a whole number in range.
     """
+
+    #: arguments that older files lack
+    unsaved = {"frequencies": 6}
 
     def __init__(
         self,
@@ -362,6 +376,7 @@ class UNet(_UShape):
         width = check_int("width", width)
         if width % 8:
             raise ValueError(f"width must be a multiple of 8, got {width}")
+        self.lr = 0.064 / width
         self.anchor, self.classes, self.data_shape = bool(anchor), classes, (channels, *sides)
         self._config = dict(
             channels=channels,
@@ -474,12 +489,14 @@ class Transformer(nn.Module):
         heads: Attention heads of a layer.
         anchor: Whether an estimate of x_0 is concatenated to the input.
         classes: Number of classes, 0 for data without labels.
+        frequencies: Octaves of sines and cosines of the times, see ``time_features``.
 
     Raises:
         ValueError: If a number is not a whole number in range, or width is not a multiple of heads.
     """
 
-    frequencies = 4
+    #: arguments that older files lack
+    unsaved = {"frequencies": 4}
 
     def __init__(
         self,
@@ -490,8 +507,10 @@ class Transformer(nn.Module):
         heads: int = 4,
         anchor: bool = False,
         classes: int = 0,
+        frequencies: int = 4,
     ) -> None:
         super().__init__()
+        self.frequencies = check_int("frequencies", frequencies, 0)
         length, channels = check_int("length", length), check_int("channels", channels)
         width = check_int("width", width)
         layers, heads = check_int("layers", layers), check_int("heads", heads)
@@ -508,6 +527,7 @@ class Transformer(nn.Module):
             heads=heads,
             anchor=self.anchor,
             classes=classes,
+            frequencies=self.frequencies,
         )
         self.stem = nn.Linear(channels * (2 if anchor else 1), width)
         self.place = nn.Parameter(0.02 * torch.randn(length, width))

@@ -99,7 +99,8 @@ class Registry(dict[str, type]):
         """Build the instance that an entry describes.
 
         Args:
-            entry: What ``describe`` returned.
+            entry: What ``describe`` returned. Arguments that it lacks because the class did not have
+                them yet have the values of the class's ``unsaved``, if it has such a dict.
 
         Returns:
             An instance whose ``config()`` gives the arguments of the entry.
@@ -117,6 +118,7 @@ class Registry(dict[str, type]):
                 f"unknown {self.kind} {name!r}: import the module that registers it first{module}; "
                 f"known are {', '.join(sorted(self))}"
             )
+        arguments = {**older_arguments(self[name]), **arguments}
         try:
             thing = self[name](**arguments)
         except Exception as error:  # a user's constructor may raise anything
@@ -146,6 +148,11 @@ class Registry(dict[str, type]):
             raise ValueError(
                 f"config() of the {self.kind} {type(thing).__name__} must be a dict of JSON values: {error}"
             ) from error
+
+
+def older_arguments(cls: type | None) -> dict[str, Any]:
+    """Return arguments of a class that files of earlier versions lack, each with what it was then."""
+    return vars(cls).get("unsaved", {}) if cls else {}
 
 
 def plain(value: Any) -> Any:

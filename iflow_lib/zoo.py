@@ -48,14 +48,19 @@ from .sampling import SampleResult, sample
 from .training import TrainConfig, TrainRun, fit
 
 PATH_NAMES = ("rectified", "ve", "pfgmpp")
-# The width of the difference and the velocity of a pair are those of the committed results and the shipped
-# models. They follow the defaults when those tables and models are made again.
-_integral = partial(IntegralIdentity, derivative="difference", step=5e-3, velocity="pair")
+#: Settings of the committed results and the shipped models, from before the search for defaults
+#: (docs/protocol.md): of pairs of times, and of the integral identity.
+PAIRS: dict[str, Any] = {
+    "start_share": 0.1, "end_share": 0.1, "time_density": (0.0, 1.6), "velocity": "pair",
+}  # fmt: skip
+_integral = partial(
+    IntegralIdentity, derivative="difference", step=5e-3, tangent="network", **PAIRS
+)
 #: What a system learns and how: the name of the kind -> its objective, made anew for each training.
 KINDS: dict[str, Callable[..., Objective]] = {
     "integral": _integral,
     "velocity": partial(FlowMatching, velocity="pair"),
-    "additivity": partial(IntegralAdditivity, velocity="pair"),
+    "additivity": partial(IntegralAdditivity, **PAIRS),
     "consistency": partial(ConsistencyTraining, velocity="pair"),
     "integral_self": partial(_integral, anchor="self"),
     **{f"x0_{rule}": partial(X0Regression, rule) for rule in ANCHORS},
@@ -74,7 +79,7 @@ IMAGE_STEPS = {"velocity": 12000, "integral": 24000}
 #: The second stage of an integral of images: gradient steps, peak learning rate, weight of ``matching``.
 FINISH_STEPS, FINISH_LR, FINISH_MATCHING = 800, 1.5e-4, 50.0
 #: The network in the plane, an MLP.
-PLANE_NETWORK = {"dim": 2, "hidden": 128, "layers": 4, "features": 3}
+PLANE_NETWORK = {"dim": 2, "hidden": 128, "layers": 4, "features": 3, "frequencies": 4}
 #: How an integral of images learns the flow map of its teacher (docs/findings.md).
 TAUGHT = {
     "equal_share": 0.25,

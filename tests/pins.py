@@ -43,16 +43,19 @@ from iflow_lib import (
 from iflow_lib import Distillation as PairDistillation
 from iflow_lib.data import TensorData, load
 
-# the numbers were made with the velocity of each pair
-FlowMatching, IntegralIdentity, IntegralAdditivity, ConsistencyTraining = (
-    partial(made, velocity="pair")
-    for made in (FlowMatching, IntegralIdentity, IntegralAdditivity, ConsistencyTraining)
-)
+# the numbers were made with settings that are no longer the defaults
+TIMES = {"start_share": 0.1, "end_share": 0.1, "time_density": (0.0, 1.6)}
+FlowMatching = partial(FlowMatching, velocity="pair")
+ConsistencyTraining = partial(ConsistencyTraining, velocity="pair")
+IntegralAdditivity = partial(IntegralAdditivity, velocity="pair", **TIMES)
+IntegralIdentity = partial(IntegralIdentity, velocity="pair", gap=None, tangent="network", **TIMES)
+MLP = partial(MLP, hidden=256, features=0, frequencies=4)
+TrainConfig = partial(TrainConfig, lr=1e-3)
 
 
 def distil(teacher, **settings):
     """Learn the flow map of a trained velocity."""
-    return FlowMapDistillation(teacher=teacher, **settings)
+    return FlowMapDistillation(teacher=teacher, **{**TIMES, **settings})
 
 
 CHECKPOINTS = (

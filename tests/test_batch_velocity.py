@@ -364,9 +364,7 @@ def test_every_objective_draws_it_and_takes_it(name):
         same = objective.loss(model, **pair, velocity=pair["z"] - pair["x_0"])[0]
         torch.testing.assert_close(same, plain, rtol=1e-3, atol=1e-6)
         assert objective.loss(model, **pair, velocity=velocity)[0] != plain
-    assert (
-        OBJECTIVES[name]().velocity == "pair"
-    )  # until the search of docs/protocol.md has said otherwise
+    assert OBJECTIVES[name]().velocity == "auto"
 
 
 @objectives

@@ -122,7 +122,7 @@ class TowardsTheInput(ifl.X0Regression):
     "wrong, settings",
     [
         (HalfTheData, {}),
-        (WithoutTheDerivative, {}),
+        (WithoutTheDerivative, {"gap": None}),
         (RestWithoutThePiece, {"gap": 0.02}),
         (VelocityAtTheStart, {}),
         (SecondPartFromTheStart, {}),

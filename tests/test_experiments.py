@@ -1147,7 +1147,7 @@ def test_each_claim_of_the_exactness_table_holds():
     table = pd.read_csv(REFERENCE / "exactness.csv")
     cells = table.dropna(subset="bound").groupby(["path", "objective", "dim", "quantity"])
     bounded = cells[["relative_rms", "bound"]].mean()
-    assert len(bounded) == 4 * 5 * 2
+    assert len(bounded) == 4 * 8 * 2
     assert (bounded.relative_rms <= bounded.bound).all(), bounded[
         bounded.relative_rms > bounded.bound
     ]

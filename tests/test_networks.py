@@ -177,12 +177,12 @@ def test_mlp_refuses_bad_sizes(options):
 
 def test_octaves_of_the_times_of_an_mlp():
     """The first layer sees the times by as many octaves as were asked for, and nothing else of them."""
-    as_ever = MLP(dim=2, hidden=8, layers=1)
-    assert as_ever.hidden[0].in_features == 2 + 2 + 4 * 4  # of x, of the times, four octaves each
-    assert as_ever.config()["frequencies"] == as_ever.config()["gap_frequencies"] == 4
+    plain = MLP(dim=2, hidden=8, layers=1)
+    assert plain.hidden[0].in_features == 2 * 7 + 2 + 4 * 2  # of x, of the times, two octaves each
+    assert plain.config()["frequencies"] == plain.config()["gap_frequencies"] == 2
     x, t, s = torch.randn(3, 2), torch.rand(3), torch.zeros(3)
     for octaves, gap in ((0, None), (2, None), (3, 1), (2, 0)):
-        net = randomise(MLP(2, 8, 1, frequencies=octaves, gap_frequencies=gap))
+        net = randomise(MLP(2, 8, 1, features=0, frequencies=octaves, gap_frequencies=gap))
         gap = octaves if gap is None else gap
         assert (net.config()["frequencies"], net.config()["gap_frequencies"]) == (octaves, gap)
         inputs = torch.cat([x, time_features(t, s, octaves, gap)], 1)
@@ -243,7 +243,7 @@ def test_numbers_of_any_kind():
             (MLP(dim=number(2), hidden=number(8)), MLP(dim=2, hidden=8)),
             (
                 MLP(2, frequencies=number(3), gap_frequencies=number(0)),
-                MLP(2, 256, 4, False, 0, 0, 3, 0),
+                MLP(2, 128, 4, False, 0, 3, 3, 0),
             ),
             (UNet(size=number(8), width=number(8)), UNet(size=8, width=8)),
             (UNet(size=(number(8), 12), width=8), UNet(size=[8, 12], width=8)),

@@ -164,7 +164,9 @@ OBJECTIVES = [
         for derivative in ("jvp", "difference")
     ],
     *[IntegralIdentity(tangent=tangent, gap=1e-3) for tangent in ("network", "conditional")],
-    *[TerminalVelocity(derivative=derivative) for derivative in ("jvp", "difference")],
+    TerminalVelocity(derivative="jvp"),
+    # its difference is one-sided at the data, where many pairs end: fewer of them, so that its error stays below the noise
+    TerminalVelocity(derivative="difference", end_share=0.1),
 ]
 
 
@@ -468,6 +470,14 @@ def loss_and_gradient(model, loss):
     weights = list(model.parameters())
     grads = torch.autograd.grad(loss, weights)
     return float(loss.detach()), torch.cat([g.flatten() for g in grads])
+
+
+def test_a_gap_unless_a_derivative_is_asked_for():
+    assert IntegralIdentity().gap == IntegralIdentity().config()["gap"] == 0.02
+    for asked in ({"derivative": "jvp"}, {"derivative": "difference"}, {"step": 0.01}):
+        assert IntegralIdentity(**asked).gap is None
+    assert IntegralIdentity(gap=None).gap is None and IntegralIdentity(gap=0.5).gap == 0.5
+    assert IntegralIdentity(**IntegralIdentity().config()) == IntegralIdentity()
 
 
 def gap_loss(model, drawn, gap, objective):
@@ -1029,7 +1039,7 @@ def test_config_names_every_setting():
     assert (
         IntegralIdentity(**objective.config()) == objective and objective.name == "IntegralIdentity"
     )
-    assert FlowMatching().config() == {"velocity": "pair"} and FlowMatching().name == "FlowMatching"
+    assert FlowMatching().config() == {"velocity": "auto"} and FlowMatching().name == "FlowMatching"
 
 
 @pytest.mark.parametrize("kind", [IntegralAdditivity, TerminalVelocity])
@@ -1045,7 +1055,7 @@ def test_a_pair_does_not_outweigh_the_velocity(kind):
     model, seen = FlowMap(MLP(2, hidden=8), RectifiedFlow()), []
     objective = type(
         kind.__name__, (kind,), {"weighted": lambda self, e, **k: seen.append((e, k)) or e.sum()}
-    )(**_by_difference(kind))
+    )(velocity="pair", **_by_difference(kind))
     x_0, generator = torch.randn(8, 2), torch.Generator().manual_seed(0)
     given = objective.draw(model, Batch(x_0), generator)
     objective.loss(model, **given)

@@ -100,8 +100,8 @@ def test_files(saved):
             "anchor": False,
             "classes": 0,
             "features": 0,
-            "frequencies": 4,
-            "gap_frequencies": 4,
+            "frequencies": 2,
+            "gap_frequencies": 2,
         },
     }
     assert config["learned"] is None and config["scaling"] is None
@@ -226,13 +226,16 @@ def test_config_that_names_something_else(saved, part, change, words):
     assert words in one_line(error) and str(saved) in str(error.value)
 
 
-def test_a_config_from_before_octaves_were_an_argument(saved):
-    """It names none, and is a network with four of each time, as all had then."""
+def test_a_config_from_before_octaves_were_an_argument(tmp_path):
+    """It names none, and is a network with four of each time and none of x, as all had then."""
+    saved = tmp_path / "model"
+    net = MLP(dim=2, hidden=16, layers=2, features=0, frequencies=4)
+    FlowMap(randomise(net), RectifiedFlow()).save_pretrained(saved)
     now = FlowMap.from_pretrained(saved)
 
     def forget(config):
-        for name in ("frequencies", "gap_frequencies"):
-            assert config["network"]["arguments"].pop(name) == 4
+        for name, value in (("features", 0), ("frequencies", 4), ("gap_frequencies", 4)):
+            assert config["network"]["arguments"].pop(name) == value
 
     rewrite(saved, forget)
     then = FlowMap.from_pretrained(saved)

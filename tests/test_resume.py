@@ -106,13 +106,14 @@ def setup(name, out_dir, **options):
         "X0Regression, per_example",
     )
     path = RectifiedFlow() if name == "Distillation" else PoissonFlow(aug_dim=8)
-    net = Noisy() if name == "Noisy" else MLP(dim=2, hidden=16, layers=2, anchor=anchored)
+    net = Noisy() if name == "Noisy" else MLP(2, 16, 2, anchored, features=0, frequencies=4)
     model = FlowMap(randomise(net), path)
     x = data() if name == "Distillation" else data().x
     config = TrainConfig(
         **{
             "steps": STEPS,
             "batch_size": 16,
+            "lr": 1e-3,
             "device": "cpu",
             "progress": False,
             "log_every": 7,

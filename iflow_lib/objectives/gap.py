@@ -15,7 +15,7 @@ from .base import check_number
 
 SCHEDULES = ("geometric", "sigmoid")
 #: A number in (0, 1], or a schedule by name: ("geometric", first, last), ("sigmoid", gamma, last).
-Gap = float | tuple[str, float, float]
+Gap = float | str | tuple[str, float, float]
 
 
 def check_gap(gap: Any) -> None:

@@ -17,6 +17,9 @@ from .network_state import mixes_rows, repeatable
 from .two_time import TwoTimeObjective
 from .velocity_target import VelocityTarget
 
+#: The gap where neither a gap nor a derivative is asked for.
+DEFAULT_GAP = 0.02
+
 
 @dataclass(frozen=True)
 class IntegralIdentity(VelocityTarget, DerivativeObjective):
@@ -82,9 +85,10 @@ class IntegralIdentity(VelocityTarget, DerivativeObjective):
             call without gradient. "conditional": the velocity of the target, which with
             ``velocity="pair"`` is ``z - x_0``, as in MeanFlow. Both have the right mean, the first
             less noise than a pair's (arXiv 2512.02012).
-        gap: None takes the derivative. A number in (0, 1] is a fixed gap a. ("geometric", first,
-            last) and ("sigmoid", gamma, last) fall over the training: see ``gap_at`` in
-            ``iflow_lib.objectives.gap``. With a gap ``derivative`` and ``step`` have no meaning.
+        gap: A number in (0, 1] is a fixed gap a. ("geometric", first, last) and ("sigmoid", gamma,
+            last) fall over the training: see ``gap_at`` in ``iflow_lib.objectives.gap``. None takes
+            the derivative. "auto" is 0.02, or None where ``derivative`` or ``step`` is given, which
+            have no meaning with a gap.
         velocity: What stands for ``z - x_0``: "pair", "batch", which has the same mean and less
             variance (arXiv 2302.00670), or "auto": see ``VelocityTarget``.
 
@@ -93,19 +97,20 @@ class IntegralIdentity(VelocityTarget, DerivativeObjective):
     """
 
     anchor: str | None = None
-    tangent: str = "network"
-    gap: Gap | None = None
+    tangent: str = "conditional"
+    gap: Gap | None = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        own = (self.derivative, self.step)
+        wants_derivative = own != (DerivativeObjective.derivative, DerivativeObjective.step)
+        if self.gap == "auto":
+            object.__setattr__(self, "gap", None if wants_derivative else DEFAULT_GAP)
         check_choice("anchor", self.anchor, (None, "self"))
         check_choice("tangent", self.tangent, ("network", "conditional"))
         if self.gap is not None:
             check_gap(self.gap)
-            if (self.derivative, self.step) != (
-                DerivativeObjective.derivative,
-                DerivativeObjective.step,
-            ):
+            if wants_derivative:
                 raise ValueError(
                     f"gap={self.gap!r} takes no derivative: leave derivative and step out, or the gap"
                 )

@@ -23,8 +23,8 @@ class TwoTimeObjective(Objective):
         end_share: Share of the other pairs with s = 0, at the data. Both ends together are the
             corner that one-step generation uses, and which a continuous density never hits.
         time_density: Mean and standard deviation of ``logit(tau)``, from which both times are
-            drawn, or "uniform". None takes the path's own. The default is wider than a velocity
-            model's, because jumps are learned over the whole triangle s <= t.
+            drawn, or "uniform". None takes the path's own. The default is MeanFlow's, which needs
+            the pairs at both ends: without them it seldom comes near the one jump.
         power: Exponent p of the weight ``1 / (|e|^2 + 1e-3)^p`` of each example, which has no
             gradient (MeanFlow, arXiv 2505.13447, eq. 22). 0 is the plain squared error. A larger
             power tames outliers and biases the mean that is learned. Where the target of a pair
@@ -36,9 +36,9 @@ class TwoTimeObjective(Objective):
     """
 
     equal_share: float = 0.5
-    start_share: float = 0.1
-    end_share: float = 0.1
-    time_density: tuple[float, float] | str | None = (0.0, 1.6)
+    start_share: float = 0.3
+    end_share: float = 0.3
+    time_density: tuple[float, float] | str | None = (-0.4, 1.0)
     power: float = 0.0
     detail: float = 0.0
 

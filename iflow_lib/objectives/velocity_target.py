@@ -58,7 +58,7 @@ class VelocityTarget(Objective):
             bring their own noise (``reflow``), and on a path whose noise has no known density.
     """
 
-    velocity: str = field(default="pair", kw_only=True)
+    velocity: str = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
         check_choice("velocity", self.velocity, VELOCITIES)

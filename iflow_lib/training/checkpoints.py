@@ -28,6 +28,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from ..io import file_sha256
+from ..networks import NETWORKS
+from ..registry import older_arguments
 from .distributed import Processes
 
 if TYPE_CHECKING:
@@ -39,14 +41,8 @@ RETIRED_SETTINGS = {"teacher": None, "perceptual": 0.0, "matching": 0.0, "store_
 #: Settings of the run that checkpoints of earlier versions lack, each with what they did.
 LATER_SETTINGS = {"coupling": "independent"}
 
-#: Settings of a network that checkpoints of earlier versions lack, each with what it was.
-LATER_NETWORK_SETTINGS = {
-    "MLP": {"frequencies": 4, "gap_frequencies": 4},
-    "UNet": {"frequencies": 6},
-}
-
 #: Settings of objectives that checkpoints of earlier versions lack, each with what they did.
-LATER_OF_OBJECTIVES = {"velocity": "pair"}
+LATER_OF_OBJECTIVES = {"velocity": "pair", "gap": None}
 
 #: Marks of the data and the network that checkpoints of earlier versions lack.
 LATER_MARKS = ("labels", "noise", "config")
@@ -283,7 +279,7 @@ def difference(theirs: dict[str, Any], mine: dict[str, Any]) -> str | None:
         if part in ("data", "network") and isinstance(there, dict):  # written by an earlier version
             here = {k: v for k, v in here.items() if k in there or k not in LATER_MARKS}
         if part == "network" and isinstance(there, dict) and isinstance(there.get("config"), dict):
-            later = LATER_NETWORK_SETTINGS.get(there.get("name", ""), {})
+            later = older_arguments(NETWORKS.get(there.get("name", "")))
             known = {k: v for k, v in later.items() if k in (here.get("config") or {})}
             there = {**there, "config": known | there["config"]}
         if there == here:

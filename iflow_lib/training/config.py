@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..utils import check_int, check_seed
 
@@ -19,6 +20,8 @@ from ..utils import check_int, check_seed
 #: the CPU threads (another number rounds differently). With any other change, a checkpoint is that of
 #: another run, and ``fit`` refuses it.
 FREE_SETTINGS = ("progress", "out_dir", "threads", "checkpoint_every", "checkpoint_minutes", "keep")
+#: The learning rate for a network that names none: safe for a network that is not known.
+DEFAULT_LR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ class TrainConfig:
     Args:
         steps: Gradient steps.
         batch_size: Examples a step. They are drawn with replacement, so it may exceed the data.
-        lr: Peak learning rate of Adam.
+        lr: Peak learning rate of Adam. None takes ``lr`` of the network, which this package's have:
+            smaller ones take larger steps. 1e-3 for a network without.
         warmup: Steps over which the rate rises to ``lr``; then half a cosine falls to zero.
         ema: Decay of the weight average, in [0, 1), which is reached gradually.
         clip: Largest norm of the gradient, or None for any. The integral objectives and consistency
@@ -44,12 +48,11 @@ class TrainConfig:
             objective that is no frozen dataclass (``Objective.captures``), and a run of several
             processes, have a graph of the loss alone. On a CPU it is as True. False: neither.
             "auto": the loss, on CUDA, for 2,000 steps or more, because compiling takes a while
-            first (docs/scaling.md). Compiling on CUDA and graphs have not run on a GPU yet.
+            first (docs/scaling.md).
         precision: "float32"; "tf32" for products and convolutions in TF32, on CUDA; or "bfloat16"
             for both. Weights, losses and averages are float32 always. With "float32" and "bfloat16"
             nothing on CUDA is in TF32, in which PyTorch computes convolutions of float32 by
-            default. What the process has set is back after the run. Neither "tf32" nor "bfloat16"
-            has run on a GPU yet.
+            default. What the process has set is back after the run.
         threads: CPU threads, or 0 for as many as the network keeps busy.
         log_every: Steps between two rows of the history.
         progress: Show a progress bar on the terminal or in the notebook.
@@ -78,7 +81,7 @@ class TrainConfig:
 
     steps: int
     batch_size: int = 512
-    lr: float = 1e-3
+    lr: float | None = None
     warmup: int = 100
     ema: float = 0.999
     clip: float | None = 1.0
@@ -104,8 +107,9 @@ class TrainConfig:
         for name in ("warmup", "threads", "checkpoint_every"):
             self._set(name, check_int(name, getattr(self, name), minimum=0))
         self._set("seed", check_seed(self.seed))
-        for name in ("lr", "checkpoint_minutes"):
-            self._set_number(name, "a number above 0", lambda v: 0 < v < math.inf)
+        if self.lr is not None:
+            self._set_number("lr", "a number above 0, or None", lambda v: 0 < v < math.inf)
+        self._set_number("checkpoint_minutes", "a number above 0", lambda v: 0 < v < math.inf)
         for name in ("ema", "label_dropout"):
             self._set_number(name, "in [0, 1)", lambda v: 0 <= v < 1)
         if self.clip is not None:
@@ -155,13 +159,29 @@ class TrainConfig:
         )
 
 
+def with_rate(config: TrainConfig, net: nn.Module) -> TrainConfig:
+    """Return the settings with a learning rate: that of the network, if they leave it open.
+
+    Args:
+        config: Settings of the run.
+        net: The network, whose ``lr`` is a number if it has one.
+    """
+    if config.lr is not None:
+        return config
+    own = getattr(net, "lr", None)
+    is_number = isinstance(own, (int, float)) and not isinstance(own, bool)
+    return replace(config, lr=own if is_number else DEFAULT_LR)
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Return the learning rate of a step: a linear rise, then half a cosine to zero.
 
     Args:
-        config: Settings of the run. A rise longer than a tenth of the run is shortened to that.
+        config: Settings of the run, with a rate. A rise longer than a tenth of the run is shortened
+            to that.
         step: Number of the step, from 0.
     """
+    assert config.lr is not None
     warmup = min(config.warmup, config.steps // 10)
     if step < warmup:
         return config.lr * (step + 1) / warmup

@@ -47,7 +47,7 @@ from .checks import (
     check_processes,
     has_own_call,
 )
-from .config import FREE_SETTINGS, TrainConfig, learning_rate
+from .config import FREE_SETTINGS, TrainConfig, learning_rate, with_rate
 from .distributed import Processes
 from .graph import StepGraph, cuda_graph
 from .history import History
@@ -262,6 +262,8 @@ class Trainer:
     ) -> None:
         self.processes = processes or Processes.join(config.device)
         self.device = device = self.processes.device
+        config = with_rate(config, model.net)
+        assert config.lr is not None
         self.model, self.objective, self.config, self.folder = model, objective, config, folder
         self.batches = Batches(data, model, config, self.processes)
         objective.prepare(model, data, seed=config.seed, device=device)
