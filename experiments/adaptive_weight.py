@@ -22,7 +22,7 @@ from experiments.common import choices, command_line, excerpt, finished
 from experiments.store import Store, write_runs
 from iflow_lib import data, zoo
 
-SHARED = zoo.PAIRS | {"time_density": (0.0, 1.0)}
+SHARED = {k: v for k, v in zoo.PAIRS.items() if k != "power"} | {"time_density": (0.0, 1.0)}
 OBJECTIVES = {
     "IntegralIdentity": (ifl.IntegralIdentity, {"gap": 0.02, "tangent": "network"}),
     "IntegralAdditivity": (ifl.IntegralAdditivity, {}),
@@ -39,7 +39,7 @@ def weighed_by(kind: type, own_error: bool) -> type:
             judged_by = None if own_error else judged_by
             size = (error if judged_by is None else judged_by).detach().square().flatten(1).sum(1)
             weights = (size + 1e-3) ** -self.power
-            k = self.pairs(len(weights))
+            k = self.pairs(len(weights), error.shape[1:])
             Noted.share = float(weights[:k].mean() / weights[k:].mean())
             return super().weighted(error, extra, judged_by)
 

@@ -93,7 +93,7 @@ def stages(method: str, steps: int, lr: float) -> list[tuple[ifl.Objective, int,
 
 def mean_calls(method: str) -> float:
     """Network calls for each example of a step, the mean over a training."""
-    objective = objective_of(method)
+    objective = objective_of(method).suited((1, 28, 28))
     if method != MATCHED:
         return calls_per_step(objective)
     return (1 - LAST) * calls_per_step(objective.base) + LAST * calls_per_step(objective)

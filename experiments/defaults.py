@@ -28,6 +28,7 @@ from experiments.plane_quality import make_path
 from experiments.searches import DEFAULTS, known, network_of, objective_of
 from experiments.store import Store, extend_table, read_manifest
 from iflow_lib import data, zoo
+from iflow_lib.training.config import with_rate
 
 NFES, SPLIT, BEFORE = (1, 2, 4), "test", "before the search"
 
@@ -35,7 +36,7 @@ NFES, SPLIT, BEFORE = (1, 2, 4), "test", "before the search"
 @cache
 def as_they_come(steps: int) -> dict:
     """The defaults of network, objective, training and sampling, as JSON values."""
-    config = ifl.TrainConfig(steps)
+    config = with_rate(ifl.TrainConfig(steps), ifl.MLP(2))
     names = ("batch_size", "lr", "warmup", "ema", "clip", "coupling")
     return {
         "network": ifl.MLP(2).config(),

@@ -11,6 +11,8 @@ import pandas as pd
 
 from experiments.common import REFERENCE, ROOT, markdown
 from experiments.gpu_table import demands
+from experiments.search import ranking
+from experiments.searches import PLANE, Search
 from iflow_lib import plotting, zoo
 from iflow_lib.metrics import interval
 
@@ -298,6 +300,32 @@ def adaptive_weight_table(table: pd.DataFrame) -> str:
         lines.append([*line, f"{rows.pair_over_equal.mean():,.0f}"])
     columns = [calls(nfe) for nfe in (1, 2, 4)] + ["32 Euler steps", "weight of a pair"]
     return markdown(["", "power", "weight by the error", *columns], lines)
+
+
+def search_table(table: pd.DataFrame, search: Search = PLANE) -> str:
+    """Candidates that saw all cells, by what they change of candidate 1; then how many others there were."""
+    found, lines = ranking(table, search), []
+    base = next(json.loads(row.settings) for row in table.itertuples() if row.trial == 1)
+    for row in found[found.rung > 0].itertuples():
+        changed = {k: v for k in search.space if (v := getattr(row, k)) == v and v != base.get(k)}
+        told = "; ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in changed.items()
+        )
+        told = "the defaults before the search" if row.trial == 0 else told or "from a trial before"
+        long = [f"{row.score:.2f}", f"{row.median_one:.2f}", f"{row.worst_one:.2f}"]
+        long = long if row.rung > 1 else ["", "", ""]
+        lines.append([f"{row.trial}", told, f"{row.cost:.2f}", f"{row.first_look:.2f}", *long])
+    header = [
+        "",
+        "settings, where other than those of 1",
+        "cost",
+        "1,000 steps",
+        "4,000 steps",
+        "median, one jump",
+        "worst",
+    ]
+    others = f"And {len(found) - len(lines)} more, which saw three cells: {found.first_look.min():.2f} to {found.first_look.max():.2f}."
+    return f"{markdown(header, lines)}\n\n{others}"
 
 
 def recipe_table(table: pd.DataFrame) -> str:
@@ -590,7 +618,7 @@ def _gpu_checks(rows: pd.DataFrame) -> str:
 
 
 #: Tables that may not be there yet: then their sections are empty.
-WHEN_MEASURED = ("bench/gpu.csv", "bench/vs_peers.csv")
+WHEN_MEASURED = ("bench/gpu.csv", "bench/vs_peers.csv", "bench/search.csv")
 #: name of the table in a page -> where it is read from, and how it is written
 TABLES = {
     "plane": ("plane.csv", plane_table),
@@ -607,6 +635,7 @@ TABLES = {
     "plane_tuning": ("bench/plane_tuning.csv", plane_tuning_table),
     "tuning": ("bench/tuning.csv", tuning_table),
     "adaptive_weight": ("bench/adaptive_weight.csv", adaptive_weight_table),
+    "search": ("bench/search.csv", search_table),
     "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table),
     "speed": ("bench/speed.csv", speed_table),

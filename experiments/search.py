@@ -194,9 +194,8 @@ def distribution(allowed):
     return FloatDistribution(least, largest, log=scale == ["log"])
 
 
-def next_runs(progress: Progress, equal_cost: bool) -> list[tuple[Candidate, tuple]]:
-    """(candidate, run) of all that can be run now, the highest rung first; none if a new candidate is to be drawn."""
-    last = 3 if equal_cost else 2
+def next_runs(progress: Progress, last: int) -> list[tuple[Candidate, tuple]]:
+    """(candidate, run) of all that can be run now, up to the rung ``last`` and the highest first; none if one is to be drawn."""
     for rung in range(last, -1, -1):
         if found := lacking(progress, progress.begun(rung), rung):
             return found
@@ -282,6 +281,7 @@ def main(arguments=None) -> None:
     sizes = " and ".join(f"{one.candidates} of {name}" for name, one in SEARCHES.items())
     options.add_argument("--candidates", type=int, help=f"default {sizes}")
     options.add_argument("--equal-cost", action="store_true", help="of the best three")
+    options.add_argument("--rungs", type=int, choices=(1, 2, 3), default=3, help="to go up to now")
     options.add_argument(
         "--propose",
         type=json.loads,
@@ -310,7 +310,7 @@ def main(arguments=None) -> None:
 
     while minutes_left() >= 0:
         progress = Progress(table.read(), search)
-        if work := next_runs(progress, given.equal_cost):
+        if work := next_runs(progress, 3 if given.equal_cost else given.rungs - 1):
             if not table.run(work, given.jobs, minutes_left()):
                 break
             continue

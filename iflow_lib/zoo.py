@@ -51,7 +51,8 @@ PATH_NAMES = ("rectified", "ve", "pfgmpp")
 #: Settings of the committed results and the shipped models, from before the search for defaults
 #: (docs/protocol.md): of pairs of times, and of the integral identity.
 PAIRS: dict[str, Any] = {
-    "start_share": 0.1, "end_share": 0.1, "time_density": (0.0, 1.6), "velocity": "pair",
+    "equal_share": 0.5, "start_share": 0.1, "end_share": 0.1, "time_density": (0.0, 1.6),
+    "power": 0.0, "velocity": "pair",
 }  # fmt: skip
 _integral = partial(
     IntegralIdentity, derivative="difference", step=5e-3, tangent="network", **PAIRS

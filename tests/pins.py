@@ -44,7 +44,13 @@ from iflow_lib import Distillation as PairDistillation
 from iflow_lib.data import TensorData, load
 
 # the numbers were made with settings that are no longer the defaults
-TIMES = {"start_share": 0.1, "end_share": 0.1, "time_density": (0.0, 1.6)}
+TIMES = {
+    "equal_share": 0.5,
+    "start_share": 0.1,
+    "end_share": 0.1,
+    "time_density": (0.0, 1.6),
+    "power": 0.0,
+}
 FlowMatching = partial(FlowMatching, velocity="pair")
 ConsistencyTraining = partial(ConsistencyTraining, velocity="pair")
 IntegralAdditivity = partial(IntegralAdditivity, velocity="pair", **TIMES)

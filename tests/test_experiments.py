@@ -733,6 +733,34 @@ def test_a_search_that_was_killed_goes_on(search, experiment, tmp_path, stop):
     assert search.trained == 0 and (cut / "search.csv").read_text() == table
 
 
+def test_a_candidate_that_is_proposed(search, experiment, tmp_path, capsys):
+    """It follows the first twelve, differs from candidate 1 by what was said, and is looked at like the others."""
+    options = ["--out", tmp_path, "--runs", tmp_path / "runs", "--candidates", 12, "--rungs", 1]
+    with pytest.raises(SystemExit):
+        experiment("search", *options, "--propose", '{"lr": 0.02}')
+    assert "the first 12 candidates come by themselves" in capsys.readouterr().err
+    experiment("search", *options)
+    assert set(pd.read_csv(tmp_path / "search.csv").steps.dropna()) == {1000}
+    experiment("search", *options, "--propose", '{"lr": 0.02, "power": 0.5}')
+    progress = search.Progress(pd.read_csv(tmp_path / "search.csv"))
+    (*_, last), (_, tried, *_) = progress.candidates, searches.PLANE.first
+    assert last.number == 12 and last.settings == searches.known(tried | {"lr": 0.02, "power": 0.5})
+    assert last in progress.complete(0) and last not in progress.complete(1)
+    with pytest.raises(SystemExit):
+        experiment("search", *options, "--propose", '{"speed": 1}')
+    assert "unknown setting 'speed': expected some of lr" in capsys.readouterr().err
+
+
+def test_steady(tmp_path, experiment):
+    """One variant, briefly: its settings are in the manifest, and a row for each number of jumps and metric."""
+    options = ["--out", tmp_path, "--runs", tmp_path / "runs", "--seeds", 1, "--steps", 2]
+    experiment("steady", *options, "--variants", "a gap")
+    table = pd.read_csv(tmp_path / "steady.csv")
+    assert set(table.variant) == {"a gap"} and set(table.nfe) == {1, 2, 4}
+    (how,) = store.read_manifest(tmp_path / "steady.csv")["runs"].values()
+    assert how["settings"]["settings"]["gap"] == 0.02
+
+
 def test_a_search_of_images(search, experiment, tmp_path, capsys):
     """Its own table, sets and budgets. Ratios are to the first candidate, which therefore runs each rung before the others."""
     options = ["--of", "images", "--out", tmp_path, "--runs", tmp_path / "runs"]
@@ -961,9 +989,7 @@ def test_brief(brief, experiment, tmp_path, capsys, monkeypatch):
     experiment("brief", *options, "--confirm")
     done = {(method, path, seed, steps): lr for _, method, path, seed, steps, lr in brief.trained}
     assert {run[0] for run in brief.trained} == {"fashion_mnist"}
-    each = (
-        2 + 1 + 1 + 2 + 1 + 2
-    )  # consistency and additivity cost the same a step; matching at equal cost alone
+    each = 2 + 1 + 1 + 2 + 2 + 2  # equal cost is that of consistency; matching at equal cost alone
     assert len(done) == len(brief.trained) == each * 2 * 3 * 3
     assert {method: lr for (method, *_), lr in done.items()} == {
         "IntegralIdentity": 4e-3, "EnergyMatching": 4e-3,

@@ -14,6 +14,7 @@ from iflow_lib.objectives import (
     Batch,
     ConsistencyTraining,
     Distillation,
+    EnergyMatching,
     FlowMapDistillation,
     FlowMatching,
     IntegralAdditivity,
@@ -25,6 +26,7 @@ from iflow_lib.objectives import (
 )
 from iflow_lib.objectives.base import on_line
 from iflow_lib.objectives.gap import gap_at
+from iflow_lib.objectives.two_time import BY_SHAPE
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
 from iflow_lib.training import TrainConfig, fit
 from iflow_lib.training.runtime import autocast
@@ -472,6 +474,43 @@ def loss_and_gradient(model, loss):
     return float(loss.detach()), torch.cat([g.flatten() for g in grads])
 
 
+@pytest.mark.parametrize("kind", [IntegralIdentity, IntegralAdditivity, TerminalVelocity])
+def test_settings_by_the_shape_of_the_data(kind):
+    """What is given stays; what is not is another thing for images; and the run says what it was."""
+    by_hand = _by_difference(kind)
+    for shape, place in (((2,), 0), ((6, 3), 0), ((1, 8, 8), 1)):
+        own = kind(**by_hand).suited(shape)
+        assert {name: getattr(own, name) for name in BY_SHAPE} == {
+            name: values[place] for name, values in BY_SHAPE.items()
+        }
+        assert own.suited((9,)) == own
+        given = kind(**by_hand, equal_share=0.125, power=0.25, time_density=None).suited(shape)
+        assert (given.equal_share, given.power, given.time_density) == (0.125, 0.25, None)
+    net = UNet(size=8, width=8, blocks=1)
+    config = TrainConfig(1, batch_size=8, device="cpu", progress=False)
+    run = fit(FlowMap(net, RectifiedFlow()), kind(**by_hand), torch.randn(8, 1, 8, 8), config)
+    assert run.manifest["objective"]["power"] == BY_SHAPE["power"][1]
+    with pytest.raises(ValueError, match="power must be"):
+        kind(power="much")
+
+
+def test_the_base_of_matching_is_suited_too():
+    assert EnergyMatching().suited((1, 8, 8)).base.power == BY_SHAPE["power"][1]
+    assert EnergyMatching().suited((2,)).base.power == BY_SHAPE["power"][0]
+
+
+def test_a_draw_by_hand_is_that_of_the_shape():
+    """Without fit, which would have filled the settings in."""
+    model, x_0 = FlowMap(UNet(size=8, width=8, blocks=1), RectifiedFlow()), torch.randn(8, 1, 8, 8)
+    objective = IntegralIdentity()
+    assert len(objective.draw(model, Batch(x_0), None)["s"]) == 2
+    loss, expected = (
+        one(model, x_0, torch.Generator().manual_seed(0))
+        for one in (objective, objective.suited((1, 8, 8)))
+    )
+    assert loss == expected
+
+
 def test_a_gap_unless_a_derivative_is_asked_for():
     assert IntegralIdentity().gap == IntegralIdentity().config()["gap"] == 0.02
     for asked in ({"derivative": "jvp"}, {"derivative": "difference"}, {"step": 0.01}):
@@ -776,7 +815,7 @@ def test_power_weighs_large_errors_down():
 def test_detail_weighs_the_differences_of_neighbours():
     """Errors with known differences: an even one has none, a ramp in one direction has its slope, in both directions."""
     flat, across = torch.full((3, 2, 8, 8), 0.5), torch.arange(8.0).expand(3, 2, 8, 8)
-    plain, fine = IntegralIdentity(), IntegralAdditivity(detail=0.25)
+    plain, fine = IntegralIdentity(power=0), IntegralAdditivity(power=0, detail=0.25)
     assert float(fine.weighted(flat)) == float(plain.weighted(flat)) == 2 * 64 * 0.25
     for ramp in (3 * across, 3 * across.mT):
         assert float(fine.weighted(ramp) - plain.weighted(ramp)) == pytest.approx(

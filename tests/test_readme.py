@@ -67,6 +67,7 @@ def test_api_example_is_short():
         "budget",
         "plane_tuning",
         "adaptive_weight",
+        "search",
     ],
 )
 def test_numbers_are_the_reference_results(name):

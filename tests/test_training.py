@@ -364,7 +364,10 @@ def test_history_and_manifest():
     assert all(math.isfinite(v) for v in run.history.loss)
     m = run.manifest
     assert m["steps_done"] == 12 and m["interrupted"] is False and m["seconds"] > 0
-    assert m["objective"] == {"name": "IntegralIdentity", **IntegralIdentity().config()}
+    assert m["objective"] == {
+        "name": "IntegralIdentity",
+        **IntegralIdentity().suited((2,)).config(),
+    }
     assert m["path"] == {"name": "PoissonFlow", "aug_dim": 8} and m["config"]["seed"] == 9
     assert (
         m["data"]["name"] == "toy"

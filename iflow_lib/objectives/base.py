@@ -12,7 +12,7 @@ alone: noise law, training times, ``tau_max``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -129,6 +129,14 @@ class Objective:
         loss, estimate = self.checked_loss(self.loss(model, **self.checked_draw(drawn)))
         self.update_state(batch, drawn, loss, estimate)
         return loss
+
+    def suited(self, shape: Sequence[int]) -> Objective:
+        """Return this objective with the values of settings that depend on the data.
+
+        Args:
+            shape: Of an example, such as ``model.data_shape``.
+        """
+        return self
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
         """Draw the arguments of ``loss``.

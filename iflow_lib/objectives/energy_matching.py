@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +116,11 @@ class EnergyMatching(Objective):
         if isinstance(base, EnergyMatching) or type(base).__call__ is not Objective.__call__:
             why = "matches already" if isinstance(base, EnergyMatching) else "has its own __call__"
             raise ValueError(f"base must be an objective with draw and loss, and {base.name} {why}")
+
+    def suited(self, shape: Sequence[int]) -> Objective:
+        """Return this objective with a base that is suited to examples of a shape."""
+        base = self.base.suited(shape)
+        return self if base is self.base else replace(self, base=base)
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None

@@ -53,8 +53,9 @@ class IntegralAdditivity(VelocityTarget, TwoTimeObjective):
         And ``velocity`` (B, ...), if it is that of the batch.
         """
         drawn, n = super().draw(model, batch, generator), len(batch.x_0)
-        self.require_equal_rows(n)
-        share = uniform(self.pairs(n), generator=generator, like=batch.x_0)
+        self.require_equal_rows(model, n)
+        k = self.pairs(n, model.data_shape)
+        share = uniform(k, generator=generator, like=batch.x_0)
         return self.with_velocity(model, batch, {**drawn, "share": share})
 
     def loss(  # type: ignore[override]

@@ -58,7 +58,7 @@ class TerminalVelocity(VelocityTarget, DerivativeObjective):
 
         ValueError for a batch without rows with s = t.
         """
-        self.require_equal_rows(len(batch.x_0))
+        self.require_equal_rows(model, len(batch.x_0))
         drawn = super().draw(model, batch, generator)
         return self.with_velocity(model, batch, drawn)
 

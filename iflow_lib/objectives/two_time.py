@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +15,22 @@ from ..model import FlowMap
 from .base import Batch, Drawn, Objective, check_number, on_line, uniform
 from .network_state import compared_rows
 
+#: What "auto" stands for: for vectors and sequences, and for images (docs/protocol.md).
+BY_SHAPE = {
+    "equal_share": (0.5, 0.75),
+    "start_share": (0.3, 0.1),
+    "end_share": (0.3, 0.1),
+    "time_density": ((-0.4, 1.0), (0.0, 1.0)),
+    "power": (0.0, 0.5),
+}
+
 
 @dataclass(frozen=True)
 class TwoTimeObjective(Objective):
     """Learn u(x_t, t, s) at pairs of times ``s <= t``: what all objectives that do share.
+
+    A setting that is "auto" depends on whether examples are images (C, H, W): see ``BY_SHAPE``. The
+    manifest of a run has its value.
 
     Args:
         equal_share: Share of the batch with s = t. It is plain velocity regression, which the rest
@@ -23,8 +39,8 @@ class TwoTimeObjective(Objective):
         end_share: Share of the other pairs with s = 0, at the data. Both ends together are the
             corner that one-step generation uses, and which a continuous density never hits.
         time_density: Mean and standard deviation of ``logit(tau)``, from which both times are
-            drawn, or "uniform". None takes the path's own. The default is MeanFlow's, which needs
-            the pairs at both ends: without them it seldom comes near the one jump.
+            drawn, or "uniform". None takes the path's own. For vectors "auto" is MeanFlow's, which
+            needs the pairs at both ends: without them it seldom comes near the one jump.
         power: Exponent p of the weight ``1 / (|e|^2 + 1e-3)^p`` of each example, which has no
             gradient (MeanFlow, arXiv 2505.13447, eq. 22). 0 is the plain squared error. A larger
             power tames outliers and biases the mean that is learned. Where the target of a pair
@@ -35,24 +51,44 @@ class TwoTimeObjective(Objective):
             limited.
     """
 
-    equal_share: float = 0.5
-    start_share: float = 0.3
-    end_share: float = 0.3
-    time_density: tuple[float, float] | str | None = (-0.4, 1.0)
-    power: float = 0.0
+    equal_share: float | str = "auto"
+    start_share: float | str = "auto"
+    end_share: float | str = "auto"
+    time_density: tuple[float, float] | str | None = "auto"
+    power: float | str = "auto"
     detail: float = 0.0
 
     learns = "jump"
 
     def __post_init__(self) -> None:
-        for name in ("equal_share", "start_share", "end_share"):
-            check_number(name, getattr(self, name), most=1)
-        check_number("power", self.power)
+        for name, most in (
+            ("equal_share", 1),
+            ("start_share", 1),
+            ("end_share", 1),
+            ("power", math.inf),
+        ):
+            if getattr(self, name) != "auto":
+                check_number(name, getattr(self, name), most=most)
         check_number("detail", self.detail)
 
-    def pairs(self, n: int) -> int:
+    def suited(self, shape: Sequence[int]) -> TwoTimeObjective:
+        """Return this objective with the values of all that is "auto".
+
+        Args:
+            shape: Of an example, such as ``model.data_shape``.
+        """
+        own = copy.copy(self)  # replace would ask a subclass for a constructor with these settings
+        own.__dict__.update({name: self.value(name, shape) for name in BY_SHAPE})
+        return own
+
+    def value(self, name: str, shape: Sequence[int]) -> Any:
+        """Return a setting, for examples of a shape where it is "auto"."""
+        own = getattr(self, name)
+        return BY_SHAPE[name][len(shape) == 3] if own == "auto" else own
+
+    def pairs(self, n: int, shape: Sequence[int]) -> int:
         """Return how many of n rows have s < t: all but the ``equal_share``. They come first."""
-        return n - round(self.equal_share * n)
+        return n - round(self.value("equal_share", shape) * n)
 
     def times(
         self,
@@ -66,16 +102,17 @@ class TwoTimeObjective(Objective):
         Returns:
             t and s, each (n,). All but the first ``pairs(n)`` have s = t.
         """
-        path, unequal = model.path, self.pairs(n)
+        path, shape = model.path, model.data_shape
+        unequal, density = self.pairs(n, shape), self.value("time_density", shape)
         draws = path.tau(
-            path.sample_times(2 * n, density=self.time_density, generator=generator, device=device)
+            path.sample_times(2 * n, density=density, generator=generator, device=device)
         )
         one, other = draws.reshape(2, n)
         t, s = torch.maximum(one, other), torch.minimum(one, other)
         t[unequal:] = s[unequal:] = one[unequal:]
         chance = uniform(2, unequal, generator=generator, like=t)
-        t[:unequal].masked_fill_(chance[0] < self.start_share, path.tau_max)
-        s[:unequal].masked_fill_(chance[1] < self.end_share, 0.0)
+        t[:unequal].masked_fill_(chance[0] < self.value("start_share", shape), path.tau_max)
+        s[:unequal].masked_fill_(chance[1] < self.value("end_share", shape), 0.0)
         return t, s
 
     def draw(self, model: FlowMap, batch: Batch, generator: torch.Generator | None) -> Drawn:
@@ -86,23 +123,25 @@ class TwoTimeObjective(Objective):
             "x_0": batch.x_0,
             "z": batch.draw_noise(model, generator),
             "t": t,
-            "s": s[: self.pairs(n)],
+            "s": s[: self.pairs(n, model.data_shape)],
             "labels": batch.labels,
         }
 
-    def require_equal_rows(self, n: int) -> None:
+    def require_equal_rows(self, model: FlowMap, n: int) -> None:
         """Check that a batch teaches the velocity, which a loss without v of its own needs.
 
         Args:
+            model: The model in training.
             n: Rows of the batch.
 
         Raises:
             ValueError: If none of them has s = t.
         """
-        if self.pairs(n) == n:
+        if self.pairs(n, model.data_shape) == n:
+            share = self.value("equal_share", model.data_shape)
             raise ValueError(
                 f"{self.name} learns nothing without rows with s = t, which say what the velocity is: "
-                f"of {n} rows equal_share={self.equal_share:g} makes none, so raise it, or batch_size"
+                f"of {n} rows equal_share={share:g} makes none, so raise it, or batch_size"
             )
 
     def on_pairs(
@@ -152,4 +191,5 @@ class TwoTimeObjective(Objective):
         if extra is not None:
             square = torch.cat([square[: len(extra)] + extra, square[len(extra) :]])
         size = square if judged_by is None else judged_by.square().flatten(1).sum(1)
-        return (square / (size.detach() + 1e-3) ** self.power).mean()
+        power = self.value("power", error.shape[1:])
+        return (square / (size.detach() + 1e-3) ** power).mean()

@@ -335,7 +335,7 @@ class Trainer:
             marks = self.processes.on_first(data.fingerprints)
         config = getattr(model.net, "config", None)
         return {
-            "objective": {"name": objective.name, **objective.config()},
+            "objective": {"name": objective.name, **objective.suited(model.data_shape).config()},
             "path": {"name": model.path.name, **model.path.config()},
             "network": {
                 "name": type(model.net).__name__,
