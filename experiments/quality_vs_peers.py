@@ -113,8 +113,10 @@ def train(
         ifl.RectifiedFlow(), seed
     )  # and from here on torch's numbers are the peers'
     settings, ours = VARIANTS[method][variant], VARIANTS[method] is INTEGRAL
+    if ours:  # with the defaults of before the search
+        settings = zoo.PAIRS | settings
     if method == "IntegralIdentity":
-        settings = {"derivative": "jvp", **settings}
+        settings = {"derivative": "jvp", "tangent": "network", **settings}
     objective = getattr(ifl, method)(**settings) if ours else Peer(method, tuple(settings.items()))
     run = finished(ifl.fit(model, objective, data_sets.load(dataset), plane_config(steps, seed)))
 
