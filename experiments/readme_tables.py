@@ -324,7 +324,8 @@ def search_table(table: pd.DataFrame, search: Search = PLANE) -> str:
         "median, one jump",
         "worst",
     ]
-    others = f"And {len(found) - len(lines)} more, which saw three cells: {found.first_look.min():.2f} to {found.first_look.max():.2f}."
+    few = found[found.rung == 0]
+    others = f"And {len(few)} more, which saw three cells: {few.first_look.min():.2f} to {few.first_look.max():.2f}."
     return f"{markdown(header, lines)}\n\n{others}"
 
 

@@ -5,8 +5,8 @@ it as it was then, and of one change at a time: the derivative by a finite gap, 
 of the jump, more velocity regression, another learning rate, another average of the weights; and all that the search tried first.
 
 The integral objectives sum the squared error over the elements of an example, ``FlowMatching`` averages. Adam forgets the scale of a
-gradient, but ``clip`` does not: of the sum, a largest norm of 1 cuts every step of an image network, of the mean none. So the scale
-is measured by the norm that is clipped: none, 1 of the sum, and 64, which is 1 of the mean over the 64 elements of a digit.
+gradient, but ``clip`` does not: a largest norm of 1 is small for a sum over pixels, and large for their mean. So the scale is
+measured by the norm that is clipped: none, 1 of the sum, and 64, which is 1 of the mean over the 64 elements of a digit.
 
 Digits 8x8, rectified, a U-Net of width 16, 1,500 steps of batch 64: the settings of experiments.search, whose functions train and
 measure. Distances are to the test images, of 2,000 samples at one, two and four jumps.

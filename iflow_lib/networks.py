@@ -134,8 +134,8 @@ class MLP(nn.Module):
         features: Number of octaves of sines and cosines of each coordinate beside x (w x, w = 1, 2,
             4, ...), which help with fine structure in few dimensions (arXiv 2006.10739). None takes 3
             in one and two dimensions, and none in more, where they did not help.
-        frequencies: Octaves of sines and cosines of t, see ``time_features``. More than two make the
-            jump over all times worse (docs/findings.md).
+        frequencies: Octaves of sines and cosines of t, see ``time_features``. The best candidates
+            of the search in the plane have two (docs/findings.md).
         gap_frequencies: Octaves of those of t - s, at most as many; None takes as many.
 
     Its ``lr``, the learning rate of ``fit`` where none is given, is 1 / hidden.

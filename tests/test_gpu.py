@@ -459,7 +459,7 @@ def test_operations_of_a_step_are_those_of_its_network_calls():
     # no gradient flows into the data, so the first layer has one product less
     assert 2.5 < velocity / counter.get_total_flops() <= 3
     identity = gpu_speed.step_flops("small", "UNet", "IntegralIdentity, jvp", CPU)
-    assert 1.1 < identity / velocity < 1.4
+    assert 1.3 < identity / velocity < 1.7
 
 
 def test_a_share_is_of_the_nearer_ceiling(tmp_path):

@@ -338,7 +338,9 @@ class Named(nn.Module):
         (lambda: UNet(size=8, width=16), None, 4e-3),
         (lambda: Named(), None, 1e-3),
         (lambda: Named(lr=0.25), None, 0.25),
-        (lambda: Named(lr="fast"), None, 1e-3),
+        (lambda: Named(lr=np.float32(0.25)), None, 0.25),
+        (lambda: Named(lr=None), None, 1e-3),
+        (lambda: Named(lr="fast"), 0.02, 0.02),
     ],
 )
 def test_a_network_knows_its_learning_rate(net, given, rate):
@@ -349,6 +351,15 @@ def test_a_network_knows_its_learning_rate(net, given, rate):
     run = fit(model, FlowMatching(), x, config(1, batch_size=8, lr=given))
     assert run.manifest["config"]["lr"] == rate
     assert float((weights(model) - before).abs().max()) == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize("lr", ["fast", 0, -1.0, math.nan, True, nn.Linear(2, 2)])
+def test_a_network_whose_lr_is_no_rate_is_refused(lr):
+    """It may mean something else, so the line says how to go on."""
+    with pytest.raises(ValueError) as error:
+        fit(FlowMap(Named(lr=lr), ALL[0]), FlowMatching(), torch.randn(8, 2), config(1))
+    assert "lr of the network Named must be a number above 0" in one_line(error)
+    assert "give TrainConfig(lr=...)" in one_line(error)
 
 
 def test_history_and_manifest():

@@ -35,7 +35,7 @@ def check_gap(gap: Any) -> None:
         return
     if not (isinstance(gap, (tuple, list)) and len(gap) == 3 and gap[0] in SCHEDULES):
         raise ValueError(
-            "gap must be a number in (0, 1], ('geometric', first, last), ('sigmoid', gamma, last) or None; "
+            "gap must be a number in (0, 1], ('geometric', first, last), ('sigmoid', gamma, last), 'auto' or None; "
             f"got {gap!r:.60}"
         )
     name, one, last = gap

@@ -165,12 +165,20 @@ def with_rate(config: TrainConfig, net: nn.Module) -> TrainConfig:
     Args:
         config: Settings of the run.
         net: The network, whose ``lr`` is a number if it has one.
+
+    Raises:
+        ValueError: If the network's ``lr`` is something else.
     """
     if config.lr is not None:
         return config
     own = getattr(net, "lr", None)
-    is_number = isinstance(own, (int, float)) and not isinstance(own, bool)
-    return replace(config, lr=own if is_number else DEFAULT_LR)
+    try:
+        return replace(config, lr=DEFAULT_LR if own is None else own)
+    except ValueError:
+        raise ValueError(
+            f"lr of the network {type(net).__name__} must be a number above 0, the learning rate, got "
+            f"{f'{own!r}'.splitlines()[0]:.60}: give TrainConfig(lr=...), which comes first"
+        ) from None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
