@@ -31,7 +31,7 @@ from iflow_lib.objectives import (
 from iflow_lib.objectives.x0_regression import X0Regression
 from iflow_lib.paths import PoissonFlow, RectifiedFlow
 from iflow_lib.training import TrainConfig, checkpoints, fit, loop
-from iflow_lib.training.checkpoints import RunFolder
+from iflow_lib.training.checkpoints import RunFolder, difference
 
 STEPS = 150
 OBJECTIVES = {
@@ -558,3 +558,12 @@ def test_weights_that_are_not_finite_are_not_kept(tmp_path):
     with pytest.raises(FloatingPointError) as error:
         fit(model, Breaks(), x, config)
     assert "not finite at step 12" in one_line(error) and "step-00000008" in str(error.value)
+
+
+def test_an_objective_from_before_gaps_took_the_derivative():
+    """It named no gap. With one, it is another run."""
+    then = {"objective": {"name": "IntegralIdentity", "power": 0.0}}
+    for gap in (None, 0.02):
+        now = {"objective": {"name": "IntegralIdentity", "power": 0.0, "gap": gap}}
+        said = difference(then, now)
+        assert said is None if gap is None else said is not None and "'gap': 0.02" in said
