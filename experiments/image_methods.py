@@ -25,7 +25,10 @@ from experiments.store import Store, extend_table
 from iflow_lib import data, zoo
 
 REAL = 10_000  # test images of Fashion-MNIST
-METRICS = {"fashion_mnist": ("frechet", "kernel"), "emoji": ("frechet_pca", "sliced_w2")}
+METRICS = {
+    "fashion_mnist": ("frechet", "kernel", "frechet_second", "kernel_second"),
+    "emoji": ("frechet_pca", "sliced_w2"),
+}
 
 
 def floor(dataset: str, seed: int, samples: int) -> tuple[list[dict], dict]:

@@ -1,8 +1,9 @@
 """Make the files in ``iflow_lib/assets`` again: the Fashion-MNIST subset, the feature classifier, the emoji.
 
     python -m experiments.make_assets subset [--root FOLDER]        15 s; prints the sha256 for data.images.VENDORED
-    python -m experiments.make_assets classifier [--root FOLDER]    3 minutes on one CPU core
-    python -m experiments.make_assets features [--root FOLDER]      10 s; prints the sha256 for metrics.features.TEST_SHA256
+    python -m experiments.make_assets classifier [--root FOLDER]    3 minutes on one CPU core; second-classifier: 6
+    python -m experiments.make_assets features [--root FOLDER]      10 s; prints the sha256 for metrics.features.CLASSIFIERS;
+                                                                    second-features: of the second classifier
     python -m experiments.make_assets emoji --root FOLDER           5 s; prints the sha256 for data.images.VENDORED
 
 ``--root`` is a folder with the four idx or idx.gz files of the full set (see ``iflow_lib.data.load``); for the emoji, the
@@ -17,6 +18,7 @@ import argparse
 import hashlib
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,18 @@ from safetensors.torch import save
 from experiments.common import ROOT
 from iflow_lib import data, metrics
 from iflow_lib.io import sha256, write_atomic
+from iflow_lib.metrics.features import CLASSIFIERS, shipped_classifier
 
 ASSETS = ROOT / "iflow_lib" / "assets"
+#: Of each classifier, for its card.
+ARCHITECTURE = {
+    "first": "conv 1-24-48-64 (3x3, ReLU, max-pool 2), linear 64, standardised; ReLU, linear 10",
+    "second": (
+        "conv 1-32 (4x4, stride 2), 2 residual blocks, conv 32-64 (3x3, stride 2), 2 residual blocks, mean over places, "
+        "linear 64, standardised; ReLU, linear 10; a block: depthwise conv 3x3, group norm, conv 1x1 to twice the width, "
+        "GELU, conv 1x1 back"
+    ),
+}
 
 
 def chosen_images(labels: np.ndarray, split: str) -> np.ndarray:
@@ -53,18 +65,28 @@ def make_subset(root=None) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def make_classifier(root=None, epochs: int = 5, batch_size: int = 128, lr: float = 3e-3) -> dict:
-    """Train ``FashionFeatures`` on the 50,000 official training images not vendored; write it with its card.
+def make_classifier(
+    root=None, which: str = "first", epochs: int = 5, batch_size: int = 128, lr: float = 3e-3
+) -> dict:
+    """Train ``FashionFeatures`` on official training images that are not vendored; write it with its card.
 
-    So it has seen neither the images that models are trained on here nor those that they are judged by.
+    So it has seen neither the images that models are trained on here nor those that they are judged by. There are 50,000, and
+    the second classifier is trained on half of them, which are shifted by up to two pixels.
     """
+    seed = ("first", "second").index(which)
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     full = data.load("fashion_mnist_full", root=root)
     keep = torch.ones(len(full), dtype=torch.bool)
     keep[chosen_images(full.labels.numpy(), "train")] = False
     x, labels = full.x[keep], full.labels[keep]
-    model = metrics.FashionFeatures(pretrained=False).train().to(memory_format=torch.channels_last)
+    said = "the 50,000 official training images that are not in fashion_mnist.npz"
+    if which == "second":
+        half = torch.randperm(len(x))[: len(x) // 2]
+        x, labels = x[half], labels[half]
+        said = f"{len(x):,} of {said}, shifted by up to two pixels and mirrored"
+    model = metrics.FashionFeatures(pretrained=False, which=which).train()
+    model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     steps = epochs * (len(x) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.2)
@@ -75,6 +97,8 @@ def make_classifier(root=None, epochs: int = 5, batch_size: int = 128, lr: float
             batch = x[index]
             if torch.rand(()) < 0.5:
                 batch = batch.flip(-1)
+            if which == "second":
+                batch = batch.roll(torch.randint(-2, 3, (2,)).tolist(), dims=(-2, -1))
             loss = torch.nn.functional.cross_entropy(model.logits(batch), labels[index])
             optimizer.zero_grad()
             loss.backward()
@@ -92,14 +116,14 @@ def make_classifier(root=None, epochs: int = 5, batch_size: int = 128, lr: float
     weights = save({k: v.contiguous() for k, v in model.state_dict().items()})
     card = {
         "what": "Fashion-MNIST classifier for iflow_lib.metrics.FashionFeatures",
-        "architecture": "conv 1-24-48-64 (3x3, ReLU, max-pool 2), linear 64, standardised; ReLU, linear 10",
+        "architecture": ARCHITECTURE[which],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_on": "the 50,000 official training images that are not in fashion_mnist.npz",
+        "trained_on": said,
         "trained_on_sha256": data.TensorData(x).sha256,
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
-        "seed": 0,
+        "seed": seed,
         "accuracy_vendored_test_2000": accuracy(model, data.load("fashion_mnist", split="test")),
         "accuracy_official_test_10000": accuracy(model, full_test),
         "accuracy_vendored_train_10000": accuracy(model, data.load("fashion_mnist")),
@@ -108,17 +132,18 @@ def make_classifier(root=None, epochs: int = 5, batch_size: int = 128, lr: float
         "torch": torch.__version__,
         "sha256": sha256(weights),
     }
-    write_atomic(ASSETS / "classifier.safetensors", weights)
-    write_atomic(ASSETS / "classifier.json", json.dumps(card, indent=2) + "\n")
+    stem = CLASSIFIERS[which][0]
+    write_atomic(ASSETS / f"{stem}.safetensors", weights)
+    write_atomic(ASSETS / f"{stem}.json", json.dumps(card, indent=2) + "\n")
     return card
 
 
-def make_features(root=None) -> str:
-    """Write ``fashion_test.safetensors``: the classifier's features of all 10,000 official test images, as float16 (the
+def make_features(root=None, which: str = "first") -> str:
+    """Write ``fashion_test.safetensors``: a classifier's features of all 10,000 official test images, as float16 (the
     distances do not change in the digits that are shown), for measurements with 10,000 samples. Returns its sha256."""
-    features = metrics.embed(data.load("fashion_mnist_full", split="test", root=root))
-    content = save({"features": features.half()})
-    write_atomic(ASSETS / "fashion_test.safetensors", content)
+    images = data.load("fashion_mnist_full", split="test", root=root)
+    content = save({"features": metrics.embed(images, shipped_classifier(which)).half()})
+    write_atomic(ASSETS / CLASSIFIERS[which][1], content)
     return sha256(content)
 
 
@@ -167,7 +192,9 @@ def main(arguments=None) -> None:
     make = {
         "subset": make_subset,
         "classifier": make_classifier,
+        "second-classifier": partial(make_classifier, which="second", epochs=8),
         "features": make_features,
+        "second-features": partial(make_features, which="second"),
         "emoji": make_emoji,
     }
     options.add_argument("what", choices=make)

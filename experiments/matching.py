@@ -46,8 +46,6 @@ VARIANTS = {
 }
 #: The learning rate of the second stage, as a share of that of the first.
 LAST_LR = 0.25
-#: Share of the fresh data that is nearer to a training example than a copy is.
-NEAREST = 0.05
 
 
 # ---------------------------------------------------------------- setups
@@ -110,22 +108,6 @@ def off_support(dataset: str, x: torch.Tensor) -> float:
     return float((~inside).double().mean())
 
 
-def nearest(x: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
-    """The distance (n,) of each of some examples to the nearest training example."""
-    x, train = x.flatten(1), train.flatten(1)
-    return torch.cat([torch.cdist(part, train).amin(1) for part in x.split(200)])
-
-
-def copies(x: torch.Tensor, train: torch.Tensor, fresh: torch.Tensor) -> dict:
-    """How near samples are to the training examples, beside fresh data: see above."""
-    ours, theirs = nearest(x, train), nearest(fresh, train)
-    close = ours < theirs.quantile(NEAREST)
-    return {
-        "nearest": float(ours.mean() / theirs.mean()),
-        "copies": float(close.double().mean()),
-    }
-
-
 @lru_cache(maxsize=200)
 def floor_of(dataset: str, n: int, i: int) -> float:
     """W2 of the i-th pair of real draws of n points."""
@@ -144,7 +126,7 @@ def of_points(dataset: str, draws: list[int], make) -> dict:
         "w2_ratio": sum(distances) / sum(floors),
         "off": sum(off_support(dataset, x) for x in samples) / len(draws),
         **dict(zip(metrics.Coverage._fields, shares.tolist())),
-        **copies(samples[0], data.load(dataset).x, real[0]),
+        **metrics.copies(samples[0], data.load(dataset).x, real[0])._asdict(),
     }
 
 
@@ -154,7 +136,7 @@ def of_images(dataset: str, x: torch.Tensor) -> dict:
     found = images.distances(dataset, x)
     if "precision" not in found:
         found |= metrics.precision_recall(x, real)._asdict()
-    return found | copies(x.cpu(), data.load(dataset).x, real)
+    return found | metrics.copies(x, data.load(dataset).x, real)._asdict()
 
 
 def draws_of(seed: int, draws: int) -> list[int]:

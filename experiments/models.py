@@ -30,6 +30,7 @@ def train(
     system: zoo.System,
     folder: Path,
     *,
+    seed: int = 0,
     steps: int | None = None,
     second_stage: bool = True,
     device: str = "auto",
@@ -37,9 +38,9 @@ def train(
 ) -> FlowMap:
     """Train a system and save it, with its card, into the folder of its name in ``folder``.
 
-    steps: by default ``System.steps``; the second stage of an integral of images takes a thirtieth of them more.
+    steps: by default ``System.steps``; the second stage of an integral of images takes ``last_steps`` of them more.
     """
-    settings = {"device": device, "progress": progress}
+    settings = {"seed": seed, "device": device, "progress": progress}
     integral = system.of_images and system.kind == "integral"
     steps, last = steps or system.steps, checkpoints_of(system, folder, 2)
     if not (integral and second_stage and last.is_dir()):
@@ -52,13 +53,19 @@ def train(
         shutil.rmtree(first)
         if not (integral and second_stage):
             return run.model
-    return finish(system, folder, steps=max(steps // 30, 1), **settings)
+    return finish(system, folder, steps=last_steps(steps), **settings)
+
+
+def last_steps(steps: int) -> int:
+    """Steps of the second stage of an integral of images."""
+    return max(steps // 30, 1)
 
 
 def finish(
     system: zoo.System,
     folder: Path,
     *,
+    seed: int = 0,
     steps: int = zoo.FINISH_STEPS,
     device: str = "auto",
     progress: bool = True,
@@ -75,7 +82,7 @@ def finish(
         return zoo.pretrained(system, folder)
     shutil.rmtree(checkpoints_of(system, folder, 1), ignore_errors=True)
     model, teacher = zoo.pretrained(system, folder), teacher_of(system, folder)
-    settings = {"device": device, "progress": progress, "out_dir": out_dir}
+    settings = {"seed": seed, "device": device, "progress": progress, "out_dir": out_dir}
     run = finished(zoo.finish(system, model, teacher, steps, **settings))
     both = {name: before[name] + run.manifest[name] for name in ("steps_done", "seconds")}
     save(run.model, system, run.manifest | both | {"before": before}, folder)

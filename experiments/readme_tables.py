@@ -4,19 +4,23 @@ Each function takes a table of results/reference and returns the text between it
 ``python -m experiments.make_reference readme`` puts them there.
 """
 
+import itertools
 import json
 import math
+from functools import partial
 
 import pandas as pd
 
 from experiments.common import REFERENCE, ROOT, markdown
+from experiments.defaults import over_floor
 from experiments.gpu_table import demands
 from experiments.search import ranking
-from experiments.searches import PLANE, Search
-from iflow_lib import plotting, zoo
+from experiments.searches import IMAGES, PLANE, Search
+from iflow_lib import data, plotting, zoo
 from iflow_lib.metrics import interval
 
 SETS, PATH_LABELS = plotting.SETS, plotting.PATH_LABELS
+ALL_PLANE = (*data.PLANE, *data.PLANE_HELD_OUT)
 #: jumps -> Euler steps of the velocity model on the same path that they should match
 WANTED = {1: 8, 2: 16, 4: 32}
 METHODS = {
@@ -302,8 +306,65 @@ def adaptive_weight_table(table: pd.DataFrame) -> str:
     return markdown(["", "power", "weight by the error", *columns], lines)
 
 
+#: Steps -> what one jump of the defaults should reach over all cells, median and worst (docs/protocol.md).
+DEFAULTS_WANTED = {4000: (1.15, 1.4), 10_000: (1.05, 1.25)}
+
+
+def defaults_table(table: pd.DataFrame) -> str:
+    """W2 of the defaults over its floor: each set at one jump, then medians and worst cells by steps and jumps."""
+    if table.empty:
+        return ""
+    over, steps = over_floor(table), sorted(table.step.dropna().astype(int).unique())
+    now = over[~over.run_id.str.startswith("before/")]
+    one, lines = now[now.nfe == 1], []
+    paths = [path for path in zoo.PATH_NAMES if path in set(one.path)]
+    placed = table[(table.method == "map") & (table.nfe == 1) & (table.step == steps[0])]
+    placed = placed[~placed.run_id.str.startswith("before/")]
+    for dataset in [name for name in ALL_PLANE if name in set(one.dataset)]:
+        rows = one[(one.dataset == dataset) & (one.step == steps[0])]
+        line = [dataset.replace("_", " ")]
+        line += [spread(rows[rows.path == path].value) for path in paths]
+        for metric in ("off_support", "off_modes"):
+            own = placed[(placed.dataset == dataset) & (placed.metric == metric)].value
+            line.append(f"{100 * own.mean():.1f}" if len(own) else "")
+        lines.append(
+            [f"{line[0]}, held out" if dataset in data.PLANE_HELD_OUT else line[0], *line[1:]]
+        )
+    paths = [PATH_LABELS[path] for path in zoo.PATH_NAMES]
+    header = [
+        f"one jump after {steps[0]:,} steps",
+        *paths,
+        "off the support, %",
+        "off the modes, %",
+    ]
+    first = markdown(header, lines)
+    lines = []
+    for before, label in ((False, "the defaults"), (True, "before the search")):
+        whose = over[over.run_id.str.startswith("before/") == before]
+        held = whose.dataset.isin(data.PLANE_HELD_OUT)
+        parts = {"searched": whose[~held], "held out": whose[held], "all": whose}
+        for number, (name, part) in itertools.product(steps, parts.items()):
+            part = part[part.step == number]
+            if part.empty or (name == "all" and not held.any()):
+                continue
+            cells = part.groupby(["nfe", "dataset", "path"]).value.mean().groupby("nfe")
+            shown = [f"{cells.median()[nfe]:.2f}, {cells.max()[nfe]:.2f}" for nfe in (1, 2, 4)]
+            wanted = DEFAULTS_WANTED.get(number) if name == "all" and not before else None
+            goal = "{:.2f}, {:.2f}".format(*wanted) if wanted else ""
+            lines.append([label, name, f"{number:,}", *shown, goal])
+    header = [
+        "median, worst",
+        "sets",
+        "steps",
+        *(f"{nfe} jump{'s' * (nfe > 1)}" for nfe in (1, 2, 4)),
+    ]
+    return first + "\n\n" + markdown([*header, "wanted of one"], lines)
+
+
 def search_table(table: pd.DataFrame, search: Search = PLANE) -> str:
     """Candidates that saw all cells, by what they change of candidate 1; then how many others there were."""
+    if table.empty:
+        return ""
     found, lines = ranking(table, search), []
     base = next(json.loads(row.settings) for row in table.itertuples() if row.trial == 1)
     for row in found[found.rung > 0].itertuples():
@@ -319,8 +380,8 @@ def search_table(table: pd.DataFrame, search: Search = PLANE) -> str:
         "",
         "settings, where other than those of 1",
         "cost",
-        "1,000 steps",
-        "4,000 steps",
+        f"{search.short:,} steps",
+        f"{search.long:,} steps",
         "median, one jump",
         "worst",
     ]
@@ -596,13 +657,13 @@ def _gpu_quality(rows: pd.DataFrame) -> str:
     rows = rows[(rows.part == "quality") & (rows.metric == "frechet")]
     sets = {"fashion_mnist": "the 10,000 that ship", "fashion_mnist_full": "all 60,000"}
     lines = []
-    for (data, path, step), part in rows.groupby(["dataset", "path", "step"], sort=False):
+    for (dataset, path, step), part in rows.groupby(["dataset", "path", "step"], sort=False):
         for method, name in (("euler", "velocity, Euler"), ("map", "Integration Flow")):
             for nfe, found in part[part.method == method].groupby("nfe"):
                 value = spread(found.value) if len(found) > 1 else f"{found.value.iloc[0]:.2f}"
                 cells = [f"{nfe:.0f}", f"{len(found)}", value]
                 shown = f"{name}, {PATH_LABELS[path]}"
-                lines.append([sets.get(data, data), f"{step:,.0f}", shown, *cells])
+                lines.append([sets.get(dataset, dataset), f"{step:,.0f}", shown, *cells])
     return _if_any("training images|steps|model|network calls|seeds|Frechet", lines)
 
 
@@ -619,7 +680,13 @@ def _gpu_checks(rows: pd.DataFrame) -> str:
 
 
 #: Tables that may not be there yet: then their sections are empty.
-WHEN_MEASURED = ("bench/gpu.csv", "bench/vs_peers.csv", "bench/search.csv")
+WHEN_MEASURED = (
+    "bench/gpu.csv",
+    "bench/vs_peers.csv",
+    "bench/search.csv",
+    "bench/image_search.csv",
+    "bench/defaults.csv",
+)
 #: name of the table in a page -> where it is read from, and how it is written
 TABLES = {
     "plane": ("plane.csv", plane_table),
@@ -637,6 +704,8 @@ TABLES = {
     "tuning": ("bench/tuning.csv", tuning_table),
     "adaptive_weight": ("bench/adaptive_weight.csv", adaptive_weight_table),
     "search": ("bench/search.csv", search_table),
+    "image_search": ("bench/image_search.csv", partial(search_table, search=IMAGES)),
+    "defaults": ("bench/defaults.csv", defaults_table),
     "claims": ("claims.csv", claims_table),
     "speed_short": ("bench/speed.csv", speed_short_table),
     "speed": ("bench/speed.csv", speed_table),

@@ -558,8 +558,9 @@ def copied(result: SampleResult) -> float:
 def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict[str, float]:
     """Measure how far images are from the test images.
 
-    Fashion-MNIST: "frechet" and "kernel" distance on the features of the package's classifier.
-    Others, which have no classifier: "frechet_pca", the Frechet distance in the first 64 principal
+    Fashion-MNIST: "frechet" and "kernel" distance on the features of the package's first
+    classifier, "frechet_second" and "kernel_second" on those of the second, made differently
+    (``metrics.FashionFeatures``): no single set of features is a judge. Others, which have no classifier: "frechet_pca", the Frechet distance in the first 64 principal
     components of the training images over the variance in them (1 if every sample is their mean),
     and "sliced_w2" of all pixels.
 
@@ -572,11 +573,13 @@ def image_distances(dataset: str, x: torch.Tensor, n_real: int = POINTS) -> dict
         The distance by each metric.
     """
     if dataset == "fashion_mnist":
-        features, real = metrics.embed(x), metrics.fashion_reference(n_real)
-        return {
-            "frechet": metrics.frechet_distance(features, real),
-            "kernel": metrics.kernel_distance(features, real),
-        }
+        found = {}
+        for which, suffix in (("first", ""), ("second", "_second")):
+            features = metrics.embed(x, metrics.shipped_classifier(which))
+            real = metrics.fashion_reference(n_real, which)
+            found[f"frechet{suffix}"] = metrics.frechet_distance(features, real)
+            found[f"kernel{suffix}"] = metrics.kernel_distance(features, real)
+        return found
     real, axes = data_sets.load(dataset, split="test").x, _principal_axes(dataset)
     mine, theirs = (v.cpu().double().flatten(1) @ axes for v in (x, real))
     return {

@@ -101,42 +101,63 @@ def test_transport_refuses(metric, x, y, word):
 # ---- features
 
 
-def test_classifier_is_as_accurate_as_its_card_says():
-    card = json.loads((features.ASSETS / "classifier.json").read_text())
+@pytest.mark.parametrize("which", features.CLASSIFIERS)
+def test_classifier_is_as_accurate_as_its_card_says(which):
+    stem = features.CLASSIFIERS[which][0]
+    card = json.loads((features.ASSETS / f"{stem}.json").read_text())
     test = load("fashion_mnist", n=1000, split="test")
-    model = FashionFeatures()
+    model = FashionFeatures(which=which)
     assert not model.training and sum(p.numel() for p in model.parameters()) == card["parameters"]
     accuracy = (model.logits(test.x).argmax(1) == test.labels).double().mean().item()
-    assert card["accuracy_vendored_test_2000"] > 0.9 and accuracy == pytest.approx(
+    assert card["accuracy_vendored_test_2000"] > 0.88 and accuracy == pytest.approx(
         card["accuracy_vendored_test_2000"], abs=0.02
     )
 
 
-def test_features_are_standardised_and_of_full_rank():
-    reference = fashion_reference()
+@pytest.mark.parametrize("which", features.CLASSIFIERS)
+def test_features_are_standardised_and_of_full_rank(which):
+    reference = fashion_reference(which=which)
     assert reference.shape == (2000, 64) and reference.dtype == torch.float64
-    assert reference.mean(0).abs().max() < 0.15 and (reference.std(0) - 1).abs().max() < 0.15
+    assert reference.mean(0).abs().max() < 0.2 and (reference.std(0) - 1).abs().max() < 0.15
     assert torch.linalg.matrix_rank(torch.cov(reference.T)) == 64
     images = load("fashion_mnist", split="test").x[:50]
-    torch.testing.assert_close(embed(images, batch_size=7), reference[:50], atol=1e-4, rtol=0)
+    again = embed(images, features.shipped_classifier(which), batch_size=7)
+    torch.testing.assert_close(again, reference[:50], atol=1e-4, rtol=0)
 
 
-def test_features_of_all_test_images(tmp_path, monkeypatch):
+def test_the_two_classifiers_see_different_things():
+    """Neither set of features is a linear function of the other: each leaves a good part of the other open."""
+    first, second = (fashion_reference(which=which) for which in features.CLASSIFIERS)
+    for x, y in ((first, second), (second, first)):
+        x = torch.cat([x, torch.ones(len(x), 1)], 1)
+        left = y - x @ torch.linalg.lstsq(x, y).solution
+        assert 0.1 < (left.var(0) / y.var(0)).mean() < 0.9
+    with pytest.raises(ValueError) as error:
+        FashionFeatures(which="third")
+    assert "expected one of first, second" in one_line(error)
+    with pytest.raises(ValueError) as error:
+        fashion_reference(which="third")
+    assert "expected one of first, second" in one_line(error)
+
+
+@pytest.mark.parametrize("which", features.CLASSIFIERS)
+def test_features_of_all_test_images(tmp_path, monkeypatch, which):
     """Those of the 2,000 vendored ones are among them, up to float16; a changed file is refused."""
-    everything, part = fashion_reference(10_000), fashion_reference()
+    everything, part = fashion_reference(10_000, which), fashion_reference(which=which)
     assert everything.shape == (10_000, 64) and everything.dtype == torch.float64
     assert torch.cdist(part[:200], everything).amin(1).max() < 0.02
     assert frechet_distance(part, everything) < 0.5
     with pytest.raises(ValueError) as error:
         fashion_reference(500)
     assert "500 were asked for" in one_line(error)
-    content = bytearray((features.ASSETS / "fashion_test.safetensors").read_bytes())
+    name = features.CLASSIFIERS[which][1]
+    content = bytearray((features.ASSETS / name).read_bytes())
     content[-1] ^= 1
-    (tmp_path / "fashion_test.safetensors").write_bytes(content)
+    (tmp_path / name).write_bytes(content)
     monkeypatch.setattr(features, "ASSETS", tmp_path)
     with pytest.raises(ValueError) as error:
-        features.all_test_features.__wrapped__()
-    assert "fashion_test.safetensors is damaged" in one_line(error)
+        features.all_test_features.__wrapped__(which)
+    assert f"{name} is damaged" in one_line(error)
 
 
 def test_values_outside_the_range_are_clamped_not_rounded():

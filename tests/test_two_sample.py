@@ -8,6 +8,7 @@ from exact import one_line
 
 from iflow_lib.metrics import (
     c2st,
+    copies,
     energy_distance,
     mmd,
     precision_recall,
@@ -92,3 +93,19 @@ def test_bad_input(call, words):
     with pytest.raises(ValueError) as error:
         call()
     assert words in one_line(error)
+
+
+def test_copies_of_the_training_data_are_seen():
+    """Fresh data are a twentieth, copies all; samples that are wider than the data are farther away."""
+    train, fresh, other = (
+        torch.randn(500, 3, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    )
+    assert copies(train[:50] + 1e-4, train, fresh).copies == 1
+    found = copies(other, train, fresh)
+    assert found.copies < 0.12 and found.nearest == pytest.approx(1, abs=0.15)
+    wide = copies(2 * other, train, fresh)
+    assert wide.nearest > 1.5 and wide.copies < found.copies
+    itself = copies(fresh, train, fresh)
+    assert itself.nearest == 1 and itself.copies == pytest.approx(0.05, abs=0.002)
+    with pytest.raises(ValueError, match="3 dimensions and y has 2"):
+        copies(other, train[:, :2], fresh)

@@ -14,48 +14,60 @@ from ..data.images import ASSETS
 from ..io import read_checked
 from ..utils import check_int
 
-#: sha256 of fashion_test.safetensors, the features of the 10,000 official test images.
-TEST_SHA256 = "f10079d1c2d2f7b23942a2237993bd3caa8d676df249c36e2bc60b78653ef64f"
+#: The two classifiers that come with the package -> the stem of the files of its weights, and the
+#: file and sha256 of its features of the 10,000 official test images.
+CLASSIFIERS = {
+    "first": (
+        "classifier",
+        "fashion_test.safetensors",
+        "f10079d1c2d2f7b23942a2237993bd3caa8d676df249c36e2bc60b78653ef64f",
+    ),
+    "second": (
+        "classifier_second",
+        "fashion_test_second.safetensors",
+        "3863608c3e737852011fc5dc7e93614e1fc87ca1ff0b5d42829dbc86150ad269",
+    ),
+}
 
 
 class FashionFeatures(nn.Module):
-    """The classifier of Fashion-MNIST whose features are compared.
+    """A classifier of Fashion-MNIST whose features are compared.
 
-    It has three convolutions, a linear layer to 64 features, and a standardization, so that each
-    feature has mean 0 and variance 1 on its training images; ``logits`` adds a ReLU and the last
-    layer. Values outside [-1, 1] are clamped, as they would be when a picture is stored, but not
-    rounded to 256 levels.
+    A distance in one set of features can be small by accident. So there are two, made differently,
+    and no model is trained on either:
+
+    - "first": three convolutions with pooling between them and a linear layer, trained on 50,000
+      images.
+    - "second": patches, residual blocks, and a mean over all places, trained with another seed on
+      25,000 images that were shifted and mirrored.
+
+    Both have 64 features and a standardization, so that each feature has mean 0 and variance 1 on
+    its training images; ``logits`` adds a ReLU and the last layer. Values outside [-1, 1] are
+    clamped, as they would be when a picture is stored, but not rounded to 256 levels.
 
     Args:
         pretrained: Whether to load the weights that come with the package. False leaves them
             random, to train them as ``experiments/make_assets.py`` does.
+        which: "first" or "second".
 
     Raises:
         FileNotFoundError: If the shipped weights are missing.
-        ValueError: If the shipped weights fail their checksum.
+        ValueError: If there is no such classifier, or the weights fail their checksum.
     """
 
     num_features = 64
 
-    def __init__(self, pretrained: bool = True) -> None:
+    def __init__(self, pretrained: bool = True, which: str = "first") -> None:
         super().__init__()
+        _check_classifier(which)
+        body = _first_body if which == "first" else _second_body
+        # the standardization is before the ReLU of the last layer: no feature can die
         self.body = nn.Sequential(
-            nn.Conv2d(1, 24, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(24, 48, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(48, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(64 * 3 * 3, self.num_features),
-            nn.BatchNorm1d(self.num_features, affine=False),  # before the ReLU: no feature can die
+            *body(self.num_features), nn.BatchNorm1d(self.num_features, affine=False)
         )
         self.head = nn.Linear(self.num_features, 10)
         if pretrained:
-            self.load_state_dict(_classifier_weights())
+            self.load_state_dict(_classifier_weights(CLASSIFIERS[which][0]))
             self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,6 +94,60 @@ class FashionFeatures(nn.Module):
         return self.head(self(x).relu())
 
 
+def _first_body(features: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(1, 24, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(24, 48, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(48, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 3 * 3, features),
+    ]
+
+
+def _second_body(features: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(1, 32, 4, stride=2, padding=1),
+        _Residual(32),
+        _Residual(32),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1),
+        _Residual(64),
+        _Residual(64),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, features),
+    ]
+
+
+class _Residual(nn.Module):
+    """Adds what a convolution of each channel and two layers across channels find."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.change = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, groups=width),
+            nn.GroupNorm(1, width),
+            nn.Conv2d(width, 2 * width, 1),
+            nn.GELU(),
+            nn.Conv2d(2 * width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.change(x)
+
+
+def _check_classifier(which: str) -> None:
+    if which not in CLASSIFIERS:
+        raise ValueError(
+            f"there is no classifier {which!r}: expected one of {', '.join(CLASSIFIERS)}"
+        )
+
+
 @torch.no_grad()
 def embed(x: Any, features: nn.Module | None = None, batch_size: int = 500) -> Tensor:
     """Compute the features of images, in batches on the CPU, in evaluation mode.
@@ -106,7 +172,7 @@ def embed(x: Any, features: nn.Module | None = None, batch_size: int = 500) -> T
     if features is None:
         if x.ndim == 2:
             return x.double()
-        features = _shipped_classifier()
+        features = shipped_classifier()
     training = features.training
     features.eval()
     try:
@@ -141,7 +207,7 @@ def embed_both(x: Any, y: Any, features: nn.Module | None = None) -> tuple[Tenso
     return x, y
 
 
-def fashion_reference(n: int = 2000) -> Tensor:
+def fashion_reference(n: int = 2000, which: str = "first") -> Tensor:
     """Return the features of Fashion-MNIST's test images, which samples are compared with.
 
     They are made once and shared: do not change them in place.
@@ -149,57 +215,60 @@ def fashion_reference(n: int = 2000) -> Tensor:
     Args:
         n: 2,000 for the test images that come with the package, or 10,000 for all official ones,
             whose features (not the images) come with it as float16.
+        which: The classifier, as in ``FashionFeatures``.
 
     Returns:
         Features (n, 64), float64.
 
     Raises:
-        ValueError: For another ``n``, or a damaged file.
+        ValueError: For another ``n`` or classifier, or a damaged file.
         FileNotFoundError: If a file is missing.
     """
+    _check_classifier(which)
     if n not in (2000, 10_000):
         raise ValueError(
             f"there are features of 2,000 or of 10,000 test images, {n} were asked for"
         )
-    return fashion_features("test") if n == 2000 else all_test_features()
+    return fashion_features("test", which) if n == 2000 else all_test_features(which)
 
 
-@functools.lru_cache(maxsize=2)
-def fashion_features(split: str) -> Tensor:
+@functools.lru_cache(maxsize=4)
+def fashion_features(split: str, which: str = "first") -> Tensor:
     """Return the features (n, 64) of the Fashion-MNIST images of the package, made once.
 
     Args:
-        split: "train" for 10,000 images, which the classifier was not trained on, or "test" for
-            2,000.
+        split: "train" for 10,000 images, which no classifier was trained on, or "test" for 2,000.
+        which: The classifier, as in ``FashionFeatures``.
 
     Returns:
         The features, float64; do not change them in place.
     """
-    return embed(load("fashion_mnist", split=split))
+    return embed(load("fashion_mnist", split=split), shipped_classifier(which))
 
 
-@functools.lru_cache(maxsize=1)
-def all_test_features() -> Tensor:
-    """Read the features (10,000, 64) of all official test images."""
+@functools.lru_cache(maxsize=2)
+def all_test_features(which: str = "first") -> Tensor:
+    """Read the features (10,000, 64) of all official test images. which: the classifier."""
     from safetensors.torch import load as from_bytes
 
-    content = read_checked(ASSETS / "fashion_test.safetensors", TEST_SHA256)
-    return from_bytes(content)["features"].double()
+    _, name, digest = CLASSIFIERS[which]
+    return from_bytes(read_checked(ASSETS / name, digest))["features"].double()
 
 
-@functools.lru_cache(maxsize=1)
-def _shipped_classifier() -> FashionFeatures:
-    return FashionFeatures()
+@functools.lru_cache(maxsize=2)
+def shipped_classifier(which: str = "first") -> FashionFeatures:
+    """Load a classifier that comes with the package, once. which: as in ``FashionFeatures``."""
+    return FashionFeatures(which=which)
 
 
-def _classifier_weights() -> dict[str, Tensor]:
+def _classifier_weights(stem: str) -> dict[str, Tensor]:
     from safetensors.torch import load as from_bytes
 
-    card = ASSETS / "classifier.json"
+    card = ASSETS / f"{stem}.json"
     if not card.is_file():
         raise FileNotFoundError(f"{card} is missing; reinstall the package")
     try:
         digest = json.loads(card.read_text())["sha256"].lower()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{card} is damaged: {error!r}; reinstall the package") from error
-    return from_bytes(read_checked(ASSETS / "classifier.safetensors", digest))
+    return from_bytes(read_checked(ASSETS / f"{stem}.safetensors", digest))

@@ -1,4 +1,4 @@
-"""Comparisons of two samples: can they be told apart, and does one cover the other?
+"""Comparisons of two samples: can they be told apart, does one cover the other or copy it?
 
 All of them work on points or features (n, d); for images give ``metrics.embed(images)``. As
 everywhere, show ``metrics.real_floor(distance, metrics.real_pairs(name))`` beside them.
@@ -178,3 +178,39 @@ def _radii(points: Tensor, k: int) -> Tensor:
         for rows in points.split(1000)
     ]  # k + 1, because the nearest is the point itself
     return torch.cat(nearest)
+
+
+class Copies(NamedTuple):
+    """How near samples are to the training data, beside fresh data.
+
+    Attributes:
+        nearest: Mean distance of a sample to the nearest training example over that of fresh data;
+            1 is no nearer.
+        copies: Share of samples that are nearer to one than all but a twentieth of fresh data are:
+            0.05 for fresh data, 1 for training data.
+    """
+
+    nearest: float
+    copies: float
+
+
+def copies(x: Any, train: Any, fresh: Any) -> Copies:
+    """Compare how near samples and fresh data are to the training data: are samples copies of it?
+
+    Args:
+        x: Samples (n, ...).
+        train: The training data (m, ...).
+        fresh: Data (k, ...) that were not trained on.
+
+    Returns:
+        The two figures.
+    """
+    (x, train), (fresh, _) = point_sets(x, train), point_sets(fresh, train)
+    ours, theirs = (_to_nearest(points.float(), train.float()) for points in (x, fresh))
+    close = ours < theirs.quantile(0.05)
+    return Copies(float(ours.mean() / theirs.mean()), float(close.double().mean()))
+
+
+def _to_nearest(points: Tensor, others: Tensor) -> Tensor:
+    """The distance of each point to the nearest of others."""
+    return torch.cat([torch.cdist(part, others).amin(1) for part in points.split(200)])
