@@ -138,7 +138,7 @@ class MLP(nn.Module):
             of the search in the plane have two (docs/findings.md).
         gap_frequencies: Octaves of those of t - s, at most as many; None takes as many.
 
-    Its ``lr``, the learning rate of ``fit`` where none is given, is 1 / hidden.
+    Its ``lr``, the learning rate of ``fit`` where none is given, is 0.9 / hidden.
 
     Raises:
         ValueError: If a number is not a whole number in range.
@@ -163,7 +163,7 @@ class MLP(nn.Module):
         layers = check_int("layers", layers)
         classes = check_int("classes", classes, 0)
         features = 3 * (dim <= 2) if features is None else check_int("features", features, 0)
-        self.lr = 1 / hidden
+        self.lr = 0.9 / hidden
         self.frequencies = check_int("frequencies", frequencies, 0)
         gap_frequencies = self.frequencies if gap_frequencies is None else gap_frequencies
         self.gap_frequencies = _gap_frequencies(gap_frequencies, self.frequencies)

@@ -333,7 +333,7 @@ class Named(nn.Module):
 @pytest.mark.parametrize(
     "net, given, rate",
     [
-        (lambda: MLP(2, hidden=16), None, 1 / 16),
+        (lambda: MLP(2, hidden=16), None, 0.9 / 16),
         (lambda: MLP(2, hidden=16), 0.02, 0.02),
         (lambda: UNet(size=8, width=16), None, 4e-3),
         (lambda: Named(), None, 1e-3),

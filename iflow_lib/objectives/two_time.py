@@ -18,9 +18,9 @@ from .network_state import compared_rows
 #: What "auto" stands for: for vectors and sequences, and for images (docs/protocol.md).
 BY_SHAPE = {
     "equal_share": (0.5, 0.75),
-    "start_share": (0.3, 0.1),
-    "end_share": (0.3, 0.1),
-    "time_density": ((-0.4, 1.0), (0.0, 1.0)),
+    "start_share": (0.25, 0.1),
+    "end_share": (0.4, 0.1),
+    "time_density": ((-0.5, 1.2), (0.0, 1.0)),
     "power": (0.0, 0.5),
 }
 
@@ -39,8 +39,8 @@ class TwoTimeObjective(Objective):
         end_share: Share of the other pairs with s = 0, at the data. Both ends together are the
             corner that one-step generation uses, and which a continuous density never hits.
         time_density: Mean and standard deviation of ``logit(tau)``, from which both times are
-            drawn, or "uniform". None takes the path's own. For vectors "auto" is MeanFlow's, which
-            needs the pairs at both ends: without them it seldom comes near the one jump.
+            drawn, or "uniform". None takes the path's own. For vectors "auto" is near MeanFlow's,
+            which needs the pairs at both ends: without them it seldom comes near the one jump.
         power: Exponent p of the weight ``1 / (|e|^2 + 1e-3)^p`` of each example, which has no
             gradient (MeanFlow, arXiv 2505.13447, eq. 22). 0 is the plain squared error. A larger
             power tames outliers and biases the mean that is learned. Where the target of a pair
