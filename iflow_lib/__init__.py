@@ -1,5 +1,7 @@
 """One-step generative flow models: a small library behind the notebooks."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import (
     analytic,
     data,
@@ -14,7 +16,7 @@ from . import (
 )
 from .data import TensorData, register_dataset
 from .model import FlowMap
-from .networks import MLP, Transformer, UNet, register_network
+from .networks import MLP, Transformer, UNet, UNet1d, register_network
 from .objectives import (
     Batch,
     ConsistencyTraining,
@@ -41,6 +43,10 @@ from .sampling import Sampler, SampleResult, reflow, register_sampler, sample
 from .training import TrainConfig, TrainRun, fit
 from .utils import __version__, pick_device
 
+if TYPE_CHECKING:
+    from . import frames
+    from .frames import SeriesFlow, TableFlow
+
 __all__ = [
     "MLP",
     "Batch",
@@ -59,12 +65,15 @@ __all__ = [
     "RectifiedFlow",
     "SampleResult",
     "Sampler",
+    "SeriesFlow",
+    "TableFlow",
     "TensorData",
     "TerminalVelocity",
     "TrainConfig",
     "TrainRun",
     "Transformer",
     "UNet",
+    "UNet1d",
     "VarianceExploding",
     "VariancePreserving",
     "X0Regression",
@@ -72,6 +81,7 @@ __all__ = [
     "analytic",
     "data",
     "fit",
+    "frames",
     "metrics",
     "networks",
     "objectives",
@@ -88,3 +98,18 @@ __all__ = [
     "training",
     "zoo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``frames`` at its first use: it needs pandas, which takes a second."""
+    if name not in ("frames", "SeriesFlow", "TableFlow"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    frames = importlib.import_module(".frames", __name__)
+    return frames if name == "frames" else getattr(frames, name)
+
+
+def __dir__() -> list[str]:
+    """List also what is imported at its first use."""
+    return sorted({*globals(), *__all__})

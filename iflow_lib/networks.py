@@ -220,10 +220,11 @@ class _GroupNorm(nn.GroupNorm):
         if not torch.compiler.is_compiling():
             return super().forward(x)
         x = x.float() if x.dtype == torch.bfloat16 else x
-        groups = x.unflatten(1, (self.num_groups, -1))
-        variance, mean = torch.var_mean(groups, dim=(2, 3, 4), correction=0, keepdim=True)
+        groups, places = x.unflatten(1, (self.num_groups, -1)), [1] * (x.ndim - 2)
+        within = tuple(range(2, groups.ndim))
+        variance, mean = torch.var_mean(groups, dim=within, correction=0, keepdim=True)
         even = ((groups - mean) * torch.rsqrt(variance + self.eps)).flatten(1, 2)
-        return even * self.weight[:, None, None] + self.bias[:, None, None]
+        return even * self.weight.view(-1, *places) + self.bias.view(-1, *places)
 
 
 class _Block(nn.Module):
@@ -433,6 +434,157 @@ class UNet(_UShape):
         """Return the average velocity on the line, shape of x; see the module for the arguments."""
         e, skip, h = self._down(x, t, s, anchor, labels)
         return self.unfold(self.out(F.silu(self.norm(self.go_up(skip, h, e)))))
+
+    def config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return self._config
+
+
+class _Block1d(nn.Module):
+    """A residual block on series (B, channels, steps): as ``_Block``, with dropout in it."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _GroupNorm(8, inputs), nn.Conv1d(inputs, outputs, 3, padding=1)
+        self.norm2, self.conv2 = _GroupNorm(8, outputs), nn.Conv1d(outputs, outputs, 3, padding=1)
+        self.times = nn.Linear(embedding, 2 * outputs)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.skip = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        inner = self.conv1(F.silu(self.norm1(h)))
+        scale, shift = self.times(e)[:, :, None].chunk(2, dim=1)
+        inner = self.dropout(F.silu(self.norm2(inner) * (1 + scale) + shift))
+        return self.skip(h) + self.conv2(inner)
+
+
+class _Blocks1d(nn.ModuleList):
+    """Some blocks, one after the other."""
+
+    def __init__(
+        self, count: int, inputs: int, outputs: int, embedding: int, dropout: float
+    ) -> None:
+        widths = [inputs] + [outputs] * count
+        super().__init__(_Block1d(a, b, embedding, dropout) for a, b in zip(widths, widths[1:]))
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, e)
+        return h
+
+
+@register_network
+class UNet1d(nn.Module):
+    """A compact U-Net for series, x: (B, length, channels), the layout of ``Transformer``.
+
+    It looks at the series at several resolutions, each with half the steps of the one before; one
+    of an odd number of steps has half of them rounded up. The finest has ``width`` channels, the
+    others twice as many. A vector that is learned for each step says where in the window it lies.
+
+    Args:
+        length: Steps of a series, at least 4.
+        channels: Values at each step; a plain series has 1, and shape (B, length, 1).
+        width: Channels at the finest resolution, a multiple of 8.
+        blocks: Residual blocks at each resolution.
+        anchor: Whether an estimate of x_0 is concatenated to the input.
+        classes: Number of classes, 0 for data without labels.
+        gap_frequencies: Octaves of sines and cosines of t - s, see ``time_features``.
+        frequencies: Octaves of those of t, at least as many.
+        halvings: How often the number of steps is halved. None halves until at most 8 are left,
+            five times at most.
+        dropout: Share of the features that each block drops in training, in [0, 1), which helps
+            where data are few.
+
+    Its ``lr``, the learning rate of ``fit`` where none is given, is 0.064 / width.
+
+    Raises:
+        ValueError: If a number is not a whole number in range.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        channels: int = 1,
+        width: int = 32,
+        blocks: int = 2,
+        anchor: bool = False,
+        classes: int = 0,
+        gap_frequencies: int = 2,
+        frequencies: int = 4,
+        halvings: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        length, channels = check_int("length", length, 4), check_int("channels", channels)
+        width, blocks = check_int("width", width), check_int("blocks", blocks)
+        classes = check_int("classes", classes, 0)
+        self.frequencies = check_int("frequencies", frequencies, 0)
+        self.gap_frequencies = _gap_frequencies(gap_frequencies, self.frequencies)
+        if width % 8:
+            raise ValueError(f"width must be a multiple of 8, got {width}")
+        if halvings is None:
+            halvings = min(5, max(1, math.ceil(math.log2(length / 8))))
+        halvings = check_int("halvings", halvings)
+        if 2**halvings > length:
+            raise ValueError(
+                f"halvings must leave a step of {length}: give at most {int(math.log2(length))}, got {halvings}"
+            )
+        if isinstance(dropout, bool) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a share in [0, 1), got {dropout!r}")
+        self.lr = 0.064 / width
+        self.anchor, self.classes, self.data_shape = bool(anchor), classes, (length, channels)
+        self._config = dict(
+            length=length,
+            channels=channels,
+            width=width,
+            blocks=blocks,
+            anchor=self.anchor,
+            classes=classes,
+            gap_frequencies=self.gap_frequencies,
+            frequencies=self.frequencies,
+            halvings=halvings,
+            dropout=float(dropout),
+        )
+        e, times = 4 * width, 2 + 2 * (self.frequencies + self.gap_frequencies)
+        self.embed = nn.Sequential(nn.Linear(times, e), nn.SiLU(), nn.Linear(e, e), nn.SiLU())
+        self.table = _class_table(classes, e)
+        self.stem = nn.Conv1d(channels * (2 if anchor else 1), width, 3, padding=1)
+        self.place = nn.Parameter(0.02 * torch.randn(width, length))
+        widths = [width] + [2 * width] * halvings
+        pairs = list(zip(widths, widths[1:]))
+        self.down = nn.ModuleList(_Blocks1d(blocks, a, a, e, dropout) for a, _ in pairs)
+        self.shrink = nn.ModuleList(nn.Conv1d(a, b, 3, stride=2, padding=1) for a, b in pairs)
+        self.middle = _Blocks1d(blocks + 1, widths[-1], widths[-1], e, dropout)
+        self.grow = nn.ModuleList(nn.Conv1d(b, a, 3, padding=1) for a, b in pairs)
+        self.up = nn.ModuleList(_Blocks1d(blocks, 2 * a, a, e, dropout) for a, _ in pairs)
+        self.norm, self.out = _GroupNorm(8, width), nn.Conv1d(width, channels, 3, padding=1)
+        _start_at_zero(self.out)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        anchor: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Return the average velocity on the line, shape of x; see the module for the arguments."""
+        _check_anchor(self.anchor, x, anchor)
+        times = time_features(t, s, self.frequencies, self.gap_frequencies)
+        e = self.embed(times) + _class_vectors(self.table, labels, x)
+        h = x if anchor is None else torch.cat([x, anchor], dim=2)
+        h = self.stem(h.transpose(1, 2)) + self.place
+        skips = []
+        for blocks, shrink in zip(self.down, self.shrink):
+            skips.append(blocks(h, e))
+            h = shrink(skips[-1])
+        h = self.middle(h, e)
+        for skip, grow, blocks in reversed(list(zip(skips, self.grow, self.up))):
+            # each step twice, without the last where their number is odd
+            doubled = h[:, :, :, None].expand(-1, -1, -1, 2).flatten(2)[:, :, : skip.shape[2]]
+            h = blocks(torch.cat([grow(doubled), skip], dim=1), e)
+        return self.out(F.silu(self.norm(h))).transpose(1, 2)
 
     def config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

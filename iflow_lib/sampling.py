@@ -111,6 +111,8 @@ class SamplerRequest:
         times: The caller's grid of line times, (steps + 1,) in float64, in place of the sampler's
             own, or None.
         tolerance: Largest absolute and relative error of a step, for adaptive solvers.
+        start: Points on the line at ``tau_max`` to start from, (n, ...), in place of noise by the
+            seed, or None.
     """
 
     model: FlowMap
@@ -119,6 +121,7 @@ class SamplerRequest:
     evaluations: int
     times: Tensor | None = None
     tolerance: float = 1e-5
+    start: Tensor | None = None
 
 
 class Sampler:
@@ -431,6 +434,7 @@ def sample(
     times: Any = None,
     tolerance: float = 1e-5,
     original_scale: bool = True,
+    start: Tensor | None = None,
 ) -> SampleResult:
     """Draw ``n`` samples with exactly ``nfe`` network calls each.
 
@@ -471,6 +475,9 @@ def sample(
             trajectory, so that both have the units of the original data, in float64 where float32
             could not hold them (see ``Standardization``). False leaves them as the network sees
             them.
+        start: Points on the line at ``tau_max``, (n, ...), to start from in place of the noise of
+            the seed: as ``initial_noise`` draws them, and as the network sees them. Whoever gives
+            them answers for their law.
 
     Returns:
         The samples on the CPU, with the number of network calls and, if asked for, the trajectory.
@@ -505,7 +512,10 @@ def sample(
     if not (model.compiled and n > batch_size and kind.counts_steps):
         rows = n
     labels = None if labels is None else torch.cat([labels, labels[: rows - n]])
-    sampler = kind(SamplerRequest(model, rows, seed, evaluations, grid, tolerance))
+    if start is not None:
+        start = _check_start(model, start, n)
+        start = torch.cat([start, start[: rows - n]])
+    sampler = kind(SamplerRequest(model, rows, seed, evaluations, grid, tolerance, start))
     empty = torch.empty(0, device=None if device is None else pick_device(device))
     points, calls = _run(
         sampler,
@@ -601,7 +611,9 @@ def _run(
 ) -> tuple[Tensor, int]:
     """Return the points (points, n, ...) on the CPU, or only the last, and the number of calls."""
     plan, kept, calls = sampler.plan, [], 0
-    noise = torch.cat(list(initial_noise(plan.model, plan.n, plan.seed)))
+    noise = plan.start
+    if noise is None:
+        noise = torch.cat(list(initial_noise(plan.model, plan.n, plan.seed)))
     name, times = type(sampler).__name__, sampler.times
     falls = isinstance(times, Tensor) and times.ndim == 1 and len(times) > 1
     if times is not None and not (falls and times[0] > 0 and times[-1] == 0):
@@ -734,6 +746,19 @@ def _check_labels(model: FlowMap, labels: Any, n: int) -> Tensor:
             f"of shape {tuple(given.shape)}{values}"
         )
     return found.clone()
+
+
+def _check_start(model: FlowMap, start: Any, n: int) -> Tensor:
+    """Return the points to start from (n, ...), float32 on the CPU as drawn noise is."""
+    shape = (n, *model.data_shape)
+    if not isinstance(start, Tensor) or tuple(start.shape) != shape:
+        got = f"shape {tuple(start.shape)}" if isinstance(start, Tensor) else type(start).__name__
+        raise ValueError(
+            f"start must be a tensor of shape {shape}, a point for each sample; got {got}"
+        )
+    if not bool(start.isfinite().all()):
+        raise ValueError("start has NaN or infinite values: give finite points")
+    return start.detach().cpu().float()
 
 
 def _own_grid(model: FlowMap, times: Any, evaluations: int, nfe: int | None, method: str) -> Tensor:

@@ -730,7 +730,11 @@ def test_data_of_unit_scale_are_fine(x):
     assert scale_warning(x) is None
 
 
-@pytest.mark.parametrize("name", [name for name in data.names() if name != "fashion_mnist_full"])
+# not the furnace: it has the units of a plant, and fit says so
+UNIT_SCALE = [name for name in data.names() if name not in ("fashion_mnist_full", "furnace")]
+
+
+@pytest.mark.parametrize("name", UNIT_SCALE)
 def test_shipped_data_are_of_unit_scale(name):
     for split in data.SPLITS:
         assert scale_warning(load(name, split=split).x) is None

@@ -97,7 +97,7 @@ def test_every_dependency_is_locked(environment):
     for pin in active(pins(), environment):
         assert canonicalize_name(pin.name) not in versions, f"{pin.name} is pinned twice"
         versions[canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
-    assert set(EXTRAS) == {"notebooks", "scale", "export", "fid", "dev"}
+    assert set(EXTRAS) == {"notebooks", "frames", "scale", "export", "fid", "dev"}
     declared = [
         Requirement(line) for line in itertools.chain(PROJECT["dependencies"], *EXTRAS.values())
     ]
@@ -181,7 +181,8 @@ def test_imports_are_declared():
             "iflow_runner",
             "tomllib",
             "torchvision",
-        }  # the last two are used if there
+            "statsmodels",
+        }  # the last three are used if there
         return {
             name
             for name in names - known
@@ -191,7 +192,8 @@ def test_imports_are_declared():
     for path in [f for p in ("iflow_lib", "iflow_runner") for f in (ROOT / p).rglob("*.py")]:
         assert (
             unknown(
-                imported(path.read_text(encoding="utf-8")), ["notebooks", "scale", "export", "fid"]
+                imported(path.read_text(encoding="utf-8")),
+                ["notebooks", "frames", "scale", "export", "fid"],
             )
             == set()
         ), path

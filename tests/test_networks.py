@@ -8,7 +8,15 @@ import torch
 from exact import one_line, randomise
 from torch import nn
 
-from iflow_lib.networks import MLP, NETWORKS, Transformer, UNet, register_network, time_features
+from iflow_lib.networks import (
+    MLP,
+    NETWORKS,
+    Transformer,
+    UNet,
+    UNet1d,
+    register_network,
+    time_features,
+)
 
 CASES = [
     ("MLP", dict(dim=1, hidden=8, layers=1)),
@@ -23,6 +31,9 @@ CASES = [
     ("UNet", dict(channels=3, size=(24, 16), width=8, blocks=1)),
     ("UNet", dict(channels=1, size=(8, 36), width=8, blocks=2)),
     ("UNet", dict(channels=1, size=8, width=8, blocks=1, frequencies=3, gap_frequencies=1)),
+    ("UNet1d", dict(length=24, channels=2, width=8, blocks=1)),
+    ("UNet1d", dict(length=4, channels=1, width=8, blocks=1)),
+    ("UNet1d", dict(length=37, channels=3, width=8, blocks=1, halvings=3)),
     ("Transformer", dict(length=24, channels=1, width=16, layers=2, heads=2)),
     ("Transformer", dict(length=5, channels=3, width=8, layers=1, heads=4)),
 ]
@@ -248,6 +259,7 @@ def test_numbers_of_any_kind():
             (UNet(size=number(8), width=number(8)), UNet(size=8, width=8)),
             (UNet(size=(number(8), 12), width=8), UNet(size=[8, 12], width=8)),
             (Transformer(length=number(6), width=number(8)), Transformer(length=6, width=8)),
+            (UNet1d(length=number(6), width=number(8)), UNet1d(length=6, width=8)),
         ):
             assert net.config() == same.config() and net.data_shape == same.data_shape
             json.dumps(net.config())
@@ -357,7 +369,8 @@ def test_what_cannot_be_a_network(registry):
         with pytest.raises(ValueError) as error:
             register_network(given)
         assert words in one_line(error)
-    assert sorted(registry) == ["MLP", "Transformer", "UNet"] and registry["MLP"] is MLP
+    known = [name for name in registry if name != "WithGiven"]  # there once frames was imported
+    assert sorted(known) == ["MLP", "Transformer", "UNet", "UNet1d"] and registry["MLP"] is MLP
 
 
 # ---------------------------------------------------------------- classes
@@ -366,6 +379,7 @@ def test_what_cannot_be_a_network(registry):
 LABELLED = [
     ("MLP", dict(dim=2, hidden=8, layers=2)),
     ("UNet", dict(channels=1, size=8, width=8, blocks=1)),
+    ("UNet1d", dict(length=6, width=8, blocks=1)),
     ("Transformer", dict(length=6, width=8, layers=1, heads=2)),
 ]
 
@@ -397,3 +411,50 @@ def test_transformer_reads_order():
     assert float((net(x.flip(1), t, s).flip(1) - net(x, t, s)).abs().max()) > 1e-6
     with pytest.raises(ValueError, match="multiple of heads"):
         NETWORKS["Transformer"](length=6, width=9, heads=2)
+
+
+# ---------------------------------------------------------------- series
+
+
+@pytest.mark.parametrize("length, halvings", [(4, 1), (16, 1), (24, 2), (33, 3), (96, 4), (999, 5)])
+def test_unet_of_series_sees_all_steps(length, halvings):
+    """Of any length: the first step feels the last one, and the coarsest resolution has about 8 steps."""
+    net = randomise(UNet1d(length, channels=2, width=8, blocks=2), scale=0.2).double()
+    assert net.config()["halvings"] == halvings and net.data_shape == (length, 2)
+    x = torch.randn(2, length, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t = torch.tensor([0.9, 0.4], dtype=torch.float64)
+    moved = x.clone()
+    moved[:, -1, 0] += 1
+    with torch.no_grad():
+        change = (net(moved, t, t / 2) - net(x, t, t / 2)).abs()
+    assert change.shape == x.shape and float(change[:, 0].amin()) > 0
+
+
+def test_unet_of_series_reads_order_and_drops_in_training_alone():
+    net = randomise(UNet1d(length=9, width=8, blocks=1, dropout=0.5))
+    g = torch.Generator().manual_seed(1)
+    x, t = torch.randn(2, 9, 1, generator=g), torch.tensor([0.9, 0.4])
+    assert net.config()["dropout"] == 0.5 and not torch.equal(net(x, t, t), net(x, t, t))
+    net.eval()
+    assert torch.equal(net(x, t, t), net(x, t, t))
+    assert float((net(x.flip(1), t, t).flip(1) - net(x, t, t)).abs().max()) > 1e-3
+    assert not any("dropout" in name for name in net.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(length=3), "length must be a whole number of at least 4, got 3"),
+        (dict(length=24, width=12), "width must be a multiple of 8, got 12"),
+        (dict(length=24, channels=0), "channels must be"),
+        (dict(length=24, halvings=5), "give at most 4, got 5"),
+        (dict(length=24, halvings=0), "halvings must be"),
+        (dict(length=24, dropout=1), "dropout must be a share in [0, 1), got 1"),
+        (dict(length=24, dropout=True), "dropout must be"),
+        (dict(length=24, gap_frequencies=5), "gap_frequencies must be from 0 to 4, got 5"),
+    ],
+)
+def test_unet_of_series_refuses(options, words):
+    with pytest.raises(ValueError) as error:
+        UNet1d(**options)
+    assert words in one_line(error)

@@ -61,10 +61,11 @@ def test_no_environment_variable_switches_anything(file):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_is_light(package):
-    """Heavy packages wait for their first use, and the runner does without torch."""
+    """Heavy packages wait for their first use, and the runner does without torch. ``frames`` itself is such a use of pandas."""
     heavy = {"matplotlib", "pandas", "papermill", "scipy", "seaborn", "sklearn", "torchmetrics"}
     heavy |= {"torch", "iflow_lib"} if package == "iflow_runner" else set()
     modules = [m for m in MODULES if m.split(".")[0] == package and not m.endswith("__main__")]
+    modules = [m for m in modules if not m.startswith("iflow_lib.frames")]
     code = (
         "import importlib, sys\n"
         f"for name in {modules}: importlib.import_module(name.removesuffix('.__init__'))\n"
@@ -73,6 +74,23 @@ def test_importing_is_light(package):
     done = run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_frames_wait_for_their_first_use():
+    """They need pandas, which takes pyarrow along where it is, and nothing that is optional."""
+    optional = {"sklearn", "soundfile", "PIL", "matplotlib", "statsmodels", "jinja2"}
+    modules = [m.removesuffix(".__init__") for m in MODULES if m.startswith("iflow_lib.frames")]
+    code = (
+        "import importlib, sys, iflow_lib as ifl\n"
+        "assert 'pandas' not in sys.modules and 'TableFlow' in dir(ifl)\n"
+        "assert ifl.TableFlow is ifl.frames.TableFlow and ifl.SeriesFlow is ifl.frames.SeriesFlow\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        f"print(*sorted({optional} & set(sys.modules)))\n"
+        "ifl.frame"
+    )
+    done = run(sys.executable, "-c", code)
+    assert done.stdout.strip() == "" and len(modules) > 10
+    assert "module 'iflow_lib' has no attribute 'frame'" in done.stderr
 
 
 def test_experiments_are_imported_by_nobody():

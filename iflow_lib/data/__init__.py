@@ -1,7 +1,8 @@
-"""Data: sets by name, what users bring, and its scale. Every set is a ``TensorData``.
+"""Data: sets by name, what users bring, and its scale. Every set but a frame is a ``TensorData``.
 
 - registry: ``load``, ``register_dataset`` and what the library knows about each set.
-- toy, images: the sets that come with the package, one function each.
+- toy, images, furnace: the sets that come with the package, one function each.
+- frames: ``frame``, data frames by name, and ``register_frame``.
 - tensor_data: ``TensorData``, and ``as_dataset``, which makes one of any data.
 - unpack: what users bring, and every check of it.
 - mapped: going through data that are large or in a mapped file.
@@ -9,7 +10,8 @@
 """
 
 from ..scaling import Standardization
-from . import images, toy
+from . import furnace, images, toy
+from .frames import FRAMES, frame, register_frame
 from .registry import DATASETS, SPLITS, DatasetEntry, entry, load, names, register_dataset
 from .tensor_data import TensorData, as_dataset, as_tensor, checked, shape_hint
 from .unit_scale import scale_warning, standardize
@@ -21,6 +23,7 @@ PLANE_HELD_OUT = names(kind="plane_held_out")
 
 __all__ = [
     "DATASETS",
+    "FRAMES",
     "PLANE",
     "PLANE_HELD_OUT",
     "SPLITS",
@@ -31,10 +34,13 @@ __all__ = [
     "as_tensor",
     "checked",
     "entry",
+    "frame",
+    "furnace",
     "images",
     "load",
     "names",
     "register_dataset",
+    "register_frame",
     "scale_warning",
     "shape_hint",
     "standardize",
