@@ -21,6 +21,7 @@ from iflow_lib.metrics import interval
 
 SETS, PATH_LABELS = plotting.SETS, plotting.PATH_LABELS
 ALL_PLANE = (*data.PLANE, *data.PLANE_HELD_OUT)
+HELD_OUT = {"rings": "rings", "twenty_five_gaussians": "25 Gaussians", "s_curve": "S curve"}
 #: jumps -> Euler steps of the velocity model on the same path that they should match
 WANTED = {1: 8, 2: 16, 4: 32}
 METHODS = {
@@ -322,7 +323,7 @@ def defaults_table(table: pd.DataFrame) -> str:
     placed = placed[~placed.run_id.str.startswith("before/")]
     for dataset in [name for name in ALL_PLANE if name in set(one.dataset)]:
         rows = one[(one.dataset == dataset) & (one.step == steps[0])]
-        line = [dataset.replace("_", " ")]
+        line = [(SETS | HELD_OUT)[dataset]]
         line += [spread(rows[rows.path == path].value) for path in paths]
         for metric in ("off_support", "off_modes"):
             own = placed[(placed.dataset == dataset) & (placed.metric == metric)].value

@@ -30,7 +30,9 @@ def test_snippets_run(tmp_path):
     # two threads on small networks are slower than one
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     short = [code.replace("steps=4000", "steps=40") for code in SNIPPETS]
-    program = f"for code in {short!r}:\n    print(code[-200:])\n    exec(code, {{'__name__': 'snippet'}})"
+    program = (
+        f"for code in {short!r}:\n    print(code[-200:])\n    exec(code, {{'__name__': 'snippet'}})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
