@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -503,6 +504,7 @@ def _reach(scheduler: str, sweep: Sweep) -> Any:
     loggers = [name for name in logging.root.manager.loggerDict if name.startswith("distributed.")]
     for logger in ("distributed", *loggers):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # what goes wrong is said once, by us
+    client, why = None, ""
     try:
         address = scheduler
         if scheduler.endswith(".json"):
@@ -512,10 +514,13 @@ def _reach(scheduler: str, sweep: Sweep) -> Any:
             client = Client(address, timeout=10, set_as_default=False)
     except Exception as error:
         why = (" ".join(str(error).split()) or type(error).__name__)[:150]
+    if client is None:
+        # a client that failed is closed as it is collected: if that is while another one starts, both wait for ever
+        gc.collect()
         raise OSError(
             f"no scheduler answers at {scheduler!r} ({why}): start one with `dask scheduler` and "
             "give the address that it prints, such as tcp://HOST:8786, or its --scheduler-file"
-        ) from None
+        )
     if not client.nthreads():
         print(f"waiting for a worker: start one with `dask worker {scheduler}`", flush=True)
         client.wait_for_workers(1)
