@@ -417,7 +417,7 @@ def test_no_gradient_through_the_target(derivative):
 
     slope = float((loss(0.501) - loss(0.499)).detach()) / 0.002
     gradient = float(torch.autograd.grad(loss(0.5), model.net.c)[0])
-    assert gradient == pytest.approx(slope / 2, rel=1e-3) and abs(slope) > 0.1
+    assert gradient == pytest.approx(slope / 2, rel=2e-3) and abs(slope) > 0.1
 
 
 # ---------------------------------------------------------------- the gap and its limits
