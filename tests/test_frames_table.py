@@ -130,7 +130,7 @@ NUMBERS = st.one_of(
 TYPES = ["int64", "Int64", "float64", "Float64", "float32"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     values=NUMBERS,
     dtype=st.sampled_from(TYPES),
@@ -165,7 +165,7 @@ def test_numbers_keep_type_and_support(values, dtype, holes, beyond, seed):
         )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     # pandas takes "" and a NUL character for one value
     values=st.lists(
@@ -188,7 +188,7 @@ def test_classes_keep_type_and_support(values, dtype, most):
     assert made.dtype == series.dtype and set(made.dropna()) <= set(series.dropna())
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(data=st.data(), n=st.integers(10, 30))
 def test_any_frame_that_is_accepted_comes_back(data, n):
     columns = {
