@@ -101,24 +101,24 @@ def test_transport_refuses(metric, x, y, word):
 # ---- features
 
 
-@pytest.mark.parametrize("which", features.CLASSIFIERS)
-def test_classifier_is_as_accurate_as_its_card_says(which):
+@pytest.mark.parametrize("which, least", [("first", 0.9), ("second", 0.88)])
+def test_classifier_is_as_accurate_as_its_card_says(which, least):
     stem = features.CLASSIFIERS[which][0]
     card = json.loads((features.ASSETS / f"{stem}.json").read_text())
     test = load("fashion_mnist", n=1000, split="test")
     model = FashionFeatures(which=which)
     assert not model.training and sum(p.numel() for p in model.parameters()) == card["parameters"]
     accuracy = (model.logits(test.x).argmax(1) == test.labels).double().mean().item()
-    assert card["accuracy_vendored_test_2000"] > 0.88 and accuracy == pytest.approx(
+    assert card["accuracy_vendored_test_2000"] > least and accuracy == pytest.approx(
         card["accuracy_vendored_test_2000"], abs=0.02
     )
 
 
-@pytest.mark.parametrize("which", features.CLASSIFIERS)
-def test_features_are_standardised_and_of_full_rank(which):
+@pytest.mark.parametrize("which, most", [("first", 0.15), ("second", 0.2)])
+def test_features_are_standardised_and_of_full_rank(which, most):
     reference = fashion_reference(which=which)
     assert reference.shape == (2000, 64) and reference.dtype == torch.float64
-    assert reference.mean(0).abs().max() < 0.2 and (reference.std(0) - 1).abs().max() < 0.15
+    assert reference.mean(0).abs().max() < most and (reference.std(0) - 1).abs().max() < 0.15
     assert torch.linalg.matrix_rank(torch.cov(reference.T)) == 64
     images = load("fashion_mnist", split="test").x[:50]
     again = embed(images, features.shipped_classifier(which), batch_size=7)
