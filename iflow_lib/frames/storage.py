@@ -80,6 +80,13 @@ def check_values(series: pd.Series, name: Any) -> None:
             )
     if not types.is_object_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype):
         _check_name_of(dtype, name)
+    labels = dtype.categories if isinstance(dtype, pd.CategoricalDtype) else series
+    if _is_text(labels.dtype) and any("\0" in x for x in labels if isinstance(x, str)):
+        # pandas compares texts up to their first NUL: different ones would be taken for one
+        raise ValueError(
+            f"column {name!r} has texts with a NUL character, which pandas cannot tell from shorter ones: "
+            "remove it from them"
+        )
 
 
 def _check_name_of(dtype: Any, name: Any) -> None:
