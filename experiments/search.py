@@ -123,11 +123,12 @@ def score_of(ratios: dict[tuple, dict[int, float]]) -> float:
 def ranking(table: pd.DataFrame, search: Search = PLANE) -> pd.DataFrame:
     """A row for each candidate that was trained, of the highest rung that it has done, the best first.
 
-    score: of that rung, with half its 95 % interval over seeds in per cent; first_look: of the first one; equal_cost: of the last
-    rung; median_one, worst_one: over cells, at one jump; off_N, in the plane: share of the samples of N jumps off the support;
-    cost, calls: of a step. Then the settings.
+    score: of that rung, with half its 95 % interval over seeds in per cent; behind_percent: by how much it is above that of the first,
+    paired over seeds, with half its interval; first_look: of the first rung; equal_cost: of the last one; median_one, worst_one: over
+    cells, at one jump; off_N and modes_N, in the plane: share of the samples of N jumps off the support, and off the modes of eight
+    Gaussians; cost, calls: of a step. Then the settings.
     """
-    progress, rows = Progress(table, search), []
+    progress, rows, by_seed = Progress(table, search), [], {}
     for candidate in progress.complete(0):
         rung = max(r for r in (0, 1, 2) if not progress.missing(candidate, r))
         runs = search.runs(candidate, rung)
@@ -141,18 +142,28 @@ def ranking(table: pd.DataFrame, search: Search = PLANE) -> pd.DataFrame:
         row = {"trial": candidate.number, "rung": rung, "score": progress.score(candidate, rung)}
         row |= {"first_look": progress.score(candidate, 0)}
         logs = [math.log(score_of(part)) for part in seeds.values()]
+        by_seed[candidate.number] = np.array(logs)
         row |= {"interval_percent": 100 * interval(logs)}
         row |= {"median_one": float(np.median(one)), "worst_one": max(one)}
         own = table[(table.trial == candidate.number) & (table.steps == runs[0][3])]
-        off = own[own.metric == "off_support"].groupby("nfe").value.mean()
-        row |= {f"off_{nfe}": off[nfe] for nfe in WEIGHTS if nfe in off}
+        for metric, short in (("off_support", "off"), ("off_modes", "modes")):
+            off = own[own.metric == metric].groupby("nfe").value.mean()
+            row |= {f"{short}_{nfe}": off[nfe] for nfe in WEIGHTS if nfe in off}
         row |= {"cost": candidate.cost, "calls": own.calls_per_step.iloc[0]}
         row |= {"ms_per_step": 1000 * (own.seconds / own.steps).median()}
         done = not progress.missing(candidate, 3)
         row |= {"equal_cost": progress.score(candidate, 3) if done else math.nan}
         rows.append(row | candidate.settings)
     found = pd.DataFrame(rows)
-    return found.sort_values(["rung", "score"], ascending=[False, True]) if rows else found
+    if not rows:
+        return found
+    found = found.sort_values(["rung", "score"], ascending=[False, True])
+    apart = [
+        by_seed[number] - by_seed[found.trial.iloc[0]] for number in found.trial[found.rung == 2]
+    ]
+    found.loc[found.rung == 2, "behind_percent"] = [100 * one.mean() for one in apart]
+    found.loc[found.rung == 2, "behind_interval"] = [100 * interval(one) for one in apart]
+    return found
 
 
 # ---------------------------------------------------------------- what comes next

@@ -1001,7 +1001,14 @@ def test_defaults(tmp_path, experiment, few, monkeypatch):
         in shown
     )
     worst = max(ratio_of(module, both, dataset) for dataset in ("pinwheel", "eight_gaussians"))
-    assert f", {worst:.2f} |" in shown.splitlines()[-2] and "before the search" in shown
+    assert (
+        f", {worst:.2f} |" in shown.split("\n\n")[1].splitlines()[-2]
+        and "before the search" in shown
+    )
+    modes = both[both.metric.eq("off_modes") & ~both.run_id.str.startswith("before/")]
+    share = modes.set_index(["method", "nfe"]).value
+    points = 100 * (share["map", 4] - share["floor"].item())
+    assert shown.endswith(f"4 jumps {points:.1f} points (wanted 2).")
     assert readme_tables.defaults_table(pd.DataFrame()) == ""
     monkeypatch.setattr(module, "digest", lambda steps: "other")
     experiment("defaults", *options)  # the others are measured again
