@@ -25,7 +25,7 @@ from ..data import TensorData
 from ..model import FlowMap
 from ..networks import NETWORKS, register_network
 from ..objectives import IntegralIdentity, Objective
-from ..objectives.base import Batch, Drawn, check_number, uniform
+from ..objectives.base import Batch, Drawn, Wrapper, check_number, uniform
 from ..paths import Path
 from ..sampling import initial_noise, sample
 from ..utils import check_int
@@ -122,7 +122,7 @@ PATTERNS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class GivenParts(Objective):
+class GivenParts(Wrapper):
     """Train an objective with parts of the examples given.
 
     In every batch some rows have nothing given, and the others a random choice of their parts, at a
@@ -163,11 +163,6 @@ class GivenParts(Objective):
             raise ValueError(f"patterns must be some of {list(PATTERNS)}, got {self.patterns!r}")
         always = tuple(check_int("a flag in always", flag, 0) for flag in self.always)
         self.__dict__.update(patterns=patterns, always=always, learns=base.learns)
-
-    def suited(self, shape: Sequence[int]) -> Objective:
-        """Return this objective with a base that is suited to examples of a shape."""
-        base = self.base.suited(shape)
-        return self if base is self.base else replace(self, base=base)
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
@@ -245,33 +240,6 @@ class GivenParts(Objective):
     def loss(self, model: FlowMap, **drawn: Any) -> tuple[Tensor, Tensor | None]:
         """Return the loss of the base, and what it returns beside it."""
         return self.base.checked_loss(self.base.loss(model, **drawn))
-
-    def update_state(
-        self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
-    ) -> None:
-        """Let the base keep what it needs."""
-        self.base.update_state(batch, drawn, loss, estimate)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what the base must keep."""
-        return self.base.state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state`` returned."""
-        self.base.load_state(state)
-
-    def compiles(self, model: FlowMap) -> bool:
-        """Return whether the loss of the base may be compiled for this model."""
-        return self.base.compiles(model)
-
-    def captures(self) -> bool:
-        """Return whether a step of the base may be recorded."""
-        return super().captures() and self.base.captures()
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings; of the base, its name and its own."""
-        own = {"free": self.free, "patterns": list(self.patterns), "always": list(self.always)}
-        return {"base": {"name": self.base.name, **self.base.config()}, **own}
 
 
 # ---------------------------------------------------------------------- sampling

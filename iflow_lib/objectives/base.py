@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -313,3 +313,44 @@ def check_choice(name: str, value: object, allowed: tuple[str | None, ...]) -> N
     if value not in allowed:
         choices = ", ".join(map(repr, allowed))
         raise ValueError(f"{name} must be one of {choices}; got {value!r}")
+
+
+class Wrapper(Objective):
+    """An objective around another one, ``self.base``: what a subclass leaves out, the base does.
+
+    A subclass is a dataclass with a field ``base``, and sets ``learns`` to that of the base.
+    """
+
+    base: Objective
+
+    def suited(self, shape: Sequence[int]) -> Objective:
+        """Return this objective with a base that is suited to examples of a shape."""
+        base = self.base.suited(shape)
+        return self if base is self.base else replace(self, base=base)  # type: ignore[type-var]
+
+    def update_state(
+        self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
+    ) -> None:
+        """Let the base keep what it needs."""
+        self.base.update_state(batch, drawn, loss, estimate)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what the base must keep."""
+        return self.base.state()
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what ``state`` returned."""
+        self.base.load_state(state)
+
+    def compiles(self, model: FlowMap) -> bool:
+        """Return whether the loss of the base may be compiled for this model."""
+        return self.base.compiles(model)
+
+    def captures(self) -> bool:
+        """Return whether a step of the base may be recorded."""
+        return super().captures() and self.base.captures()
+
+    def config(self) -> dict[str, Any]:
+        """Return the settings; of the base, its name and its own."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "base"}  # type: ignore[arg-type]
+        return {"base": {"name": self.base.name, **self.base.config()}, **own}

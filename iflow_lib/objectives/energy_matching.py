@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ from ..data import TensorData
 from ..model import FlowMap
 from ..paths import expand
 from ..utils import check_seed
-from .base import Batch, Drawn, Objective, check_choice, check_number, uniform
+from .base import Batch, Drawn, Objective, Wrapper, check_choice, check_number, uniform
 from .energy import end_of_jump, paired_energy_distance
 from .feature_spaces import SPACES, feature_space
 from .integral_identity import IntegralIdentity
@@ -22,7 +21,7 @@ from .x0_regression import X0Regression
 
 
 @dataclass(frozen=True)
-class EnergyMatching(Objective):
+class EnergyMatching(Wrapper):
     """Add to an objective how far the ends of jumps are from the data, as distributions.
 
         loss = base + weight D,     D = 2 E|h(y) - h(x)| - E|h(y) - h(y')| - E|h(x) - h(x')|
@@ -116,11 +115,6 @@ class EnergyMatching(Objective):
         if isinstance(base, EnergyMatching) or type(base).__call__ is not Objective.__call__:
             why = "matches already" if isinstance(base, EnergyMatching) else "has its own __call__"
             raise ValueError(f"base must be an objective with draw and loss, and {base.name} {why}")
-
-    def suited(self, shape: Sequence[int]) -> Objective:
-        """Return this objective with a base that is suited to examples of a shape."""
-        base = self.base.suited(shape)
-        return self if base is self.base else replace(self, base=base)
 
     def prepare(
         self, model: FlowMap, data: TensorData, *, seed: int = 0, device: torch.device | None = None
@@ -231,30 +225,3 @@ class EnergyMatching(Objective):
             corners = torch.eye(classes + 1, dtype=h.dtype, device=h.device)
             corners = corners * (self.__dict__["_apart"] / 2**0.5)
             return torch.cat([h, corners.index_select(0, labels + 1)], 1)
-
-    def update_state(
-        self, batch: Batch, drawn: Drawn, loss: Tensor, estimate: Tensor | None
-    ) -> None:
-        """Let the base keep what it needs."""
-        self.base.update_state(batch, drawn, loss, estimate)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what the base must keep: the space is made anew."""
-        return self.base.state()
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state`` returned."""
-        self.base.load_state(state)
-
-    def compiles(self, model: FlowMap) -> bool:
-        """Return whether the loss of the base may be compiled for this model."""
-        return self.base.compiles(model)
-
-    def captures(self) -> bool:
-        """Return whether a step of the base may be recorded."""
-        return super().captures() and self.base.captures()
-
-    def config(self) -> dict[str, Any]:
-        """Return the settings; of the base, its name and its own."""
-        own = {k: getattr(self, k) for k in ("weight", "space", "calls", "ridge", "seed")}
-        return {"base": {"name": self.base.name, **self.base.config()}, **own}
