@@ -566,7 +566,9 @@ def test_in_a_browser(html, tmp_path, chromium):
         page.click('td > a[href="#nb-01_first"]')
         first = frame_of(page, "01_first", chromium)
         assert page.locator(".notebook[open]").get_attribute("id") == "nb-01_first"
-        assert first.evaluate("document.documentElement.scrollHeight <= innerHeight")
+        # the page learns the height of a notebook by message, and sets it when it can
+        fits = "document.documentElement.scrollHeight <= innerHeight"
+        chromium.wait(lambda: first.evaluate(fits), 10, "the height of the frame")
         assert first.evaluate("origin") == "null"
         assert first.evaluate("document.querySelectorAll('math').length") == 3
         assert first.locator("mfrac").bounding_box()["height"] > 20  # it is set, not text
