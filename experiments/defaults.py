@@ -23,7 +23,7 @@ import torch
 
 import iflow_lib as ifl
 from experiments import plane_quality
-from experiments.common import calls_per_step, choices, command_line, excerpt, finished
+from experiments.common import calls_per_step, choices, command_line, excerpt, finished, over_floor
 from experiments.plane_quality import make_path
 from experiments.searches import DEFAULTS, known, network_of, objective_of
 from experiments.store import Store, extend_table, read_manifest
@@ -101,15 +101,6 @@ def train(
         how = excerpt(run.manifest, "seconds", "hardware", "versions")
     rows = [new for nfe in NFES for new in rows_of(found[nfe], row | {"nfe": nfe})]
     return rows, {**how, "calls_per_step": calls_per_step(objective), "draws": draws}
-
-
-def over_floor(table: pd.DataFrame) -> pd.DataFrame:
-    """W2 of each run over the floor on its own draws."""
-    w2 = table[table.metric == "w2"]
-    floors = w2[w2.method == "floor"].set_index(["dataset", "seed"]).value
-    runs = w2[w2.method == "map"]
-    own = pd.MultiIndex.from_frame(runs[["dataset", "seed"]])
-    return runs.assign(value=runs.value.to_numpy() / floors.reindex(own).to_numpy())
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

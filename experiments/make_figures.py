@@ -20,7 +20,7 @@ import torch
 from matplotlib.ticker import LogLocator
 
 import iflow_lib as ifl
-from experiments.common import REFERENCE, ROOT
+from experiments.common import REFERENCE, ROOT, over_floor
 from experiments.search import ranking
 from experiments.searches import IMAGES, PLANE, Search
 from iflow_lib import analytic, plotting, zoo
@@ -79,13 +79,6 @@ def nfe_axis(ax, nfes=(1, 2, 4, 8, 16, 32, 100), log_y: bool = True) -> None:
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
     ax.minorticks_off()
-
-
-def over_floor(rows: pd.DataFrame) -> pd.DataFrame:
-    """W2 divided by the mean floor of its set."""
-    rows = rows[rows.metric == "w2"]
-    floor = rows[rows.method == "floor"].groupby("dataset").value.mean()
-    return rows[rows.method != "floor"].assign(value=lambda r: r.value / r.dataset.map(floor))
 
 
 def plane_quality():

@@ -19,7 +19,7 @@ from iflow_lib.io import write_atomic
 from iflow_runner.provenance import sha256
 from iflow_runner.verify import SUMS
 
-PAGES = ("README.md", "docs/scaling.md", "docs/findings.md")
+PAGES = ("README.md", "docs/scaling.md", "docs/findings.md", "docs/image_models.md")
 
 
 def quick() -> None:

@@ -99,10 +99,8 @@ def first_stage(folder: Path, dataset: str, seed: int, steps: int, width: int, d
 
 def off_support(dataset: str, x: torch.Tensor) -> float:
     """Share of points (n, 2) off the modes of eight Gaussians, or off the squares of the checkerboard."""
-    if dataset == "eight_gaussians":
-        angle = torch.arange(8) * (math.pi / 4)
-        centres = math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1)
-        return float((torch.cdist(x, centres).amin(1) > 0.3).double().mean())
+    if known := data.modes(dataset):
+        return float((torch.cdist(x, known.centres.to(x)).amin(1) > 3 * known.std).double().mean())
     board = (x / math.sqrt(3 / 4) + 2).floor()
     inside = ((board >= 0) & (board < 4)).all(1) & (board.sum(1) % 2 == 0)
     return float((~inside).double().mean())

@@ -449,7 +449,9 @@ def ways(contender: Contender, objective: Objective, nfes) -> list[tuple[str, in
 def can(sampler: str, nfe: int, contender: Contender) -> bool:
     if contender.make is ifl.ConsistencyTraining:
         return (sampler == "map") == (nfe == 1)  # it knows jumps to the data alone
-    if sampler in ("heun", "midpoint"):
+    if sampler == "heun":
+        return nfe % 2 == 0 and nfe > 2  # n - 1 calls, see ``sample``; one call is Euler's
+    if sampler == "midpoint":
         return nfe % 2 == 0
     # at one call the neighbour's own is the jump
     return not (sampler == "map" and nfe == 1 and contender.make is MeanFlow)
@@ -459,7 +461,9 @@ def can(sampler: str, nfe: int, contender: Contender) -> bool:
 def sample(
     objective: Objective, model: ifl.FlowMap, sampler: str, nfe: int, n: int, seed: int
 ) -> torch.Tensor:
-    """Samples (n, 2). The noise of a seed is the same for all."""
+    """Samples (n, 2). The noise of a seed is the same for all. Heun's last step is Euler's: of an even nfe it leaves one."""
+    if sampler == "heun":
+        nfe -= 1
     if sampler in ("map", "euler", "heun"):
         return zoo.timed_sample(model, n, nfe, sampler, seed)[0].x
     noise = torch.cat(list(ifl.sampling.initial_noise(model, n, seed)))

@@ -10,7 +10,9 @@ gradient steps for all in it (``calls_per_step`` in the manifest says what a ste
 
 --steps runs all kinds that long instead. Measured as exact W2 of 2,000 samples to 2,000 fresh points, mean of ``--draws``
 draws (one draw for the recipe, whose distances are many floors and not a matter of the draw), at 1 to 100 network calls:
-see ``System.methods``. A value is NaN where samples were not finite. Floors: pairs of independent draws of the data.
+see ``System.methods``. Beside it "off_support", the share of samples where no data lie, and on the eight Gaussians
+"rms_to_exact", the distance to the exact ends of the same noise (``zoo.evaluate``). A value is NaN where samples were not
+finite. Floors: real points on the draws that the models of each training seed are compared with (``zoo.floor_rows``).
 
 Writes plane.csv, a tidy table, and plane.manifest.json into --out (results/reference). What is in the table already is not
 run again, and neither is what --runs keeps; --minutes stops it by itself.
@@ -41,10 +43,10 @@ def planned(sets, systems, seeds: int, steps: int) -> list[tuple[zoo.System, int
     return sorted(runs, key=lambda run: (run[2] != zoo.PLANE_STEPS, run[1]))
 
 
-def floor(dataset: str, pairs: int) -> tuple[list[dict], dict]:
+def floor(dataset: str, seeds: int, draws: int) -> tuple[list[dict], dict]:
     """Rows of the floor, and nothing for the manifest."""
     torch.set_num_threads(1)
-    return zoo.floor_rows(dataset, pairs), {}
+    return zoo.floor_rows(dataset, seeds, draws), {}
 
 
 def train(system: str, seed: int, steps: int, draws: int, nfes) -> tuple[list[dict], dict]:
@@ -62,23 +64,19 @@ def train(system: str, seed: int, steps: int, draws: int, nfes) -> tuple[list[di
 
 
 def main(arguments=None) -> None:
-    options = command_line(
-        __doc__, REFERENCE, seeds=3, steps=0, draws=3, floor_pairs=50, jobs=1, minutes=0
-    )
+    options = command_line(__doc__, REFERENCE, seeds=3, steps=0, draws=3, jobs=1, minutes=0)
     choices(options, "--sets", data.PLANE)
     choices(options, "--systems", SYSTEMS)
     options.add_argument("--nfes", type=int, nargs="+", default=zoo.NFES)
     given = options.parse_args(arguments)
-    runs = {
-        f"{name}/floor": (floor, {"dataset": name, "pairs": given.floor_pairs})
-        for name in given.sets
-    }
+    of_floor = {"seeds": given.seeds, "draws": given.draws}
+    runs = {f"{name}/floor": (floor, {"dataset": name, **of_floor}) for name in given.sets}
     measured = {"draws": given.draws, "nfes": list(given.nfes)}
     for system, seed, steps in planned(given.sets, given.systems, given.seeds, given.steps):
         name = f"{system.data}/{system.path}_{system.kind}/steps{steps}/seed{seed}"
         runs[name] = (train, {"system": system.name, "seed": seed, "steps": steps, **measured})
     store = Store(given.runs / "plane")
-    about = {"floor_pairs": given.floor_pairs}
+    about = {"floor_seeds": given.seeds, "draws": given.draws}
     extend_table(given.out, "plane", store, runs, given.jobs, given.minutes, **about)
 
 

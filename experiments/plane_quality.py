@@ -8,17 +8,13 @@ import math
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
 import torch
-from scipy.spatial import cKDTree
 
 import iflow_lib as ifl
 from iflow_lib import data, metrics, zoo
 
-#: Points of the training set that stand for the support, and samples whose place is looked at.
-SUPPORT, PLACED = 100_000, 10_000
-#: Share of real points that lie within the support, by definition; standard deviations within which a mode ends.
-INSIDE, DEVIATIONS = 0.99, 3.0
+#: Samples whose place is looked at, and the standard deviations within which a mode ends.
+PLACED, DEVIATIONS = 10_000, 3.0
 #: Where the draws of a training seed begin, among its thousand: of samples and data, of the data's other half for floors, and
 #: of the points that are placed.
 _OTHER, _PLACED = 500, 900
@@ -33,42 +29,17 @@ def _seeds(seed: int, draws: int, first: int = 0) -> list[int]:
     return [1000 * (seed + 1) + first + i for i in range(draws)]
 
 
-@cache
-def _support(dataset: str) -> tuple[cKDTree, float]:
-    """The training points, and the distance to the nearest of them within which 99 % of fresh points lie."""
-    tree = cKDTree(data.load(dataset, SUPPORT).x.numpy())
-    fresh = data.load(dataset, 2 * PLACED, seed=_seeds(0, 1, _PLACED)[0]).x.numpy()
-    return tree, float(np.quantile(tree.query(fresh)[0], INSIDE))
-
-
-def off_support(dataset: str, x: torch.Tensor) -> float:
-    """Share of points that are farther from the nearest training point than 99 % of fresh real ones are; 1 % of real ones."""
-    tree, radius = _support(dataset)
-    return float((tree.query(x.numpy())[0] > radius).mean())
-
-
-def _centres(dataset: str) -> tuple[torch.Tensor, float] | None:
-    """Centres (k, 2) and standard deviation of the modes of a set that is a mixture of Gaussians."""
-    if dataset == "eight_gaussians":
-        angle = torch.arange(8) * (math.pi / 4)
-        return math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1), 0.1
-    if dataset == "twenty_five_gaussians":
-        scale, side = math.sqrt(2 + 0.1**2), torch.arange(5) - 2.0
-        return torch.cartesian_prod(side, side) / scale, 0.1 / scale
-    return None
-
-
 def off_modes(dataset: str, x: torch.Tensor) -> float | None:
     """Share of points farther than three standard deviations from every centre, 1.1 % of real ones; None without centres."""
-    known = _centres(dataset)
+    known = data.modes(dataset)
     if known is None:
         return None
-    centres, deviation = known
-    return float((torch.cdist(x, centres).amin(1) > DEVIATIONS * deviation).double().mean())
+    away = torch.cdist(x, known.centres.to(x)).amin(1)
+    return float((away > DEVIATIONS * known.std).double().mean())
 
 
 def _placed(dataset: str, x: torch.Tensor) -> dict[str, float]:
-    found = {"off_support": off_support(dataset, x), "off_modes": off_modes(dataset, x)}
+    found = {"off_support": metrics.off_support(x, dataset), "off_modes": off_modes(dataset, x)}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -117,5 +88,5 @@ def quality_of(
 
 def far(dataset: str) -> dict[str, float]:
     """What stands for a training that diverged."""
-    placed = {"off_support": 1.0} | ({"off_modes": 1.0} if _centres(dataset) else {})
+    placed = {"off_support": 1.0} | ({"off_modes": 1.0} if data.modes(dataset) else {})
     return {"w2": math.inf, **placed}

@@ -47,11 +47,13 @@ VARIANTS = {
     "warm: half the steps FlowMatching": ({}, {}, {}),
 }
 SET = "checkerboard"
+#: Draws that the samples of a training are compared with.
+DRAWS = 3
 
 
-def floor(pairs: int) -> tuple[list[dict], dict]:
-    """Rows of the floor, and nothing for the manifest."""
-    return zoo.floor_rows(SET, pairs), {}
+def floor(seeds: int) -> tuple[list[dict], dict]:
+    """Rows of the floor, on the draws of the trainings, and nothing for the manifest."""
+    return zoo.floor_rows(SET, seeds, DRAWS, zoo.POINTS), {}
 
 
 def train(variant: str, path: str, seed: int, steps: int, nfes) -> tuple[list[dict], dict]:
@@ -78,7 +80,7 @@ def train(variant: str, path: str, seed: int, steps: int, nfes) -> tuple[list[di
     row |= {"method": "map", "metric": "w2", "n_samples": zoo.POINTS}
     for nfe in nfes:
         times = None if model.anchored else zoo.jump_times(model.path, nfe)
-        for i in range(3 * seed, 3 * seed + 3):
+        for i in range(DRAWS * seed, DRAWS * (seed + 1)):
             x = ifl.sample(run.model, zoo.POINTS, nfe, "map", 1000 + i, times=times).x
             rows.append(row | {"nfe": nfe, "value": metrics.w2(x, real(i)[1])})
     how = excerpt(run.manifest, "objective", "path", "data", "config", "seconds", "versions")
@@ -90,7 +92,7 @@ def main(arguments=None) -> None:
     choices(options, "--variants", VARIANTS)
     options.add_argument("--nfes", type=int, nargs="+", default=(1, 4))
     given = options.parse_args(arguments)
-    runs = {"floor": (floor, {"pairs": 50})}
+    runs = {"floor": (floor, {"seeds": given.seeds})}
     for seed, variant, path in itertools.product(
         range(given.seeds), given.variants, zoo.PATH_NAMES
     ):

@@ -8,11 +8,20 @@ import itertools
 import json
 import math
 from functools import partial
+from typing import Any
 
 import pandas as pd
 
-from experiments.common import REFERENCE, ROOT, markdown
-from experiments.defaults import over_floor
+import iflow_lib as ifl
+from experiments.common import (
+    CHECKPOINTS,
+    IMAGE_MODELS,
+    REFERENCE,
+    ROOT,
+    calls_per_step,
+    markdown,
+    over_floor,
+)
 from experiments.gpu_table import demands
 from experiments.search import ranking
 from experiments.searches import IMAGES, PLANE, Search
@@ -55,19 +64,45 @@ def ratio(row) -> str:
 
 def plane_table(table: pd.DataFrame) -> str:
     """W2 over its floor, seeds; and the median over the sets of their means."""
-    floor = table[table.method == "floor"].groupby("dataset").value.mean()
-    rows = table[
-        (table.metric == "w2")
-        & (table.step == zoo.PLANE_STEPS)
-        & (table.objective != "X0Regression")
+    lines = [
+        [name, nfe, *map(spread, cells), f"{_median_of_means(cells):.2f}"]
+        for name, nfe, cells in _plane_lines(over_floor(table))
     ]
-    rows = rows.assign(ratio=rows.value / rows.dataset.map(floor))
+    return markdown(["W2 / floor", "network calls", *SETS.values(), "median"], lines)
 
-    def line(name: str, part: pd.DataFrame, nfe: int) -> list:
+
+def off_support_table(table: pd.DataFrame) -> str:
+    """Share of samples off the support in per cent, and their distance from the exact ends where these are known; "" of a table
+    without."""
+    off, exact = (table[table.metric == name] for name in ("off_support", "rms_to_exact"))
+    if off.empty:
+        return ""
+    off = off.assign(value=100 * off.value)
+    ends = {(name, nfe): cells for name, nfe, cells in _plane_lines(exact)}
+    known = list(SETS).index("eight_gaussians")
+    lines = [
+        [name, nfe, *(spread(cell, 1) for cell in cells), spread(ends[name, nfe][known], 3)]
+        for name, nfe, cells in _plane_lines(off)
+    ]
+    real = off[off.method == "floor"]
+    cells = [spread(real[real.dataset == dataset].value, 1) for dataset in SETS]
+    lines.append(["floor: data", "", *cells, "0"])
+    header = ["off the support, %", "network calls", *SETS.values()]
+    return markdown([*header, "to the exact ends, eight Gaussians"], lines)
+
+
+def _median_of_means(cells: list[pd.Series]) -> float:
+    """Median over sets of the means over seeds."""
+    return pd.Series([cell.mean() for cell in cells]).median()
+
+
+def _plane_lines(rows: pd.DataFrame) -> list[tuple[str, int, list[pd.Series]]]:
+    """Lines of a table of the methods in the plane: name, network calls, and the values of the seeds for each set."""
+    rows = rows[(rows.step == zoo.PLANE_STEPS) & (rows.objective != "X0Regression")]
+
+    def line(name: str, part: pd.DataFrame, nfe: int) -> tuple[str, int, list[pd.Series]]:
         part = part[part.nfe == nfe]
-        cells = [part[part.dataset == dataset].ratio for dataset in SETS]
-        median = pd.Series([cell.mean() for cell in cells]).median()
-        return [name, nfe, *map(spread, cells), f"{median:.2f}"]
+        return name, nfe, [part[part.dataset == dataset].value for dataset in SETS]
 
     euler = rows[(rows.path == "rectified") & (rows.method == "euler")]
     lines = [line("Rectified Flow, Euler", euler, nfe) for nfe in (1, 4, 16, 100)]
@@ -77,7 +112,7 @@ def plane_table(table: pd.DataFrame) -> str:
             part = rows[(rows.path == path) & (rows.objective == objective)]
             for nfe in (1, 2) if objective == "IntegralIdentity" else (1,):
                 lines.append(line(f"{names[objective]}, {shown}", part, nfe))
-    return markdown(["W2 / floor", "network calls", *SETS.values(), "median"], lines)
+    return lines
 
 
 def images_table(table: pd.DataFrame) -> str:
@@ -116,6 +151,33 @@ def exactness_table(table: pd.DataFrame) -> str:
         if quantity in shown
     ]
     return markdown(["trained with", "learns", *(f"in {dim} dimensions" for dim in worst)], lines)
+
+
+def made_table(table: pd.DataFrame) -> str:
+    """How each image model was made, stage by stage, from the manifests of the models that ship."""
+    lines, spent = [], {}
+    for name in IMAGE_MODELS:
+        system, manifest = zoo.System.parse(name), zoo.training_manifest(name, CHECKPOINTS)
+        stages = [*filter(None, [manifest.get("before")]), manifest]
+        taught = system.kind == "integral"
+        teacher = f"{system.path}_velocity"
+        spent[name], done = spent[teacher] if taught else 0.0, 0
+        for number, stage in enumerate(stages, 1):
+            had, steps = stage["objective"], stage["steps_done"] - done
+            done = stage["steps_done"]
+            how = {key: had.get(key, 0.0) for key in ("detail", "perceptual", "matching")}
+            if taught:
+                model = zoo.pretrained(teacher, CHECKPOINTS)
+                own = {"equal_share": had["equal_share"], **how}
+                objective: Any = ifl.FlowMapDistillation(teacher=model, **own)
+            else:
+                objective = ifl.FlowMatching()
+            spent[name] += steps * calls_per_step(objective)
+            weights = [f"{value:g}" if value else "" for value in how.values()]
+            line = [f"`{name}`" if number == 1 else "", number, f"{steps:,}", *weights]
+            lines.append([*line, f"{spent[name]:,.0f}", stage["config"]["seed"]])
+    header = "model|stage|gradient steps|`detail`|`perceptual`|`matching`|evaluations so far|seed"
+    return markdown(header.split("|"), lines)
 
 
 def self_anchor_table(table: pd.DataFrame) -> str:
@@ -274,8 +336,8 @@ def budget_table(_: pd.DataFrame) -> str:
 def plane_tuning_table(table: pd.DataFrame) -> str:
     """W2 over its floor, mean of paths and seeds, and what it is more than the defaults', same path and seed, with its 95 %
     interval; in bold where that leaves out 0. The best comes first."""
-    rows, floor = table[table.method != "floor"], table[table.method == "floor"].value.mean()
-    rows = rows.assign(ratio=rows.value / floor, variant=rows.run_id.str.split("/").str[0])
+    rows = over_floor(table).rename(columns={"value": "ratio"})
+    rows = rows.assign(variant=rows.run_id.str.split("/").str[0])
     values = rows.pivot_table(index=["variant", "path", "seed"], columns="nfe", values="ratio")
     lines = []
     for variant in values[values.columns[0]].groupby("variant").mean().sort_values().index:
@@ -717,7 +779,9 @@ WHEN_MEASURED = (
 #: name of the table in a page -> where it is read from, and how it is written
 TABLES = {
     "plane": ("plane.csv", plane_table),
+    "off_support": ("plane.csv", off_support_table),
     "images": ("images.csv", images_table),
+    "made": ("images.csv", made_table),
     "exactness": ("bench/exactness.csv", exactness_table),
     "peers": ("bench/quality_vs_peers.csv", peers_table),
     "vs_peers": ("bench/vs_peers.csv", vs_peers_table),

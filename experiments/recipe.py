@@ -148,10 +148,7 @@ def relative_straightness(points: torch.Tensor, times: torch.Tensor) -> float:
 
 def straight(seed: int, steps: int) -> tuple[list[dict], dict]:
     """Rows of straightness: exact, learned and reflowed 1-RF of the eight Gaussians."""
-    angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
-    flow = analytic.MixtureFlow(
-        ifl.RectifiedFlow(), math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1), std=0.1
-    )
+    flow = analytic.MixtureFlow(ifl.RectifiedFlow(), *ifl.data.modes(SET))
     times = torch.linspace(1, 0, 101, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     points = [torch.randn(TRAJECTORIES, 2, generator=generator, dtype=torch.float64)]

@@ -148,6 +148,8 @@ class Sampler:
 
     #: Evaluations of ``u`` in one step.
     calls: int = 1
+    #: How many of them the last step, to the data, does without.
+    spared: int = 0
     #: The nfe where none is asked for, without guidance; None means that the caller has to say it.
     default_nfe: int | None = None
     #: Whether nfe decides how many steps are made.
@@ -174,7 +176,17 @@ class Sampler:
             The line times, (steps + 1,), float64.
         """
         path = plan.model.path
-        return path.tau(path.grid(plan.evaluations // self.calls))
+        return path.tau(path.grid(self.steps(plan.evaluations)))
+
+    @classmethod
+    def steps(cls, evaluations: int) -> int:
+        """Return how many steps so many evaluations of ``u`` make."""
+        return (evaluations + cls.spared) // cls.calls
+
+    @classmethod
+    def evaluations(cls, steps: int) -> int:
+        """Return how many evaluations of ``u`` so many steps take."""
+        return steps * cls.calls - cls.spared
 
     def points(self, u: AverageVelocity, x: Tensor) -> Iterator[Tensor]:
         """Yield the points of a batch from the start to the samples: the loop.
@@ -227,8 +239,8 @@ def register_sampler(name: str) -> Callable[[SamplerClass], SamplerClass]:
         The decorator, which returns the class itself.
 
     Raises:
-        ValueError: If the name is taken or is no name, the class does not extend ``Sampler``, or its
-            ``calls`` are not a whole number of at least 1.
+        ValueError: If the name is taken or is no name, the class does not extend ``Sampler``, its
+            ``calls`` are not a whole number of at least 1, or it spares all of them.
     """
     if not isinstance(name, str) or name in ("", "auto"):
         raise ValueError(
@@ -241,6 +253,11 @@ def register_sampler(name: str) -> Callable[[SamplerClass], SamplerClass]:
                 f"register_sampler({name!r}) decorates a class that extends ifl.Sampler, not {cls!r}"
             )
         check_int(f"calls of the sampler {cls.__name__}", cls.calls)
+        if cls.spared not in range(cls.calls):
+            raise ValueError(
+                f"spared of the sampler {cls.__name__} must be a whole number from 0 to "
+                f"{cls.calls - 1}, fewer than its calls, got {cls.spared!r}"
+            )
         known = SAMPLERS.get(name, cls)
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
@@ -297,14 +314,23 @@ class Euler(Sampler):
 
 @register_sampler("heun")
 class Heun(Sampler):
-    """Heun's method of second order (arXiv 2206.00364, algorithm 1)."""
+    """Heun's method of second order, which ends with a step of Euler (arXiv 2206.00364, algorithm 1).
 
-    calls = 2
+    A step of Heun looks at the velocity at both of its ends. The last step ends at the data, and
+    there it does not look: hardly a training example has the time 0, so that ``u(x, 0, 0)`` is
+    hardly trained, and EDM's own velocity, ``(x - D(x)) / sigma``, is not defined there. So k steps
+    are 2 k - 1 evaluations. A single step of Euler is wrong by the square of its length, so the
+    order stays 2 where the last step gets shorter as the others do. VP's even grid leaves it long:
+    there, with an exact velocity, the order is 1.
+    """
+
+    calls, spared = 2, 1
 
     def step(self, u: AverageVelocity, x: Tensor, t: float, s: float) -> Tensor:
-        """Follow the mean of the velocities at both ends of an Euler step."""
+        """Follow the mean of the velocities at both ends of an Euler step; at the data, Euler's."""
         v = u(x, t, t)
-        v = (v + u(x - (t - s) * v, s, s)) / 2
+        if s > 0:
+            v = (v + u(x - (t - s) * v, s, s)) / 2
         return x - (t - s) * v
 
 
@@ -452,8 +478,8 @@ def sample(
               anchor.
             - "euler": ``nfe`` steps. On the line an Euler step is the exponential integrator (DDIM)
               step of every path.
-            - "heun": ``nfe / 2`` steps of two calls. An odd nfe is an error, because nothing is
-              rounded.
+            - "heun": ``(nfe + 1) / 2`` steps of two calls, but for the last, to the data, which is
+              Euler's. An even nfe is an error, because nothing is rounded.
             - "rk45": adaptive, to ``tolerance``. The argument nfe is ignored; the result's is what
               it took, the mean over batches rounded up.
             - "anchor": ``nfe`` refinements of a Gaussian anchor at the same noise and ``t_max``, as
@@ -716,13 +742,17 @@ def _evaluations(kind: type[Sampler], method: str, nfe: int | None, *, guided: b
     if nfe is None or not kind.counts_steps:
         return 1
     each = 2 if guided else 1
-    if nfe % (each * kind.calls):
-        with_guidance = " with guidance" if guided else ""
-        raise ValueError(
-            f"{method}{with_guidance} makes {each * kind.calls} network calls a step: nfe must be a multiple "
-            f"of {each * kind.calls}, got {nfe}"
-        )
-    return nfe // each
+    steps = kind.steps(nfe // each)
+    if steps > 0 and nfe == each * kind.evaluations(steps):
+        return nfe // each
+    makes = f"{method}{' with guidance' * guided} makes {each * kind.calls} network calls a step"
+    if not kind.spared:
+        raise ValueError(f"{makes}: nfe must be a multiple of {each * kind.calls}, got {nfe}")
+    near = [f"nfe={each * kind.evaluations(k)}" for k in (steps, steps + 1) if k > 0]
+    raise ValueError(
+        f"{makes}, {each * (kind.calls - kind.spared)} in the last: take {' or '.join(near)} in place "
+        f"of {nfe}"
+    )
 
 
 def _check_labels(model: FlowMap, labels: Any, n: int) -> Tensor:
@@ -769,7 +799,8 @@ def _own_grid(model: FlowMap, times: Any, evaluations: int, nfe: int | None, met
         times = torch.as_tensor(times, dtype=torch.float64).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"times are no numbers: {first_line(error)}") from error
-    end, steps = model.path.t_max, evaluations // SAMPLERS[method].calls
+    end, kind = model.path.t_max, SAMPLERS[method]
+    steps = kind.steps(evaluations)
     if (
         times.shape != (steps + 1,)
         or times[0] != end
@@ -781,7 +812,8 @@ def _own_grid(model: FlowMap, times: Any, evaluations: int, nfe: int | None, met
             got += f" from {float(times[0]):g} to {float(times[-1]):g}"
             got += " with NaN" * bool(times.isnan().any())
             if nfe is not None and len(times) > 1 and len(times) != steps + 1:
-                got += f": nfe={nfe // steps * (len(times) - 1)} makes as many steps as these"
+                enough = nfe // evaluations * kind.evaluations(len(times) - 1)
+                got += f": nfe={enough} makes as many steps as these"
         raise ValueError(
             f"times must fall from {end:g} to 0 in {steps} steps, so {steps + 1} numbers; got {got}"
         )

@@ -365,7 +365,7 @@ def sampling_cases():
             ("map", 1),
             ("map", 2),
             ("euler", 4),
-            ("heun", 4),
+            ("heun", 5),
             *[("anchor", 2)] * network["anchor"],
         ):
             yield (
@@ -383,7 +383,7 @@ def sampling_cases():
             f"sample/{name}/guided",
             partial(drawn, told, 5, 4, "euler", 0, labels=labels, guidance=2.0, batch_size=3),
         )
-        yield f"sample/{name}/times", partial(drawn, plain, 5, 6, "heun", 0, times=times)
+        yield f"sample/{name}/times", partial(drawn, plain, 5, 5, "heun", 0, times=times)
         yield f"sample/{name}/rk45", partial(drawn, plain, 5, 1, "rk45", 0)
         yield f"sample/{name}/anchored", partial(drawn, anchored, 5, 3, "map", 0)
 

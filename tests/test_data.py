@@ -63,6 +63,23 @@ def test_eight_gaussians_modes():
         assert (mode.std(0) - 0.1).abs().max() < 0.006
 
 
+@pytest.mark.parametrize("name", ["eight_gaussians", "twenty_five_gaussians"])
+def test_modes_are_those_of_the_draws(name):
+    """Each has its share of the points, its mean and its deviation."""
+    centres, std = data.modes(name)
+    points = load(name, 50_000).x.double()
+    nearest = torch.cdist(points, centres).argmin(1)
+    k = len(centres)
+    assert torch.bincount(nearest, minlength=k).double() == pytest.approx(
+        np.full(k, 50_000 / k), rel=0.12
+    )
+    rest = points - centres[nearest]
+    assert rest.std(0).numpy() == pytest.approx([std, std], rel=0.02)
+    for mode in range(k):
+        assert rest[nearest == mode].mean(0).abs().max() < 5 * std / (50_000 / k) ** 0.5
+    assert data.modes("spiral") is None and data.modes("digits") is None
+
+
 def test_checkerboard_squares():
     cell = (load("checkerboard", n=16_000).x / (3 / 4) ** 0.5 + 2).clamp(0, 3.9999).long()
     assert bool(((cell[:, 0] + cell[:, 1]) % 2 == 0).all())

@@ -6,9 +6,16 @@ from exact import MEAN, STD, GaussianNet
 
 from iflow_lib.analytic import GaussianFlow, MixtureFlow
 from iflow_lib.data import Standardization
-from iflow_lib.metrics import anchor_variance, jump_error, straightness
+from iflow_lib.metrics import (
+    anchor_variance,
+    exact_samples,
+    jump_error,
+    rms_distance,
+    straightness,
+)
 from iflow_lib.model import FlowMap
 from iflow_lib.paths import PoissonFlow, RectifiedFlow, VarianceExploding, VariancePreserving
+from iflow_lib.sampling import sample
 
 
 def test_straightness():
@@ -61,6 +68,29 @@ def test_jump_error_by_the_reference_solver():
     assert (
         0.05 < jump_error(FlowMap(net, path), flow, 100) < 10
     )  # the Gaussian's map is not PFGM++'s
+
+
+@pytest.mark.parametrize("path", [RectifiedFlow(), VarianceExploding()], ids=repr)
+def test_exact_samples(path):
+    """Of Gaussian data they are one jump of the exact map, by a solver; and a mean of other data is as far as they spread."""
+    model = FlowMap(GaussianNet((2,)), path)
+    flow = GaussianFlow(path, torch.as_tensor(MEAN).expand(2), STD**2 * torch.eye(2))
+    ends = exact_samples(model, flow, 300, seed=4, tolerance=1e-8)
+    jumps = sample(model, 300, seed=4).x
+    assert rms_distance(jumps, ends) < 1e-5 < 0.1 < rms_distance(jumps.flip(0), ends)
+    mean = ends.mean(0).expand(300, 2)
+    assert rms_distance(mean, ends) == pytest.approx(float(ends.var(0, correction=0).sum()) ** 0.5)
+    model.scaling = Standardization(torch.tensor(5.0), torch.tensor(2.0))
+    moved = exact_samples(model, flow, 300, seed=4, tolerance=1e-8)
+    assert rms_distance(moved, 5 + 2 * ends) < 1e-6
+
+
+def test_rms_distance():
+    x = torch.zeros(4, 2)
+    y = torch.tensor([[3.0, 4.0], [0, 0], [0, 0], [0, 0]])
+    assert rms_distance(x, y) == 2.5
+    with pytest.raises(ValueError, match="pair by pair: got 3 and 4"):
+        rms_distance(x[:3], y)
 
 
 def test_anchor_variance_in_closed_form():

@@ -17,6 +17,7 @@ from iflow_lib import data
 from iflow_lib.data import load, register_dataset
 from iflow_lib.metrics import (
     FashionFeatures,
+    Support,
     embed,
     fashion_reference,
     features,
@@ -24,6 +25,7 @@ from iflow_lib.metrics import (
     inception,
     inception_fid,
     kernel_distance,
+    off_support,
     real_floor,
     real_pairs,
     sliced_w2,
@@ -331,6 +333,46 @@ def test_real_floor_is_the_mean_over_independent_pairs():
     # W2 between two draws falls as they grow
     small, large = (real_floor(w2, real_pairs("spiral", n), pairs=3).mean for n in (50, 800))
     assert 0.05 < large < 0.7 * small
+
+
+# ---- the support
+
+
+def test_support_of_points_on_a_line():
+    """Data at every whole number: fresh points, uniform, are up to 1/2 from one, and 80 % of them within 0.4."""
+    known = torch.arange(-10.0, 11)[:, None]
+    fresh = 20 * torch.rand(100_000, 1, generator=torch.Generator().manual_seed(0)) - 10
+    one = Support(known, fresh, inside=0.8)
+    assert one.radius == pytest.approx(0.4, abs=0.005)
+    assert one.off(torch.tensor([[0.0], [0.3], [0.5], [-10.3], [-10.5], [99.0]])) == 0.5
+    assert one.off(fresh) == pytest.approx(0.2, abs=0.001)
+    for call, words in (
+        (lambda: Support(known, fresh[:99]), "at least 100 fresh data, got 99"),
+        (lambda: one.off(torch.zeros(3, 2)), "x has 2 dimensions and y has 1"),
+        (lambda: one.off(torch.full((3, 1), float("nan"))), "NaN"),
+        (lambda: off_support(known, "digits"), "no support is known for 'digits'; expected one of"),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert words in one_line(error)
+
+
+def test_off_support_counts_what_w2_does_not_see():
+    """Of eight Gaussians: 1 % of real points by definition; of points within two deviations of a centre none, of
+    points halfway between two centres all."""
+    real = load("eight_gaussians", 20_000, "test", seed=3).x
+    centres, std = data.modes("eight_gaussians")
+    away = torch.cdist(real.double(), centres).amin(1)
+    assert off_support(real, "eight_gaussians") == pytest.approx(0.01, abs=0.003)
+    assert off_support(real[away < 2 * std], "eight_gaussians") == 0
+    between = (centres + centres.roll(1, 0)) / 2
+    assert off_support(between, "eight_gaussians") == 1
+    # a twentieth of the points on bridges: many times as many off the support, and W2 within its luck
+    bridged = real[:2000].clone()
+    bridged[:100] = (0.4 * centres[:1] + 0.6 * centres[1:2]).float()
+    fresh = load("eight_gaussians", 2000, "test", seed=4).x
+    assert off_support(bridged, "eight_gaussians") > 5 * off_support(real[:2000], "eight_gaussians")
+    assert w2(bridged, fresh) < 2 * w2(real[:2000], fresh)
 
 
 def test_a_law_of_your_own_has_pairs(monkeypatch):

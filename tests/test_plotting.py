@@ -66,6 +66,12 @@ def test_quality():
     )  # none on top of another
 
 
+def test_ticks_that_are_too_near_are_left_out():
+    rows = [*ROWS, *({**row, "nfe": row["nfe"] - 1} for row in ROWS if row["method"] == "heun")]
+    axes = plotting.quality_against_nfe(pd.DataFrame(rows))
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "3", "4", "8"]
+
+
 def test_one_seed():
     axes = plotting.quality_against_nfe(pd.DataFrame(ROWS)[lambda d: d["seed"] == 0], label=False)
     assert len(axes.get_lines()) == 4 and not axes.texts

@@ -68,6 +68,7 @@ def test_api_example_is_short():
     [
         "plane",
         "images",
+        "made",
         "exactness",
         "peers",
         "self_anchor",

@@ -121,10 +121,13 @@ def test_a_system_is_trained_and_measured(kind):
     assert {(row["method"], row["nfe"]) for row in rows} == set(
         zoo.System.parse(name).methods((1, 2))
     )
-    assert {row["n_samples"] for row in rows} == {100} and {row["seed"] for row in rows} == {1}
+    sizes = {"off_support": 200}
+    assert all(row["n_samples"] == sizes.get(row["metric"], 100) for row in rows)
+    assert {row["seed"] for row in rows} == {1}
     assert {row["step"] for row in rows} == {4} and all(row["value"] >= 0 for row in rows)
     refined = kind.startswith("x0_")
-    assert {row["metric"] for row in rows} == ({"w2", "spread", "copy"} if refined else {"w2"})
+    further = {"spread", "copy"} if refined else set()
+    assert {row["metric"] for row in rows} == {"w2", "off_support"} | further
     assert {row["anchor"] for row in rows} == {"ground_truth" if refined else "self"}
 
 
@@ -148,10 +151,72 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs))
 
 
-def test_floors_and_jump_times():
-    rows = zoo.floor_rows("spiral", pairs=2)
-    assert [row["seed"] for row in rows] == [0, 1] and all(0 < row["value"] < 1 for row in rows)
-    assert {row["objective"] for row in rows} == {"data"}
+class Exact(torch.nn.Module):
+    """The exact velocity of eight Gaussians on a path."""
+
+    data_shape = (2,)
+
+    def __init__(self, path):
+        super().__init__()
+        self.flow = ifl.analytic.MixtureFlow(path, *ifl.data.modes("eight_gaussians"))
+        self.one = torch.nn.Parameter(torch.ones((), dtype=torch.float64))  # says float64
+
+    def forward(self, x, t, s):
+        x_path, time = self.flow.path.from_line(x, t)
+        x_0, z = self.flow.ends(x=x_path, t=time)
+        return (z - x_0).to(x)
+
+
+@pytest.mark.parametrize("path", ["rectified", "ve", "pfgmpp"])
+def test_what_is_measured_of_the_exact_flow(path, monkeypatch):
+    """It ends where it should, on the support, and more calls bring it nearer; a step of Euler is the mean, far from all."""
+    monkeypatch.setitem(zoo.EXACT_POINTS, path, 100)
+    zoo._exact_ends_of.cache_clear()
+    system = zoo.System(path, "velocity", "eight_gaussians")
+    manifest = {"config": {"seed": 0}, "steps_done": 0}
+    model = ifl.FlowMap(Exact(system.make_path()), system.make_path())
+    calls = (1, 64) if path != "pfgmpp" else (1, 32)
+    rows = zoo.evaluate(model, system, manifest, nfes=calls, draws=1, n=200)
+    zoo._exact_ends_of.cache_clear()
+    found = {(r["metric"], r["method"], r["nfe"]): r for r in rows}
+    assert {r["n_samples"] for r in rows if r["metric"] == "rms_to_exact"} == {100}
+    value = {key: row["value"] for key, row in found.items()}
+    many = calls[1]
+    # one step ends at the mean, whose distance from the ends is their spread
+    assert value["rms_to_exact", "euler", 1] == pytest.approx(2.0**0.5, rel=0.1)
+    assert value["off_support", "euler", 1] == 1
+    assert value["rms_to_exact", "heun", many - 1] < 0.15 < value["rms_to_exact", "euler", 1]
+    assert value["off_support", "heun", many - 1] < 0.05
+
+
+def test_floors_are_on_the_draws_of_the_models(monkeypatch):
+    """Of each training seed; samples that are the fresh draws of the floor are as far as it is."""
+    rows = zoo.floor_rows("spiral", seeds=2, draws=2, n=100)
+    w2 = [row for row in rows if row["metric"] == "w2"]
+    assert [row["seed"] for row in w2] == [0] * 4 + [1] * 4
+    assert all(0 < row["value"] < 1 for row in w2)
+    assert {row["objective"] for row in rows} == {"data"} and {r["method"] for r in rows} == {
+        "floor"
+    }
+    off = [row for row in rows if row["metric"] == "off_support"]
+    assert [row["n_samples"] for row in off] == [200, 200] and len(rows) == 10
+    assert all(row["value"] <= 0.05 for row in off)
+    pairs = ifl.metrics.real_pairs("spiral", 100)
+
+    def fresh(model, n, nfe, method, seed, *given):
+        return ifl.SampleResult(pairs(seed - 1000)[0], nfe), 0.0
+
+    monkeypatch.setattr(zoo, "timed_sample", fresh)
+    system = zoo.System("ve", "consistency", "spiral")
+    manifest = {"config": {"seed": 1}, "steps_done": 0}
+    perfect = zoo.evaluate(system.model(), system, manifest, nfes=(1,), draws=2, n=100)
+    found = {row["metric"]: row["value"] for row in perfect}
+    own = [row["value"] for row in w2 if row["seed"] == 1]
+    assert found["w2"] == pytest.approx((own[0] + own[3]) / 2)  # each with its own of the four
+    assert found["off_support"] == off[1]["value"]
+
+
+def test_jump_times():
     for path in (ifl.RectifiedFlow(), ifl.PoissonFlow(8)):
         times = zoo.jump_times(path, 2)
         assert times[0] == path.t_max and times[2] == 0
@@ -314,4 +379,4 @@ def test_a_card_says_what_was_measured(tmp_path, monkeypatch):
     card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
     assert card.startswith(f"# {name}\n") and f'pretrained("{name}", FOLDER)' in card
     assert re.search(r"^\| map \| 8 \| w2 \| \d\.\d{3} \|$", card, flags=re.M)
-    assert re.search(r"floor, real against real: w2 0\.\d{4}\)", card)
+    assert re.search(r"floor, real against real: w2 0\.\d{4}, off_support 0\.\d{4}\)", card)

@@ -14,6 +14,7 @@ from . import furnace, images, toy
 from .frames import FRAMES, frame, register_frame
 from .registry import DATASETS, SPLITS, DatasetEntry, entry, load, names, register_dataset
 from .tensor_data import TensorData, as_dataset, as_tensor, checked, shape_hint
+from .toy import Modes, modes
 from .unit_scale import scale_warning, standardize
 
 #: The five laws in the plane that come with the package.
@@ -28,6 +29,7 @@ __all__ = [
     "PLANE_HELD_OUT",
     "SPLITS",
     "DatasetEntry",
+    "Modes",
     "Standardization",
     "TensorData",
     "as_dataset",
@@ -38,6 +40,7 @@ __all__ = [
     "furnace",
     "images",
     "load",
+    "modes",
     "names",
     "register_dataset",
     "register_frame",

@@ -9,10 +9,41 @@ came from, or None.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from .registry import register_dataset
+
+
+class Modes(NamedTuple):
+    """Equally likely Gaussians that a law is a mixture of.
+
+    Attributes:
+        centres: Their centres, (k, 2), float64.
+        std: The standard deviation of each.
+    """
+
+    centres: torch.Tensor
+    std: float
+
+
+def modes(name: str) -> Modes | None:
+    """Return the Gaussians of a law in the plane, None if it is no mixture of them.
+
+    With them the exact flow is known: ``analytic.MixtureFlow(path, *modes("eight_gaussians"))``.
+
+    Args:
+        name: A set in the plane.
+    """
+    if name == "eight_gaussians":
+        angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+        return Modes(math.sqrt(2) * torch.stack([angle.cos(), angle.sin()], 1), 0.1)
+    if name == "twenty_five_gaussians":
+        side, scale = torch.arange(5, dtype=torch.float64) - 2, math.sqrt(2 + 0.1**2)
+        return Modes(torch.cartesian_prod(side, side) / scale, 0.1 / scale)
+    return None
 
 
 @register_dataset("eight_gaussians", seed_id=0, kind="plane")

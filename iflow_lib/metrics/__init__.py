@@ -2,8 +2,16 @@
 
 from .distances import Floor, frechet_distance, interval, kernel_distance, real_floor, real_pairs
 from .features import FashionFeatures, embed, fashion_reference, shipped_classifier
-from .flow import AnchorVariance, anchor_variance, jump_error, straightness
+from .flow import (
+    AnchorVariance,
+    anchor_variance,
+    exact_samples,
+    jump_error,
+    rms_distance,
+    straightness,
+)
 from .inception import inception_fid
+from .support import Support, off_support
 from .transport import sliced_w2, w2
 from .two_sample import Copies, Coverage, c2st, copies, energy_distance, mmd, precision_recall
 
@@ -13,11 +21,13 @@ __all__ = [
     "Coverage",
     "FashionFeatures",
     "Floor",
+    "Support",
     "anchor_variance",
     "c2st",
     "copies",
     "embed",
     "energy_distance",
+    "exact_samples",
     "fashion_reference",
     "frechet_distance",
     "inception_fid",
@@ -25,9 +35,11 @@ __all__ = [
     "jump_error",
     "kernel_distance",
     "mmd",
+    "off_support",
     "precision_recall",
     "real_floor",
     "real_pairs",
+    "rms_distance",
     "shipped_classifier",
     "sliced_w2",
     "straightness",

@@ -100,6 +100,52 @@ def jump_error(
     return float((learned.double().cpu() - end).square().mean().sqrt() / spread)
 
 
+def exact_samples(
+    model: FlowMap, flow: Any, n: int = 1000, *, seed: int = 0, tolerance: float = 1e-5
+) -> Tensor:
+    """Compute where the exact flow takes the noise that ``sample(model, n, seed=seed)`` starts from.
+
+    So a sample can be compared with the very point that it stands for, by ``rms_distance``: two
+    models may have the same distribution of samples, and only one of them the right map.
+
+    Args:
+        model: The model; only its path, its data's shape and their scale count.
+        flow: The exact flow of the data on the model's path, from ``iflow_lib.analytic``.
+        n: Number of points. A thousand take a tenth of a second on a CPU core, on PFGM++ with a
+            mixture of Gaussians two seconds.
+        seed: The seed of the samples.
+        tolerance: Absolute and relative error of a step of the reference solver.
+
+    Returns:
+        The ends (n, ...) in float64, in the units of the data.
+    """
+    path = model.path
+    line = torch.cat(list(initial_noise(model, n, seed))).double()
+    x = line * float(path.scale(torch.tensor(path.t_max, dtype=torch.float64)))
+    ends: Tensor = flow.flow_map(x=x, t=path.t_max, s=0.0, tolerance=tolerance)
+    return ends if model.scaling is None else model.scaling.undo(ends)
+
+
+def rms_distance(x: Any, y: Any) -> float:
+    """Compute the root of the mean squared distance of points to their partners.
+
+    Args:
+        x: Points (n, ...).
+        y: As many points, in the same order.
+
+    Returns:
+        The distance, in the units of the points. A single point that ends in a wrong mode counts
+        for many that are a little off.
+
+    Raises:
+        ValueError: If there are not equally many, or as ``w2``.
+    """
+    x, y = point_sets(x, y)
+    if len(x) != len(y):
+        raise ValueError(f"points are compared pair by pair: got {len(x)} and {len(y)}")
+    return float((x - y).square().sum(1).mean().sqrt())
+
+
 class AnchorVariance(NamedTuple):
     """Mean squared error for each element of the best guess of x_0, with and without the anchor.
 
