@@ -25,7 +25,7 @@ CHOSEN = {
     "05_training": (2, 0.0, 1.0),
     "07_rectified_flow_and_reflow": (2, 0.0, 1.0),
     "09_consistency_models": (4, 0.0, 1.0),
-    "13_claims": (1, 0.0, 1.0),
+    "13_claims": (2, 0.0, 1.0),
 }
 
 

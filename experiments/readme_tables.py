@@ -7,6 +7,7 @@ Each function takes a table of results/reference and returns the text between it
 import itertools
 import json
 import math
+import os
 from functools import partial
 from typing import Any
 
@@ -242,13 +243,27 @@ def vs_peers_table(table: pd.DataFrame) -> str:
     return "\n\n".join(filter(None, [shown, *said]))
 
 
+#: Column of claims.csv -> heading.
+JUDGED = {"as_described": "as described", "with_meanflow_identity": "with MeanFlow's identity"}
+
+
 def claims_table(table: pd.DataFrame) -> str:
-    """Statements, verdicts and the pictures that are drawn."""
+    """Every claim and its two verdicts, readings of a claim below it, and the pictures that are drawn."""
     lines = []
     for row in table.itertuples():
-        drawn = row.verdict != "open" and (ROOT / row.picture).is_file()
-        lines.append([row.statement, row.verdict, f"[picture]({row.picture})" if drawn else ""])
-    return markdown(["claim", "verdict", ""], lines)
+        drawn = (ROOT / row.picture).is_file()
+        path = os.path.relpath(ROOT / row.picture, ROOT / "docs")
+        indent = "" if row.part_of == "none" else "*a reading:* "
+        verdicts = [getattr(row, column) for column in JUDGED]
+        lines.append([indent + row.statement, *verdicts, f"[picture]({path})" if drawn else ""])
+    return markdown(["claim", *JUDGED.values(), ""], lines)
+
+
+def claims_short_table(table: pd.DataFrame) -> str:
+    """What the paper itself claims, without what only the article on it says, and without the readings of its recipe."""
+    rows = table[table.source.str.startswith("paper") & (table.part_of == "none")]
+    lines = rows[["statement", *JUDGED]].itertuples(index=False)
+    return markdown(["claim", *JUDGED.values()], lines)
 
 
 def tuning_table(table: pd.DataFrame) -> str:
@@ -798,6 +813,7 @@ TABLES = {
     "image_search": ("bench/image_search.csv", partial(search_table, search=IMAGES)),
     "defaults": ("bench/defaults.csv", defaults_table),
     "claims": ("claims.csv", claims_table),
+    "claims_short": ("claims.csv", claims_short_table),
     "speed_short": ("bench/speed.csv", speed_short_table),
     "speed": ("bench/speed.csv", speed_table),
     "compiling": ("bench/speed.csv", compiling_table),

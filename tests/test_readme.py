@@ -73,6 +73,7 @@ def test_api_example_is_short():
         "peers",
         "self_anchor",
         "claims",
+        "claims_short",
         "speed_short",
         "speed",
         "tuning",
