@@ -90,9 +90,10 @@ lab: .venv/installed
 	@touch $@
 
 # One version of each package for all Pythons and systems where there is one, so that numbers agree between them.
-# environment.yml repeats the pins: pip accepts no hashes beside `-e .`. Last: are there wheels for each of them?
+# environment.yml repeats the pins: pip accepts no hashes beside `-e .`. Not locked: forest, a neighbour of 300 MB. Last: are there wheels for each of them?
+EXTRAS = notebooks frames scale export serve hub logging fid dev
 lock: .venv/installed
-	.venv/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --fork-strategy fewest \
+	.venv/bin/uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --universal --python-version 3.10 --fork-strategy fewest \
 		--generate-hashes --upgrade --quiet --custom-compile-command 'make lock' --output-file requirements.lock
 	sed -n '1,/- -e \./p' environment.yml > environment.tmp
 	sed -n 's/^\([a-z0-9].*[^ ]\) \\$$/      - \1/p' requirements.lock >> environment.tmp
