@@ -5,7 +5,7 @@ settings that ``experiments.search --of images`` chose, the same with its last t
 and the other objectives. All have the network, the averaging and the kind of velocity that were chosen. Each is trained for as many
 steps as cost the same, the network calls of consistency training (``calls_per_step``), and at the shorter budget also for equally
 many; the one with matching at equal cost alone. Additivity and terminal velocity have no adaptive weight, which gained them
-nothing on digits (docs/findings.md), and the times of ``zoo``.
+nothing on digits (docs/findings.md), and the times of ``zoo``; they are there at the shorter budget.
 
 --tune finds the learning rates of the others on emoji, as an equal small search: four, the rectified path, 1,500 steps, seed 0. What
 counts is "frechet_pca", with the weights of the search over jumps; of consistency training at one call; of the velocity the geometric
@@ -60,6 +60,8 @@ METHODS = (
     "IntegralAdditivity",
     "TerminalVelocity",
 )
+#: Those that are trained for the longer budget too.
+LONGER = METHODS[:4]
 #: Those that have no search of their own, and what is tried of them.
 TUNED, RATES = METHODS[2:], (1e-3, 2e-3, 4e-3, 8e-3)
 #: The last steps of ``MATCHED`` that are matched, as a share.
@@ -101,6 +103,8 @@ def mean_calls(method: str) -> float:
 
 def budgets(method: str, steps: int, shorter: bool) -> dict[str, int]:
     """How a method is compared with consistency training of so many steps -> its own. shorter: of the two budgets."""
+    if not shorter and method not in LONGER:
+        return {}
     found = {"cost": round(steps * mean_calls("ConsistencyTraining") / mean_calls(method))}
     return {"steps": steps} | found if shorter and method != MATCHED else found
 
