@@ -235,7 +235,7 @@ def test_speed_of_all_neighbours_and_memory(tmp_path, experiment):
 
 
 def test_what_is_said_of_speed():
-    """The bounds that README.md and docs/scaling.md state, on the measured table."""
+    """The bounds that docs/peers.md and docs/scaling.md state, on the measured table."""
     table = pd.read_csv(REFERENCE / "speed.csv")
     ratio = table[table.part == "training"].set_index(["network", "contender"]).ratio
     loops = ["torchcfm", "flow_matching", "rectified-flow-pytorch"]
