@@ -198,9 +198,13 @@ def _jumps_beside_steps(table: pd.DataFrame) -> str:
                     for part, nfe in ((rows[rows.method == "map"], jumps), (euler, steps))
                 )
                 apart = (ours - theirs).dropna()
+                if apart.empty:
+                    continue
                 said.append(_told(apart))
                 half = f" ± {interval(apart):.2f}" if len(apart) > 1 else ""
                 cells.append(f"{apart.mean():+.2f}{half}: {said[-1]}")
+            if not said:
+                continue
             agree = "" if len(said) < 2 else "yes" if len(set(said)) == 1 else "**no**"
             lines.append([f"{calls(jumps)} beside {steps} Euler steps, {shown}", *cells, agree])
     header = [
