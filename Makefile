@@ -1,6 +1,6 @@
 # Needs python3 (3.10 to 3.13) and make; everything is installed into .venv, once. `make help` lists the commands.
 #
-# Without make, on Windows (elsewhere python is python3, and .venv\Scripts\ is .venv/bin/); README.md says the same:
+# Without make, on Windows (elsewhere python is python3, and .venv\Scripts\ is .venv/bin/); docs/reproduce.md says the same:
 #   python -m venv .venv
 #   .venv\Scripts\python -m pip install --require-hashes -r requirements.lock
 #   .venv\Scripts\python -m pip install --no-deps --no-build-isolation -e .

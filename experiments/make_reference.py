@@ -1,7 +1,8 @@
 """What results/reference has beside the tables: ``python -m experiments.make_reference [STEP ...]``, all if none is named.
 
 quick: take the table of the last `iflow reproduce`, results/runs/quick, for `iflow verify`; readme: write the tables in
-README.md and docs/ (``readme_tables``) from the committed results; sums: SHA256SUMS, the checksums that `iflow verify`
+README.md and docs/ (``readme_tables``) from the committed results, and the numbers in the sentences there and in the notebooks
+(``numbers``); sums: SHA256SUMS, the checksums that `iflow verify`
 checks. The models are trained by experiments/models.py.
 """
 
@@ -13,13 +14,15 @@ import warnings
 
 import pandas as pd
 
+from experiments import numbers
 from experiments.common import REFERENCE, ROOT
 from experiments.readme_tables import TABLES, WHEN_MEASURED
 from iflow_lib.io import write_atomic
 from iflow_runner.provenance import sha256
 from iflow_runner.verify import SUMS
 
-PAGES = ("README.md", "docs/scaling.md", "docs/findings.md", "docs/image_models.md")
+#: Pages with tables, as paths in the checkout.
+PAGES = [page.relative_to(ROOT).as_posix() for page in numbers.pages() if page.suffix != ".ipynb"]
 
 
 def quick() -> None:
@@ -36,6 +39,8 @@ def quick() -> None:
 def readme() -> None:
     for page in PAGES:
         write_atomic(ROOT / page, with_tables((ROOT / page).read_text(encoding="utf-8")))
+    for file in numbers.pages():
+        numbers.write(file)
 
 
 def with_tables(text: str) -> str:

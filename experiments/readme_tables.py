@@ -137,6 +137,93 @@ def images_table(table: pd.DataFrame) -> str:
     return markdown(header, lines)
 
 
+#: Metric of image_models.csv -> heading and digits. The second features are of another classifier, made differently.
+IMAGE_METRICS = {
+    "frechet": ("Frechet", 2),
+    "frechet_second": ("Frechet, second features", 2),
+    "kernel": ("kernel", 3),
+    "kernel_second": ("kernel, second features", 3),
+    "precision": ("precision", 2),
+    "recall": ("recall", 2),
+    "copies": ("copies", 3),
+}
+
+
+def image_models_table(table: pd.DataFrame) -> str:
+    """Every image model in two sets of features, means of the training seeds and half their range, and jumps beside Euler steps."""
+    if table.empty:
+        return ""
+    table = table[table.dataset == "fashion_mnist"]
+    known = {name: what for name, what in IMAGE_METRICS.items() if name in set(table.metric)}
+    lines = []
+    for path, shown in PATH_LABELS.items():
+        for label, rows in _image_kinds(table[table.path == path]):
+            for nfe, part in rows.groupby("nfe"):
+                values = {name: part[part.metric == name].value for name in known}
+                cells = [spread(values[name], digits) for name, (_, digits) in known.items()]
+                lines.append([f"{label}, {shown}", f"{nfe:.0f}", part.seed.nunique(), *cells])
+    real = table[table.method == "floor"].set_index("metric").value
+    cells = [f"{real[name]:.{digits}f}" for name, (_, digits) in known.items()]
+    lines.append(["floor: data against data", "", "", *cells])
+    header = ["Fashion-MNIST", "network calls", "seeds", *(what for what, _ in known.values())]
+    return "\n\n".join([markdown(header, lines), _jumps_beside_steps(table)])
+
+
+def _image_kinds(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Names and rows of the models on a path: a velocity model that was trained for longer has a name of its own."""
+    euler, found = rows[rows.method == "euler"], []
+    for number, (steps, part) in enumerate(euler.groupby("step")):
+        longer = f" of {steps:,.0f} steps, as costly as both" if number else ""
+        found.append((f"velocity{longer}, Euler", part))
+    return [*found, ("Integration Flow", rows[rows.method == "map"])]
+
+
+def _jumps_beside_steps(table: pd.DataFrame) -> str:
+    """Frechet distance of jumps less that of Euler steps, the same training seed on both sides, with its 95 % interval.
+
+    A difference inside its interval is a tie; where the two sets of features say different things, the last column says so.
+    """
+    features = [name for name in ("frechet", "frechet_second") if name in set(table.metric)]
+    lines = []
+    for path, shown in PATH_LABELS.items():
+        rows = table[table.path == path]
+        euler = rows[
+            (rows.method == "euler") & (rows.step == rows[rows.method == "euler"].step.min())
+        ]
+        for jumps, steps in WANTED.items():
+            cells, said = [], []
+            for name in features:
+                ours, theirs = (
+                    part[(part.metric == name) & (part.nfe == nfe)].set_index("seed").value
+                    for part, nfe in ((rows[rows.method == "map"], jumps), (euler, steps))
+                )
+                apart = (ours - theirs).dropna()
+                if apart.empty:
+                    continue
+                said.append(_told(apart))
+                half = f" ± {interval(apart):.2f}" if len(apart) > 1 else ""
+                cells.append(f"{apart.mean():+.2f}{half}: {said[-1]}")
+            if not said:
+                continue
+            agree = "" if len(said) < 2 else "yes" if len(set(said)) == 1 else "**no**"
+            lines.append([f"{calls(jumps)} beside {steps} Euler steps, {shown}", *cells, agree])
+    header = [
+        "jumps less Euler steps",
+        *(IMAGE_METRICS[name][0] for name in features),
+        "do they agree?",
+    ]
+    return markdown(header, lines)
+
+
+def _told(apart: pd.Series) -> str:
+    """What the differences of at least three seeds say of a distance."""
+    if len(apart) < 3:
+        return "undecided, too few seeds"
+    if abs(apart.mean()) <= interval(apart):
+        return "a tie"
+    return "nearer" if apart.mean() < 0 else "farther"
+
+
 def exactness_table(table: pd.DataFrame) -> str:
     """The largest of the four paths' relative RMS errors, means over seeds."""
     shown = {
@@ -654,7 +741,7 @@ def cost_table(table: pd.DataFrame) -> str:
     return markdown(["", *(f"{row.setting}, {row.objective}" for row in rows)], lines)
 
 
-# ---- a GPU: sections with their headings, which are absent as long as nothing was measured
+# ---- a GPU: nothing, as long as nothing was measured
 
 
 def gpu_short_table(table: pd.DataFrame) -> str:
@@ -671,22 +758,14 @@ def gpu_short_table(table: pd.DataFrame) -> str:
             for one in found
         ]
         lines.append([found[0].what, found[0].shown_bound, *cells])
-    intro = (
-        "One prepared run, `make gpu` ([gpu.csv](results/reference/bench/gpu.csv), "
-        "[experiments/gpu.py](experiments/gpu.py)); all of it: [docs/scaling.md](docs/scaling.md)."
-    )
-    shown = markdown(["on a GPU", "wanted", *cards], lines)
-    return f"### On a GPU\n\n{intro}\n\n{shown}"
+    return markdown(["on a GPU", "wanted", *cards], lines)
 
 
 def gpu_table(table: pd.DataFrame) -> str:
     """Everything that was measured on each card."""
     if table.empty:
         return ""
-    text = [
-        "## On a GPU",
-        "One prepared run, `make gpu` ([experiments/gpu.py](../experiments/gpu.py)); its docstring says what each number means.",
-    ]
+    text: list[str] = []
     for card in dict.fromkeys(table.card):
         rows = table[table.card == card]
         text.append(f"### {card}")
@@ -785,6 +864,7 @@ def _gpu_checks(rows: pd.DataFrame) -> str:
 
 #: Tables that may not be there yet: then their sections are empty.
 WHEN_MEASURED = (
+    "image_models.csv",
     "bench/gpu.csv",
     "bench/vs_peers.csv",
     "bench/search.csv",
@@ -796,6 +876,7 @@ TABLES = {
     "plane": ("plane.csv", plane_table),
     "off_support": ("plane.csv", off_support_table),
     "images": ("images.csv", images_table),
+    "image_models": ("image_models.csv", image_models_table),
     "made": ("images.csv", made_table),
     "exactness": ("bench/exactness.csv", exactness_table),
     "peers": ("bench/quality_vs_peers.csv", peers_table),

@@ -94,7 +94,7 @@ def test_links_lead_somewhere():
 
 def test_a_dead_link_is_found():
     text = (
-        "[a](docs/no.md) [b](README.md#conventions) [c](README.md#nothing) ![d](results/no.png) [e](#use-it) "
+        "[a](docs/no.md) [b](docs/library.md#conventions) [c](README.md#nothing) ![d](results/no.png) [e](#ten-lines) "
         "<img src='f.png'> [g](https://example.org/nothing) `[h](code.md)`\n\n[i]: j.md"
     )
     assert dead_links(ROOT / "README.md", text) == [

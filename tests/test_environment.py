@@ -202,15 +202,18 @@ def test_imports_are_declared():
 
 
 def no_make_lines() -> list[str]:
-    """The lines of README.md for those without make, as they stand there (for Windows)."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"<!-- no-make -->\s*```\w*\n(.*?)```\s*<!-- /no-make -->", readme, re.DOTALL)
-    assert block, "README.md: no fenced block between <!-- no-make --> and <!-- /no-make -->"
+    """The lines of docs/reproduce.md for those without make, as they stand there (for Windows)."""
+    page = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- no-make -->\s*```\w*\n(.*?)```\s*<!-- /no-make -->", page, re.DOTALL)
+    assert block, (
+        "docs/reproduce.md: no fenced block between <!-- no-make --> and <!-- /no-make -->"
+    )
+    assert "(docs/reproduce.md#without-make)" in (ROOT / "README.md").read_text(encoding="utf-8")
     return block[1].splitlines()
 
 
 def test_the_lines_without_make_are_known():
-    """README.md says what the Makefile's comment says: three lines that install, one that runs."""
+    """docs/reproduce.md says what the Makefile's comment says: three lines that install, one that runs."""
     comment = (ROOT / "Makefile").read_text(encoding="utf-8").partition("PROFILE ?=")[0]
     assert no_make_lines() == re.findall(r"^#   (.*)$", comment, re.MULTILINE)
     assert len(no_make_lines()) == 4
@@ -219,7 +222,7 @@ def test_the_lines_without_make_are_known():
 @pytest.mark.long
 @in_venv
 def test_the_lines_without_make_work(tmp_path):
-    """Runs README.md's lines for real as far as that is cheap and needs no network.
+    """Runs these lines for real as far as that is cheap and needs no network.
 
     1. The virtual environment is made, elsewhere. 2. pip resolves the whole hashed lock as a dry run inside make's
     .venv: it passes only if pip (not just uv) accepts the file and would install nothing that make did not.

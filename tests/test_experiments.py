@@ -235,7 +235,7 @@ def test_speed_of_all_neighbours_and_memory(tmp_path, experiment):
 
 
 def test_what_is_said_of_speed():
-    """The bounds that README.md and docs/scaling.md state, on the measured table."""
+    """The bounds that docs/peers.md and docs/scaling.md state, on the measured table."""
     table = pd.read_csv(REFERENCE / "speed.csv")
     ratio = table[table.part == "training"].set_index(["network", "contender"]).ratio
     loops = ["torchcfm", "flow_matching", "rectified-flow-pytorch"]
@@ -528,6 +528,59 @@ def test_images(tmp_path, experiment, small, monkeypatch):
         .equals(table.sort_values("run_id", kind="stable", ignore_index=True))
     )
     assert set(both.objective) == {"data", "IntegralIdentity", "FlowMatching"}
+
+
+def image_rows(seeds, jump, jump_second) -> list[dict]:
+    """Rows like those of image_models.csv, on one path: eight Euler steps are at 6 in both sets of features, and jumps where it is said."""
+    rows = []
+    for seed, (method, nfe, step, values) in itertools.product(
+        range(seeds),
+        [
+            ("euler", 8, 100, (6, 6)),
+            ("euler", 8, 700, (5, 5)),
+            ("map", 1, 300, (jump, jump_second)),
+        ],
+    ):
+        if step == 700 and seed:
+            continue  # one velocity model that costs as much as both
+        for metric, value in zip(("frechet", "frechet_second"), values):
+            own = {"path": "rectified", "method": method, "nfe": nfe, "step": step, "seed": seed}
+            moved = value + 0.1 * (seed - 1) * (method == "map")
+            rows.append({"dataset": "fashion_mnist", "metric": metric, "value": moved, **own})
+    floor = {"dataset": "fashion_mnist", "method": "floor", "seed": 0}
+    return rows + [
+        floor | {"metric": name, "value": 0.04} for name in ("frechet", "frechet_second")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "jump", "jump_second", "told"),
+    [
+        (3, 5.0, 5.5, "| -1.00 ± 0.25: nearer | -0.50 ± 0.25: nearer | yes |"),
+        (3, 6.1, 5.9, "| +0.10 ± 0.25: a tie | -0.10 ± 0.25: a tie | yes |"),
+        (3, 5.0, 7.0, "| -1.00 ± 0.25: nearer | +1.00 ± 0.25: farther | **no** |"),
+        (3, 5.0, 6.1, "| -1.00 ± 0.25: nearer | +0.10 ± 0.25: a tie | **no** |"),
+        (2, 5.0, 5.0, "undecided, too few seeds"),
+    ],
+)
+def test_the_table_of_the_image_models(seeds, jump, jump_second, told):
+    """A difference inside its interval is a tie; where the features disagree it is said; no table, no text."""
+    table = pd.DataFrame(image_rows(seeds, jump, jump_second))
+    shown = readme_tables.image_models_table(table)
+    (line,) = [
+        line
+        for line in shown.splitlines()
+        if line.startswith("| 1 call beside 8 Euler steps, rectified |")
+    ]
+    assert told in line
+    assert f"| velocity, Euler, rectified | 8 | {seeds} | 6.00 ± 0.00 | 6.00 ± 0.00 |" in shown
+    assert (
+        "| velocity of 700 steps, as costly as both, Euler, rectified | 8 | 1 | 5.00 ± 0.00 |"
+        in shown
+    )
+    assert "| floor: data against data | | | 0.04 | 0.04 |" in shown
+    assert "VE" not in shown and "2 calls" not in shown  # what was not measured has no line
+    assert readme_tables.image_models_table(pd.DataFrame()) == ""
 
 
 def test_image_models(tmp_path, experiment, small, monkeypatch):

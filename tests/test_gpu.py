@@ -738,11 +738,11 @@ def test_the_sections_of_the_pages_show_the_table():
     table = hand_made()
     other = table.assign(card="Card B")
     short = readme_tables.gpu_short_table(pd.concat([table, other[other.part == "speed"]]))
-    assert short.startswith("### On a GPU\n") and "| on a GPU | wanted | Card A | Card B |" in short
+    assert short.startswith("| on a GPU | wanted | Card A | Card B |\n")
     assert "| at most 1.4 | 1.6, not met | 1.6, not met |" in short
     assert "| at least 45 | 46, met | not measured |" in short
     text = readme_tables.gpu_table(table)
-    assert text.startswith("## On a GPU\n") and "### Card A" in text
+    assert text.startswith("### Card A\n")
     assert "| products, bfloat16 | 700 (700 to 700) TFLOP/s |" in text
     line = "| U-Net | FlowMatching | bfloat16 | compiled | 40 (39 to 41) | 40 % of products in bfloat16 | 5.0 |"
     assert line in text
