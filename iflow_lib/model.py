@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import pretrained
+from . import hub, pretrained
 from .paths import Path, check_path, expand
 from .scaling import Standardization
 from .utils import Compiled, check_int, pick_device
@@ -335,13 +335,22 @@ class FlowMap(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | PathLike[str], *, device: str | torch.device = "cpu"
+        cls,
+        folder: str | PathLike[str],
+        *,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
+        token: str | None = None,
     ) -> FlowMap:
-        """Load what ``save_pretrained`` wrote.
+        """Load what ``save_pretrained`` wrote, or ``push_to_hub`` sent.
 
         Args:
-            folder: The folder.
+            folder: The folder; or ``user/model``, a repository of a hub, where no such folder is
+                here. Only safetensors and JSON are fetched, all of one commit.
             device: Where the model goes.
+            revision: For a repository: a commit, tag or branch. None takes the newest commit, and a
+                warning names it.
+            token: For a private repository; None takes the one that ``hf auth login`` keeps.
 
         Returns:
             The model in float32, in evaluation mode.
@@ -350,12 +359,74 @@ class FlowMap(nn.Module):
             FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged or was changed (``config.json`` holds checksums of
                 both), names a class that is not registered, or the device is not there.
+            OSError: If a repository cannot be fetched.
+            ImportError: If it is one and huggingface_hub is missing, of the extra ``hub``.
         """
         device = pick_device(device)
+        folder = hub.local_folder(folder, revision, token)
         net, path, learned, scaling, knows_no_class = pretrained.load(folder)
         model = cls(net, path)
         model.learned, model.scaling, model.knows_no_class = learned, scaling, knows_no_class
         return model.to(device).eval()
+
+    def push_to_hub(
+        self,
+        name: str,
+        *,
+        manifest: dict[str, Any] | None = None,
+        card: str | None = None,
+        license: str | None = None,
+        private: bool = True,
+        token: str | None = None,
+        branch: str | None = None,
+        **info: Any,
+    ) -> str:
+        """Send the model to a hub, as ``save_pretrained`` writes it, with a card.
+
+        Args:
+            name: The repository, ``user/model``; it is made if it is missing.
+            manifest: Of its training, ``run.manifest``. It is told on the card, and kept in
+                ``config.json`` without the folders that it names.
+            card: Text of the card in place of the one that is made.
+            license: By the hub's short name, such as "mit".
+            private: Whether a new repository is seen by its owner alone. A model may tell of its
+                data: think before you give False.
+            token: None takes the one that ``hf auth login`` keeps.
+            branch: None is the main one.
+            **info: JSON values that are kept in ``config.json``.
+
+        Returns:
+            The address of the commit, which ends in its number: the ``revision`` to load.
+
+        Raises:
+            ValueError: As ``save_pretrained``; or if the name is none.
+            OSError: If the hub refuses, or cannot be reached.
+            ImportError: If huggingface_hub is missing, of the extra ``hub``.
+        """
+        if manifest is not None:
+            manifest = info["manifest"] = hub.without_places(manifest)
+        use = (
+            f'model = ifl.FlowMap.from_pretrained("{name}", revision="...")\n'
+            f"x = ifl.sample(model, n=64{', nfe=32' if self.learned == 'velocity' else ''}).x"
+        )
+        text = card or hub.card(name, self.facts(), manifest, use=use, license=license)
+        return hub.push(
+            lambda folder: self.save_pretrained(folder, card=text, **info),
+            name,
+            private=private,
+            token=token,
+            branch=branch,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a card says of the model, by name."""
+        return {
+            "learned": hub.LEARNED.get(self.learned or "", "not recorded"),
+            "path": repr(self.path),
+            "network": f"{type(self.net).__name__}, {self.parameter_count:,} parameters",
+            "one sample": f"shape {self.data_shape}"
+            + f", {self.classes} classes" * bool(self.classes),
+        }
 
 
 def writes_into_input(net: nn.Module) -> ValueError:

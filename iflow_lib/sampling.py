@@ -79,7 +79,8 @@ class AverageVelocity:
         Returns:
             The average velocity, shape of x.
         """
-        times = x.new_full((len(x),), t), x.new_full((len(x),), s)
+        rows = x.shape[0]  # len(x) would be a plain number in an exported graph
+        times = x.new_full((rows,), t), x.new_full((rows,), s)
         if anchor is None and self.model.anchored:
             anchor = torch.zeros_like(x)
         self.count += 1
@@ -572,6 +573,36 @@ def sample(
     at = model.path.time(sampler.times)
     scales = model.path.scale(at).to(points).reshape((-1,) + (1,) * x.ndim)
     return SampleResult(x, spent, undo(points * scales), at)
+
+
+def planned_sampler(
+    model: FlowMap, nfe: int | None = None, method: str = "auto"
+) -> tuple[str, Sampler]:
+    """Return what ``sample`` would do with a model, for those who start from points of their own.
+
+    Args:
+        model: The model.
+        nfe: As for ``sample``.
+        method: As for ``sample``.
+
+    Returns:
+        The name of the method, and its sampler, whose ``plan.evaluations`` are the network calls of
+        a sample. Its ``points(AverageVelocity(model), start)`` end in the samples on the line.
+
+    Raises:
+        ValueError: As ``sample``; and if the method starts from more than the noise, or decides on
+            its steps as it goes, as "anchor" and "rk45" do.
+    """
+    _check_model(model)
+    method, nfe = _choose(model, method, nfe, 1)
+    kind = SAMPLERS[method]
+    if not (kind.counts_steps and kind.takes_times):
+        raise ValueError(
+            f"{method} is not one chain of steps from the noise: expected a model that jumps, or one "
+            "that learned a velocity with euler or heun"
+        )
+    evaluations = _evaluations(kind, method, nfe, guided=False)
+    return method, kind(SamplerRequest(model, 1, 0, evaluations))
 
 
 def reflow(

@@ -184,6 +184,35 @@ def sweep(scheduler: str | None, workers: int | None, fresh: bool, device: str, 
     return _code(manifest)
 
 
+@iflow.command()
+@click.argument("model", metavar="MODEL")
+@click.option("--out", type=_PLACE, required=True, help="The file, such as model.onnx.")
+@click.option("--nfe", type=click.IntRange(1), help="Network calls a sample (default: one jump).")
+@click.option("--method", default="auto", help="auto, map, euler or heun.")
+@click.option("--format", type=click.Choice(["onnx", "torch"]), default="onnx", help="Of the file.")
+@click.option("--revision", help="Commit, tag or branch, of a MODEL from a hub.")
+def export(model: str, out: Path, revision: str | None, **how: Any) -> int:
+    """Write a model as one file for another runtime, with what is to be known of it in a JSON file.
+
+    MODEL is a folder that save or save_pretrained wrote, or user/model on a hub. The file makes any
+    number of samples of noise in one call. `--format torch` is read by torch.export.load, and ends
+    in .pt2. docs/production.md has a script that runs the file without PyTorch.
+    """
+    from iflow_lib import export as exports
+
+    try:
+        known = exports.open_model(model, revision)
+        print(f"exporting {model}, which takes up to a minute", flush=True)
+        about = exports.export(known, out, **how)
+    except (ValueError, OSError, ImportError) as error:
+        return _complain(error, 2)
+    calls = f"{about['nfe']} network call{'s' * (about['nfe'] > 1)} a sample"
+    print(
+        f"{_short(out)}: {about['kind']}, {calls}; {_short(out.with_suffix('.json'))} says the rest"
+    )
+    return 0
+
+
 def _plan(device: str, **what: Any) -> Any:
     from .plan import make_plan
 

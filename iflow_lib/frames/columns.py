@@ -140,15 +140,24 @@ class Ranks:
         offsets = (self.levels - self.base).astype(np.float64)
         found = np.interp(u, knots.T.ravel(), np.repeat(offsets, 2))
         if self.beyond:
-            found += self._tail(score, knots, offsets)
+            slope, first, last = self.tail(knots, offsets)
+            found += slope * (np.minimum(score - first, 0) + np.maximum(score - last, 0))
         return self._on_grid(found)
 
-    def _tail(self, score: np.ndarray, knots: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        """Return how far to go beyond the ends: on, as a normal law of the same spread would."""
+    def tail(self, knots: np.ndarray, offsets: np.ndarray) -> tuple[float, float, float]:
+        """Return how to go beyond the ends: on, as a normal law of the same spread would.
+
+        Args:
+            knots: Where the interval of each level begins and ends in u, (2, K).
+            offsets: The levels, counted from ``base``, (K,).
+
+        Returns:
+            Units a normal score, and the scores of both ends.
+        """
         inner = np.interp(ndtr([-1.0, 1.0]), knots.mean(0), offsets)
         slope = max((inner[1] - inner[0]) / 2, (offsets[-1] - offsets[0]) / 1e3)
         ends = ndtri(np.clip([knots[0, 0], knots[1, -1]], 1e-9, 1 - 1e-9))
-        return slope * (np.minimum(score - ends[0], 0) + np.maximum(score - ends[1], 0))
+        return float(slope), float(ends[0]), float(ends[1])
 
     def _on_grid(self, offsets: np.ndarray) -> np.ndarray:
         """Return the values ``base + offsets``, on the grid and within the range."""

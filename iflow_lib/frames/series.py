@@ -12,17 +12,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import pretrained
+from .. import hub, pretrained
 from ..model import FlowMap
 from ..training import TrainConfig
 from ..utils import check_int, check_seed
 from .asked import given_values, lay, phase_of, where_to_begin
 from .calendar import check_features, features
 from .clock import spacing
+from .decoders import SeriesDecoder
 from .given import sample_given
 from .learning import SERIES_NETWORKS, Learning
 from .regular import EPOCH, OnGrid, on_grid
 from .scales import SCALES, ChannelScale
+from .storage import Storage
 from .windows import Windows, windows
 
 #: Fewest windows that are learned.
@@ -545,9 +547,46 @@ class SeriesFlow:
             ValueError: If nothing was fitted yet, or entities have names that JSON cannot hold.
             OSError: If the folder cannot be written.
         """
-        learned = self._fitted()
+        series = self.config()
         assert self.model is not None
-        series = {
+        self.model.save_pretrained(folder, series=series)
+
+    def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
+        """Send the model to a hub, with a card that names its channels.
+
+        The model's ``config.json`` holds values of the data: of each column the distinct ones, or
+        thousands of them. Who may read the model may read these.
+
+        Args:
+            name: The repository, ``user/model``; it is made if it is missing.
+            license: By the hub's short name, such as "mit".
+            **options: Of ``FlowMap.push_to_hub``: private, which is True, token, branch, manifest.
+
+        Returns:
+            The address of the commit, which ends in its number: the ``revision`` to load.
+
+        Raises:
+            ValueError: If nothing was fitted yet, or the name is none.
+            OSError: If the hub refuses, or cannot be reached.
+            ImportError: If huggingface_hub is missing, of the extra ``hub``.
+        """
+        series = self.config()
+        assert self.model is not None
+        facts = {"channels": ", ".join(self._learned["channels"])} | self.model.facts()
+        facts["settings"] = ", ".join(f"{k}={v!r}" for k, v in series["settings"].items())
+        use = f'flow = ifl.SeriesFlow.load("{name}", revision="...")\nwindows = flow.sample(100)'
+        told = options.get("manifest")
+        text = hub.card(name, facts, told, use=use, notes=hub.VALUES, license=license)
+        return self.model.push_to_hub(name, card=text, series=series, **options)
+
+    def config(self) -> dict[str, Any]:
+        """Return what is kept beside the network, as JSON values: settings, scales, what was learned.
+
+        Raises:
+            ValueError: If nothing was fitted yet.
+        """
+        learned = self._fitted()
+        return {
             "settings": {name: getattr(self, name) for name in SETTINGS},
             "scales": [scale.config() for scale in self.scales],
             "entities": [
@@ -555,14 +594,50 @@ class SeriesFlow:
             ],
             "learned": learned,
         }
-        self.model.save_pretrained(folder, series=series)
+
+    def decoder(self) -> tuple[SeriesDecoder, dict[str, Any]]:
+        """Return the decoding of windows as tensors, for ``iflow_lib.export``.
+
+        Returns:
+            A module from the numbers of windows (B, T, C) to values in their units; and what these
+            are, as JSON values: channels with their types, entities with their shares of the data,
+            and for a model with a calendar the steps at which the windows of the data begin,
+            ``positions`` counted from ``origin`` in steps of ``every``, both in nanoseconds.
+
+        Raises:
+            ValueError: If nothing was fitted yet.
+        """
+        learned = self._fitted()
+        names, dtypes = learned["channels"], learned["dtypes"]
+        told = {key: learned[key] for key in ("every", "timezone", "shares")}
+        origin = learned["origin"]
+        told["origin"] = None if origin is None else pd.Timestamp(origin).as_unit("ns").value
+        if self.calendar:
+            told |= {key: learned[key] for key in ("positions", "labels")}
+        return SeriesDecoder(self.scales), {
+            "kind": "series",
+            "channels": [
+                {"name": name, "dtype": Storage(dtypes.get(name, "float64")).numpy_dtype}
+                for name in names
+            ],
+            "length": self.length,
+            "time": self.time,
+            "entity": self.entity,
+            "entities": self.config()["entities"],
+            "calendar": list(self.calendar),
+            **told,
+        }
 
     @classmethod
-    def load(cls, folder: str | PathLike[str]) -> SeriesFlow:
-        """Read what ``save`` wrote.
+    def load(
+        cls, folder: str | PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> SeriesFlow:
+        """Read what ``save`` wrote, or ``push_to_hub`` sent.
 
         Args:
-            folder: The folder.
+            folder: The folder; or ``user/model``, a repository of a hub.
+            revision: Of a repository, see ``FlowMap.from_pretrained``.
+            token: Of a repository, see ``FlowMap.from_pretrained``.
 
         Returns:
             The model, which gives the same samples to the bit.
@@ -570,7 +645,10 @@ class SeriesFlow:
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged, or the folder holds another kind of model.
+            OSError: If a repository cannot be fetched.
+            ImportError: If it is one and huggingface_hub is missing, of the extra ``hub``.
         """
+        folder = hub.local_folder(folder, revision, token)
         series = pretrained.read_config(folder)["info"].get("series")
         if series is None:
             raise ValueError(f"{folder} holds no SeriesFlow: expected a folder from its save")

@@ -237,6 +237,20 @@ class Storage:
         """Whether numbers are of an integer type."""
         return types.is_integer_dtype(types.pandas_dtype(self.dtype))
 
+    @property
+    def numpy_dtype(self) -> str:
+        """Name of numpy's type for numbers and dates: of dates without their zone, of nullable ones within."""
+        dtype = types.pandas_dtype(self.dtype)
+        if types.is_datetime64_any_dtype(dtype) or types.is_timedelta64_dtype(dtype):
+            kind = "timedelta64" if types.is_timedelta64_dtype(dtype) else "datetime64"
+            return f"{kind}[{self._unit(dtype)}]"
+        return str(getattr(dtype, "numpy_dtype", dtype))
+
+    @staticmethod
+    def _unit(dtype: Any) -> str:
+        """Return the tick of dates or durations, such as "ns"."""
+        return getattr(dtype, "unit", None) or np.datetime_data(dtype)[0]
+
     def join(self, values: np.ndarray, missing: np.ndarray) -> pd.Series:
         """Return the column of values and missing ones in its own type: the inverse of ``split``."""
         if self.category is not None:
@@ -264,8 +278,7 @@ class Storage:
 
     def _dates(self, values: np.ndarray, missing: np.ndarray, dtype: Any) -> pd.Series:
         letter = "m" if types.is_timedelta64_dtype(dtype) else "M"
-        unit = getattr(dtype, "unit", None) or np.datetime_data(dtype)[0]
-        ticks = values.astype(np.int64).view(f"{letter}8[{unit}]")
+        ticks = values.astype(np.int64).view(f"{letter}8[{self._unit(dtype)}]")
         series = pd.Series(np.where(missing, np.array("NaT", dtype=ticks.dtype), ticks))
         zone = getattr(dtype, "tz", None)
         return series if zone is None else series.dt.tz_localize("UTC").dt.tz_convert(zone)

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import pretrained
+from .. import hub, pretrained
 from ..model import FlowMap
 from ..networks import MLP
 from ..objectives import EnergyMatching, IntegralIdentity, Objective
@@ -21,6 +21,7 @@ from ..paths import RectifiedFlow
 from ..training import TrainConfig, fit
 from ..utils import check_int, check_seed
 from .columns import ColumnCode, Ranks
+from .decoders import TableDecoder, left_out
 from .given import GivenParts, WithGiven, sample_given
 from .leftout import LeftOut
 from .schema import LEARNED, Schema, check_frame, names, schema
@@ -405,9 +406,47 @@ class TableFlow:
             ValueError: If nothing was fitted yet.
             OSError: If the folder cannot be written.
         """
+        table = self.config()
+        assert self.model is not None
+        self.model.save_pretrained(folder, table=table)
+
+    def push_to_hub(self, name: str, *, license: str | None = None, **options: Any) -> str:
+        """Send the model to a hub, with a card that names its columns.
+
+        The model's ``config.json`` holds values of the data: of each column the distinct ones, or
+        thousands of them. Who may read the model may read these.
+
+        Args:
+            name: The repository, ``user/model``; it is made if it is missing.
+            license: By the hub's short name, such as "mit".
+            **options: Of ``FlowMap.push_to_hub``: private, which is True, token, branch, manifest.
+
+        Returns:
+            The address of the commit, which ends in its number: the ``revision`` to load.
+
+        Raises:
+            ValueError: If nothing was fitted yet, or the name is none.
+            OSError: If the hub refuses, or cannot be reached.
+            ImportError: If huggingface_hub is missing, of the extra ``hub``.
+        """
+        table = self.config()
+        assert self.model is not None
+        facts = {"columns": ", ".join(map(str, self._names))} | self.model.facts()
+        facts["settings"] = ", ".join(f"{k}={v!r}" for k, v in table["settings"].items())
+        use = f'flow = ifl.TableFlow.load("{name}", revision="...")\nrows = flow.sample(500)'
+        told = options.get("manifest")
+        text = hub.card(name, facts, told, use=use, notes=hub.VALUES, license=license)
+        return self.model.push_to_hub(name, card=text, table=table, **options)
+
+    def config(self) -> dict[str, Any]:
+        """Return what is kept beside the network, as JSON values: settings, schema, encodings.
+
+        Raises:
+            ValueError: If nothing was fitted yet.
+        """
         self._fitted()
-        assert self.model is not None and self.schema is not None
-        table = {
+        assert self.schema is not None
+        return {
             "settings": {name: getattr(self, name) for name in SETTINGS},
             "schema": self.schema.to_json(),
             "columns": [code.config() for code in self._codes],
@@ -415,14 +454,32 @@ class TableFlow:
             "names": self._names,
             "axes": self._axes,
         }
-        self.model.save_pretrained(folder, table=table)
+
+    def decoder(self) -> tuple[TableDecoder, dict[str, Any]]:
+        """Return the decoding of rows as tensors, for ``iflow_lib.export``.
+
+        Returns:
+            A module from the numbers of rows (B, D) to its outputs; and what these are, as JSON
+            values: of each column where it is found, or how it is written where it was left out.
+
+        Raises:
+            ValueError: If nothing was fitted yet.
+        """
+        self._fitted()
+        decoder = TableDecoder(self._codes)
+        found = {entry["name"]: entry for entry in [*decoder.columns, *left_out(self._left)]}
+        return decoder, {"kind": "table", "columns": [found[name] for name in self._names]}
 
     @classmethod
-    def load(cls, folder: str | PathLike[str]) -> TableFlow:
-        """Read what ``save`` wrote.
+    def load(
+        cls, folder: str | PathLike[str], *, revision: str | None = None, token: str | None = None
+    ) -> TableFlow:
+        """Read what ``save`` wrote, or ``push_to_hub`` sent.
 
         Args:
-            folder: The folder.
+            folder: The folder; or ``user/model``, a repository of a hub.
+            revision: Of a repository, see ``FlowMap.from_pretrained``.
+            token: Of a repository, see ``FlowMap.from_pretrained``.
 
         Returns:
             The model, which gives the same samples to the bit.
@@ -430,7 +487,10 @@ class TableFlow:
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is damaged, or the folder holds another kind of model.
+            OSError: If a repository cannot be fetched.
+            ImportError: If it is one and huggingface_hub is missing, of the extra ``hub``.
         """
+        folder = hub.local_folder(folder, revision, token)
         table = pretrained.read_config(folder)["info"].get("table")
         if table is None:
             raise ValueError(f"{folder} holds no TableFlow: expected a folder from its save")
