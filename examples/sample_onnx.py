@@ -145,9 +145,10 @@ def typed(found, column):
         if "style" in column:
             moments = values.astype("datetime64[s]").tolist()
             return np.array([t.strftime(column["style"]) for t in moments], dtype=object)
-        return np.datetime_as_string(values, timezone="naive").astype(object)
-    if values.dtype.kind == "m":
-        return values.astype(str).astype(object)
+        whole = (values == values.astype("datetime64[s]")).all()
+        return np.datetime_as_string(values, unit="s" if whole else "ns").astype(object)
+    if values.dtype.kind == "m":  # as 1:22:59
+        return np.array([str(t) for t in values.astype("timedelta64[us]").tolist()], dtype=object)
     if values.dtype.kind == "f":  # 0.1 of float32 is to be written as 0.1
         return np.array([float(text) for text in values.astype(str)], dtype=object)
     return np.array(values.tolist(), dtype=object)

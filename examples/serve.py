@@ -136,7 +136,10 @@ def create_app(
             made = draw(session, about, asked.n, seed, asked.label, run=run)
             x = made.tolist() if isinstance(made, np.ndarray) else made
             answer = {"n": asked.n, "seed": seed, "samples": x}
-            return json.dumps(answer, allow_nan=False).encode()
+            try:
+                return json.dumps(answer, allow_nan=False).encode()
+            except ValueError:
+                raise FloatingPointError("the model made values that are not finite") from None
 
         def stop() -> None:
             run.terminate = True
@@ -150,6 +153,8 @@ def create_app(
             ) from None
         except TimeoutError:
             raise HTTPException(504, f"not done in {seconds:g} s: ask for fewer samples") from None
+        except FloatingPointError as error:
+            raise HTTPException(500, str(error)) from None
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
 

@@ -193,7 +193,7 @@ def test_imports_are_declared():
         assert (
             unknown(
                 imported(path.read_text(encoding="utf-8")),
-                ["notebooks", "frames", "scale", "export", "fid"],
+                ["notebooks", "frames", "scale", "export", "hub", "fid"],
             )
             == set()
         ), path

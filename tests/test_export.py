@@ -54,22 +54,25 @@ def scaled(model):
 
 
 MODELS = {
-    "MLP": lambda: (mlp(), {}),
-    "MLP anchored, VE, 3 calls": lambda: (
+    "MLP": lambda: (
+        with_weights(ifl.FlowMap(ifl.MLP(3, 32, 2), ifl.VariancePreserving())),
+        {"nfe": 3, "method": "heun"},
+    ),
+    "MLP with an anchor": lambda: (
         with_weights(ifl.FlowMap(ifl.MLP(3, 32, 2, anchor=True), ifl.VarianceExploding())),
         {"nfe": 3},
     ),
     "UNet": lambda: (
-        with_weights(ifl.FlowMap(ifl.UNet(1, 8, 8, 1, classes=3), ifl.VariancePreserving())),
-        {"nfe": 3, "method": "heun"},
+        with_weights(ifl.FlowMap(ifl.UNet(1, 8, 8, 1, classes=3), ifl.RectifiedFlow())),
+        {},
     ),
     "UNet1d": lambda: (
-        scaled(with_weights(ifl.FlowMap(ifl.UNet1d(9, 2, 8, 1), ifl.RectifiedFlow()))),
-        {"nfe": 2},
+        scaled(with_weights(ifl.FlowMap(ifl.UNet1d(9, 2, 8, 1, halvings=1), ifl.RectifiedFlow()))),
+        {},
     ),
     "Transformer": lambda: (
         with_weights(ifl.FlowMap(ifl.Transformer(6, 2, 16, 1), ifl.PoissonFlow(aug_dim=8))),
-        {},
+        {"nfe": 2},
     ),
 }
 
@@ -91,19 +94,12 @@ def test_onnxruntime_makes_the_samples_of_pytorch(name, tmp_path):
     spread = 1.0 if model.scaling is None else float(model.scaling.std.min())
     assert np.abs(theirs - ours).max() <= 1e-4 * spread
     assert np.std(ours) > 0.1 and about["nfe"] == how.get("nfe", 1)
+    onnx.checker.check_model(onnx.load(file))
+    assert b".py" not in file.read_bytes()  # no place of this machine
     for n in (1, 7):
         assert np.allclose(
             run(file, {k: v[:n] for k, v in given.items()})["x"], theirs[:n], atol=1e-3
         )
-
-
-def test_the_file_names_no_place_of_this_machine(tmp_path):
-    export(mlp(), tmp_path / "model.onnx")
-    export(mlp(), tmp_path / "other.pt2", format="torch")
-    for file in ("model.onnx", "other.pt2"):
-        content = (tmp_path / file).read_bytes()
-        assert b"site-packages" not in content and b".py" not in content
-    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"))
 
 
 def test_torch_export(tmp_path):
@@ -122,6 +118,8 @@ def test_torch_export(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.strip() == "False", done.stderr
+    content = (tmp_path / "model.pt2").read_bytes()
+    assert b"site-packages" not in content and b".py" not in content
     (made,) = torch.load(tmp_path / "made.pt", weights_only=True)
     assert torch.allclose(made, sample(model, 300, 2, seed=1, labels=labels).x, atol=1e-5)
     assert about["outputs"] == ["x"] and about["inputs"] == {"noise": [3], "labels": []}
@@ -213,12 +211,14 @@ def test_a_table_without_pytorch_is_the_table_with_it(table, frame):
         column = pd.Series(made[name], dtype=object)
         missing = wanted[name].isna()
         assert (column.isna() == missing).all(), name
+        if missing.all():
+            continue
         ours, theirs = wanted[name][~missing], column[~missing]
         if ours.dtype.kind in "Mm":
-            ours, theirs = (
-                ours.astype("int64"),
-                theirs.astype(f"{ours.dtype.kind}8[ns]").astype("int64"),
-            )
+            read = pd.to_datetime if ours.dtype.kind == "M" else pd.to_timedelta
+            ours, theirs = ours.astype("int64"), read(theirs).astype("int64")
+        elif ours.dtype.kind == "f":  # float32 is written as short as it is
+            theirs = theirs.astype(ours.dtype)
         same = ours.astype(object).to_numpy() == theirs.astype(object).to_numpy()
         assert same.mean() >= 0.999, name
     assert wanted["count"].isna().any() and wanted["note"].isna().all()
@@ -330,16 +330,15 @@ def test_the_command_line(table, tmp_path, capfd):
     """It says what it wrote; the same again is replaced; nothing is left beside the two files."""
     _, folder = table
     file = tmp_path / "out/model.onnx"
+    ifl.FlowMap(ifl.MLP(2, 8, 1), ifl.RectifiedFlow()).save_pretrained(tmp_path / "flow_map")
     for _ in range(2):
-        code, out, err = iflow(capfd, "export", folder / "flow", "--out", file)
+        code, out, err = iflow(capfd, "export", tmp_path / "flow_map", "--out", file, "--nfe", 2)
         assert (code, err) == (0, "")
-        assert (
-            "model.onnx: table, 1 network call a sample" in out
-            and "model.json says the rest" in out
-        )
+        assert "model.onnx: samples, 2 network calls a sample" in out
+        assert "model.json says the rest" in out
     assert sorted(f.name for f in file.parent.iterdir()) == ["model.json", "model.onnx"]
-    about = json.loads((file.parent / "model.json").read_text(encoding="utf-8"))
-    assert about == json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    opened = exports.open_model(folder / "flow")
+    assert opened.sample(9).equals(table[0].sample(9))
 
 
 def one_line(capfd, *arguments):

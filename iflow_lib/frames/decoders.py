@@ -3,6 +3,7 @@
 Every module here holds its tables as buffers, and uses only operations that ONNX and onnxruntime
 have for float64 and int64. Two are missing there: ``searchsorted`` is written out as a bisection,
 for all columns at once, and the normal distribution function as a quadrature from the last knot on.
+Whole numbers are not compared, because onnxruntime does not do so right for all of int64.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Curves(nn.Module):
         normal: Whether their rises are per probability of a standard normal.
     """
 
+    edges: Tensor
     x: Tensor
     y: Tensor
     rise: Tensor
@@ -78,34 +80,35 @@ class Curves(nn.Module):
         super().__init__()
         self.normal = normal
         self.size = size = 1 << max(len(curve.x) for curve in curves).bit_length()
-        for name, beyond in (("x", np.inf), ("y", 0.0), ("rise", 0.0)):
-            table = np.full((len(curves), size), beyond)
-            for row, curve in zip(table, curves):
-                row[: len(curve.x)] = getattr(curve, name)
-            self.register_buffer(name, _buffer(table.ravel()))
-        starts = np.arange(len(curves)) * size
-        self.register_buffer("column", _buffer(starts))
+        tables = {name: np.zeros((len(curves), size)) for name in ("x", "y", "rise")}
+        edges = np.full((len(curves), size), np.inf)
+        for i, curve in enumerate(curves):
+            knots = len(curve.x)
+            tables["x"][i, :knots] = curve.x.clip(-FARTHEST, FARTHEST)
+            tables["y"][i, :knots], tables["rise"][i, :knots] = curve.y, curve.rise
+            edges[i, :knots] = curve.x
+        edges[:, 0] = -np.inf  # so that every number has a knot before it
         nodes, weights = np.polynomial.legendre.leggauss(NODES)
-        self.register_buffer("nodes", _buffer((1 + nodes) / 2))
-        self.register_buffer("weights", _buffer(weights / 2 / (2 * np.pi) ** 0.5))
+        _keep(self, {name: table.ravel() for name, table in tables.items()})
+        _keep(self, {"edges": edges.ravel(), "column": np.arange(len(curves)) * size})
+        _keep(self, {"nodes": (1 + nodes) / 2, "weights": weights / 2 / (2 * np.pi) ** 0.5})
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the values (..., C), float64, at numbers (..., C), float64, below FARTHEST in size."""
+        """Return the values (..., C), float64, at numbers (..., C), float64."""
         found = torch.zeros_like(x, dtype=torch.int64) + self.column
         step = self.size // 2
         while step:  # a bisection: the number of steps is fixed, as a graph needs it
             ahead = found + step
-            found = torch.where(self.x[ahead - 1] <= x, ahead, found)
+            found = torch.where(self.edges[ahead] <= x, ahead, found)
             step //= 2
-        knot = torch.maximum(found - 1, self.column)
-        start = self.x[knot].clamp(-FARTHEST, FARTHEST)
+        start = self.x[found]
         along = (x - start).clamp(min=0.0)
         if (
             self.normal
         ):  # Phi(x) - Phi(start), by Gauss and Legendre: onnxruntime has no erf of float64
             points = start[..., None] + along[..., None] * self.nodes
             along = along * (torch.exp(-0.5 * points * points) * self.weights).sum(-1)
-        return self.y[knot] + self.rise[knot] * along
+        return self.y[found] + self.rise[found] * along
 
 
 def ranks_curve(ranks: Ranks) -> Curve:
@@ -130,16 +133,29 @@ class RanksDecoder(nn.Module):
     """
 
     levels: Tensor
+    step: Tensor
+    ends: Tensor
+    tail: Tensor
+    grid: Tensor
 
     def __init__(self, ranks: Ranks) -> None:
         super().__init__()
         self.ranks, self.whole = ranks, ranks.levels.dtype == np.int64
-        if not ranks.between:
-            self.register_buffer("levels", _buffer(ranks.levels))
-        elif ranks.beyond:
+        levels = ranks.levels[:1] if ranks.between else ranks.levels
+        buffers: dict[str, Any] = {"levels": levels, "step": np.int64(ranks.step)}
+        low, high = ranks.limits if ranks.beyond else (ranks.levels[0], ranks.levels[-1])
+        self.limited = bool(np.isfinite(low))
+        if self.whole:  # in steps from the first level
+            low, high = -((ranks.base - low) // ranks.step), (high - ranks.base) // ranks.step
+        if self.limited:
+            buffers["ends"] = np.array([low, high], dtype=np.float64)
+        if ranks.grid is not None:
+            buffers["grid"] = _grid(ranks)
+        if ranks.between and ranks.beyond:
             middle = (ranks.low + ranks.high) / 2
-            ends = [np.where(ranks.heavy, end, middle) for end in (ranks.low, ranks.high)]
-            self.slope, self.first, self.last = ranks.tail(np.stack(ends), _offsets(ranks))
+            sides = [np.where(ranks.heavy, end, middle) for end in (ranks.low, ranks.high)]
+            buffers["tail"] = ranks.tail(np.stack(sides), _offsets(ranks))
+        _keep(self, buffers)
 
     def forward(self, found: Tensor, z: Tensor) -> Tensor:
         """Return the values (B,), int64 or float64.
@@ -152,24 +168,38 @@ class RanksDecoder(nn.Module):
         if not ranks.between:
             return self.levels[found.to(torch.int64)]
         if ranks.beyond:
-            out = (z - self.first).clamp(max=0.0) + (z - self.last).clamp(min=0.0)
-            found = found + self.slope * out
-        first, last = ranks.levels[0].item(), ranks.levels[-1].item()
+            slope, first, last = self.tail
+            found = found + slope * ((z - first).clamp(max=0.0) + (z - last).clamp(min=0.0))
         if self.whole:
-            found = first + torch.round(found / ranks.step).to(torch.int64) * ranks.step
-        else:
-            found = _on_decimals(found, ranks)
-        low, high = ranks.limits if ranks.beyond else (first, last)
-        return found if np.isinf(low) else found.clamp(low, high)
+            found = torch.round(found / self.step.double())
+        elif ranks.grid is not None:
+            found = _on_grid(found, self.grid)
+        # in float64: onnxruntime's minimum of large int64 is wrong (its issues 25280 and 32475)
+        found = _within(found, self.ends) if self.limited else found
+        return self.levels[0] + found.to(torch.int64) * self.step if self.whole else found
 
 
-def _on_decimals(values: Tensor, ranks: Ranks) -> Tensor:
-    """Return numbers on the grid of the data, if there is one: multiples of a step of decimals."""
-    if ranks.grid is None:
-        return values
+def _keep(module: nn.Module, buffers: dict[str, Any]) -> None:
+    """Register arrays as buffers of their own type: as plain numbers, ONNX would round some to float32."""
+    for name, values in buffers.items():
+        module.register_buffer(name, _buffer(values))
+
+
+def _within(values: Tensor, ends: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(values, ends[0]), ends[1])
+
+
+def _grid(ranks: Ranks) -> list[float]:
+    """Return the grid of the data: ticks of one unit, its first tick, and steps of ticks."""
+    assert ranks.grid is not None
     decimals, steps = ranks.grid
-    base = round(float(ranks.levels[0]) * 10**decimals)
-    return (base + torch.round((values * 10**decimals - base) / steps) * steps) / 10**decimals
+    return [10.0**decimals, float(round(float(ranks.levels[0]) * 10**decimals)), float(steps)]
+
+
+def _on_grid(values: Tensor, grid: Tensor) -> Tensor:
+    """Return numbers on a grid, which ``_grid`` describes."""
+    unit, first, steps = grid
+    return (first + torch.round((values * unit - first) / steps) * steps) / unit
 
 
 class OneHotDecoder(nn.Module):
@@ -181,12 +211,12 @@ class OneHotDecoder(nn.Module):
 
     seen: Tensor
     share: Tensor
+    scale: Tensor
 
     def __init__(self, code: OneHot) -> None:
         super().__init__()
-        self.scale, self.two = code.scale, len(code.seen) == 2
-        self.register_buffer("seen", _buffer(code.seen, torch.int64))
-        self.register_buffer("share", _buffer(code.share[-code.width :], torch.float64))
+        self.two = len(code.seen) == 2
+        _keep(self, {"seen": code.seen, "share": code.share[-code.width :], "scale": code.scale})
 
     def forward(self, z: Tensor) -> Tensor:
         """Return the codes (B,), int64, of numbers (B, width), float64."""
@@ -320,28 +350,36 @@ class ScaleDecoder(nn.Module):
     """
 
     levels: Tensor
+    ends: Tensor
+    spread: Tensor
+    grid: Tensor
 
     def __init__(self, scale: ChannelScale) -> None:
         super().__init__()
-        self.scale, scores = scale, scale.scores
-        self.first, self.last = float(scores[0]), float(scores[-1])
-        if not scale.ranks.between:
-            self.register_buffer("levels", _buffer(scale.ranks.levels, torch.float64))
+        self.scale = scale
+        levels = scale.ranks.levels.astype(np.float64)
+        buffers = {
+            "levels": levels[[0, -1]] if scale.ranks.between else levels,
+            "ends": scale.scores[[0, -1]],
+            "spread": [scale.mean, scale.std],
+        }
+        if scale.ranks.grid is not None:
+            buffers["grid"] = _grid(scale.ranks)
+        _keep(self, buffers)
 
     def forward(self, found: Tensor, z: Tensor) -> Tensor:
         """Return the values, float64, of what the curve says and of the numbers, float64."""
-        scale, ranks = self.scale, self.scale.ranks
+        ranks, (mean, std) = self.scale.ranks, self.spread
         if not ranks.between:
             return self.levels[found.to(torch.int64)]
         values = found
-        if scale.kind == "standard":
-            values = z * scale.std + scale.mean
+        if self.scale.kind == "standard":
+            values = z * std + mean
         elif ranks.beyond:
-            out = (z - self.first).clamp(max=0.0) + (z - self.last).clamp(min=0.0)
-            values = values + scale.std * out
-        values = _on_decimals(values, ranks)
-        ends = float(ranks.levels[0]), float(ranks.levels[-1])
-        return values if ranks.beyond else values.clamp(*ends)
+            first, last = self.ends
+            values = values + std * ((z - first).clamp(max=0.0) + (z - last).clamp(min=0.0))
+        values = values if ranks.grid is None else _on_grid(values, self.grid)
+        return values if ranks.beyond else _within(values, self.levels)
 
 
 class SeriesDecoder(nn.Module):
