@@ -40,7 +40,15 @@ from .paths import (
     register_path,
 )
 from .sampling import Sampler, SampleResult, reflow, register_sampler, sample
-from .training import TrainConfig, TrainRun, fit
+from .training import (
+    Callback,
+    TensorBoard,
+    TrainConfig,
+    TrainRun,
+    Validation,
+    WeightsAndBiases,
+    fit,
+)
 from .utils import __version__, pick_device
 
 if TYPE_CHECKING:
@@ -50,6 +58,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MLP",
     "Batch",
+    "Callback",
     "ConsistencyTraining",
     "Distillation",
     "EnergyMatching",
@@ -67,6 +76,7 @@ __all__ = [
     "Sampler",
     "SeriesFlow",
     "TableFlow",
+    "TensorBoard",
     "TensorData",
     "TerminalVelocity",
     "TrainConfig",
@@ -74,8 +84,10 @@ __all__ = [
     "Transformer",
     "UNet",
     "UNet1d",
+    "Validation",
     "VarianceExploding",
     "VariancePreserving",
+    "WeightsAndBiases",
     "X0Regression",
     "__version__",
     "analytic",

@@ -1,6 +1,7 @@
-"""Runs for tests/test_scale.py and test_coupling.py, in one process or, as a script, under torchrun:
-``together.py FOLDER STEPS [faults] [coupling]``."""
+"""Runs for tests/test_scale.py, test_coupling.py and test_callbacks.py, in one process or, as a script, under
+torchrun: ``together.py FOLDER STEPS [faults] [coupling] [callbacks]``."""
 
+import json
 import os
 import signal
 import sys
@@ -43,6 +44,51 @@ def train(out, steps: int = 30, coupling: str = "independent") -> None:
         ifl.fit(ifl.FlowMap(net, ifl.PoissonFlow()), objective, data, config, resume="auto")
         if steps < 30:
             break
+
+
+class Enough(ifl.Callback):
+    """Ends a run after 33 steps."""
+
+    def after_step(self, training):
+        if training.step == 33:
+            training.stop("it is enough")
+
+
+class Broken(ifl.Callback):
+    """Fails in the first process alone."""
+
+    def log(self, step, values):
+        raise OSError("no room")
+
+
+def watched(out) -> dict:
+    """A run with callbacks that ends early, and one that fails; what this process says of both."""
+
+    def run(folder, *callbacks):
+        torch.manual_seed(0)
+        model = ifl.FlowMap(ifl.MLP(dim=2, hidden=16, layers=2), ifl.RectifiedFlow())
+        config = ifl.TrainConfig(
+            steps=50,
+            batch_size=64,
+            device="cpu",
+            log_every=10,
+            progress=False,
+            out_dir=f"{out}/{folder}",
+            callbacks=callbacks,
+        )
+        data = ifl.data.load("eight_gaussians", 1001)
+        return ifl.fit(model, ifl.FlowMatching(), data, config)
+
+    test = ifl.data.load("eight_gaussians", 200, "test")
+    done = run("run", ifl.Validation(test, every=10, n=200), ifl.TensorBoard(), Enough())
+    try:
+        run("broken", Broken())
+        error = "no error"
+    except RuntimeError as found:
+        error = str(found)
+    weights = [float(w.double().sum()) for w in done.model.parameters()]
+    found = {"stopped": done.manifest["stopped"], "steps": done.manifest["steps_done"]}
+    return {**found, "error": error, "weights": weights}
 
 
 def faults(out: Path) -> list[str]:
@@ -98,6 +144,9 @@ def no_such_folder(folder):
 
 if __name__ == "__main__":
     folder, number = Path(sys.argv[1]), int(sys.argv[2])
+    if "callbacks" in sys.argv:
+        (folder / f"said-{os.environ['RANK']}").write_text(json.dumps(watched(folder)))
+        sys.exit()
     train(folder, number, "ot" if "coupling" in sys.argv else "independent")
     if "faults" in sys.argv:
         text = "\n".join(faults(folder))

@@ -15,6 +15,7 @@ them. All samplers and every nfe then work as they do without.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,6 +29,8 @@ from ..objectives import IntegralIdentity, Objective
 from ..objectives.base import Batch, Drawn, Wrapper, check_number, uniform
 from ..paths import Path
 from ..sampling import initial_noise, sample
+from ..training import Callback, Validation
+from ..training.callbacks import checked_callbacks
 from ..utils import check_int
 
 #: Rows of a network call in ``sample_given``. It is fixed: the last digits of a row may depend on it.
@@ -308,6 +311,63 @@ def sample_given(
             out = torch.where(fixed[mine], known[mine], out)
         yield out
         begin += rows
+
+
+def draw_like(
+    model: FlowMap, like: TensorData, n: int, nfe: int | None, seed: int, original_scale: bool
+) -> Tensor:
+    """Draw samples with what is given in held-out examples: ``draw_like`` of ``Validation``.
+
+    Args:
+        model: The model.
+        like: Examples, values and flags, of which sample i has what is given in example i, or in
+            example i - m, ... where there are m; and its class.
+        n: Number of samples.
+        nfe: Network calls for each.
+        seed: Seed of the noise.
+        original_scale: As for ``sample``.
+
+    Returns:
+        The samples (n, ...), values and flags.
+    """
+    values = flags = labels = None
+    rows = torch.arange(n) % len(like)
+    if isinstance(model.net, WithGiven):
+        values, flags = like.x[rows].split([model.net.values, model.net.flags], -1)
+    if model.classes and like.labels is not None:
+        labels = like.labels[rows]
+    blocks = sample_given(
+        model,
+        n,
+        nfe=nfe,
+        seed=seed,
+        values=values,
+        flags=flags,
+        labels=labels,
+        original_scale=original_scale,
+    )
+    return torch.cat(list(blocks))
+
+
+@contextmanager
+def held_out_frames(
+    callbacks: Sequence[Callback], encode: Callable[[Any], TensorData]
+) -> Iterator[None]:
+    """Let every ``Validation`` read its data as a flow reads a frame, within a ``with`` block.
+
+    Args:
+        callbacks: Callbacks of any kind.
+        encode: Makes examples, values and flags, of held-out data.
+    """
+    found = [one for one in checked_callbacks(callbacks) if isinstance(one, Validation)]
+    before = [(one.encode, one.draw) for one in found]
+    for one in found:
+        one.encode, one.draw = encode, draw_like
+    try:
+        yield
+    finally:
+        for one, (how, draw) in zip(found, before):
+            one.encode, one.draw = how, draw
 
 
 def _known(

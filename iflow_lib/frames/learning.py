@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +17,27 @@ from ..model import FlowMap
 from ..networks import Transformer, UNet1d
 from ..objectives import EnergyMatching, IntegralIdentity, Objective
 from ..paths import RectifiedFlow
-from ..training import TrainConfig, fit
-from .given import GivenParts, WithGiven
+from ..training import Callback, TrainConfig, fit
+from .given import GivenParts, WithGiven, held_out_frames
 
 #: Networks by the name that ``SeriesFlow`` takes.
 SERIES_NETWORKS = ("unet", "transformer")
 #: What is given in training: the past, whole channels, single values.
 PATTERNS = ("past", "columns", "any")
+
+
+class Encoded(NamedTuple):
+    """Windows as a network sees them.
+
+    Attributes:
+        rows: The windows (B, T, C).
+        told: What the network is always told (B, T, K), such as a calendar, or None.
+        labels: Classes (B,), or None.
+    """
+
+    rows: Tensor
+    told: Tensor | None
+    labels: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -41,34 +56,32 @@ class Learning:
 
     def train(
         self,
-        rows: Tensor,
-        told: Tensor | None,
-        labels: Tensor | None,
+        windows: Encoded,
         classes: int,
         progress: bool,
         device: Any,
+        callbacks: Sequence[Callback],
+        encode: Callable[[Any], Encoded],
     ) -> FlowMap:
         """Train a network on encoded windows.
 
         Args:
-            rows: The windows (B, T, C).
-            told: What the network is always told (B, T, K), such as a calendar, or None.
-            labels: Classes (B,), or None.
+            windows: The windows.
             classes: Number of classes, 0 for none.
             progress: Whether a bar is shown.
             device: Where training runs.
+            callbacks: As in ``TrainConfig``.
+            encode: Makes encoded windows of the data of a ``Validation``.
 
         Returns:
             The model with averaged weights, on the CPU.
         """
-        parts, owners = [rows], list(range(rows.shape[2]))
+        rows, told, labels = windows
+        owners = list(range(rows.shape[2]))
         if told is not None:
             owners += [len(owners)] * told.shape[2]
-            parts.append(told)
         flagged = self.conditions or told is not None
-        if flagged:
-            parts.append(torch.zeros(*rows.shape[:2], 1 + max(owners)))
-        x = torch.cat(parts, dim=2)
+        x = _examples(windows, 1 + max(owners) if flagged else 0)
         steps = self.steps or default_steps(len(rows))
         last = round(self.polish * steps)
         with torch.random.fork_rng(devices=[]):
@@ -90,10 +103,19 @@ class Learning:
             progress=progress,
             device=device,
             ema=0.999 if steps >= 2000 else 0.99,
+            callbacks=callbacks,
         )
+
+        def held_out(data: Any) -> TensorData:
+            found = encode(data)
+            examples = _examples(found, 1 + max(owners) if flagged else 0)
+            for flag in always:
+                examples[:, :, len(owners) + flag] = 1
+            return TensorData(examples, found.labels, "held-out windows")
+
         data, model = TensorData(x, labels, "windows"), FlowMap(net, RectifiedFlow())
         base: Objective = IntegralIdentity()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), held_out_frames(callbacks, held_out):
             # channels are scaled, and a calendar that hardly moves is given, not learned
             warnings.filterwarnings("ignore", message=".*far from the noise's")
             if steps > last:
@@ -110,6 +132,12 @@ class Learning:
             return Transformer(length, inputs, width=self.width or 64, classes=classes)
         width = self.width or (32 if channels <= 8 else 64)
         return UNet1d(length, inputs, width, classes=classes, dropout=self.dropout)
+
+
+def _examples(windows: Encoded, flags: int) -> Tensor:
+    """Values, what is told, and flags of which none is set, along the last axis."""
+    parts = [windows.rows] if windows.told is None else [windows.rows, windows.told]
+    return torch.cat([*parts, torch.zeros(*windows.rows.shape[:2], flags)], dim=2)
 
 
 def default_steps(rows: int) -> int:

@@ -14,14 +14,14 @@ import torch
 
 from .. import hub, pretrained
 from ..model import FlowMap
-from ..training import TrainConfig
+from ..training import Callback, TrainConfig
 from ..utils import check_int, check_seed
 from .asked import given_values, lay, phase_of, where_to_begin
 from .calendar import check_features, features
 from .clock import spacing
 from .decoders import SeriesDecoder
 from .given import sample_given
-from .learning import SERIES_NETWORKS, Learning
+from .learning import SERIES_NETWORKS, Encoded, Learning
 from .regular import EPOCH, OnGrid, on_grid
 from .scales import SCALES, ChannelScale
 from .storage import Storage
@@ -161,7 +161,11 @@ class SeriesFlow:
     # ------------------------------------------------------------------ training
 
     def fit(
-        self, data: pd.DataFrame | Windows, progress: bool = False, device: Any = "auto"
+        self,
+        data: pd.DataFrame | Windows,
+        progress: bool = False,
+        device: Any = "auto",
+        callbacks: Sequence[Callback] = (),
     ) -> SeriesFlow:
         """Learn a long table, or windows that were cut from one.
 
@@ -169,6 +173,9 @@ class SeriesFlow:
             data: One row for each entity and moment, see ``windows``; or windows.
             progress: Whether a bar is shown.
             device: Where training runs; see ``TrainConfig``.
+            callbacks: As in ``TrainConfig``, of two trainings one after the other: the last one,
+                by ``polish``, goes on with the model of the first. A ``Validation`` takes a
+                held-out table, or windows.
 
         Returns:
             Itself.
@@ -202,19 +209,20 @@ class SeriesFlow:
                 stacklevel=2,
             )
         names = names if 2 <= len(names) <= MOST_ENTITIES else []
-        labels = None
-        if names:
-            labels = torch.tensor([names.index(name) for name in cut.entities])  # type: ignore[union-attr]
-        told = None
-        if self.calendar:
-            if cut.stamps is None:
-                raise ValueError("these windows belong to no date, so there is no calendar to tell")
-            calendar = self._calendar(cut.stamps, cut.timezone).reshape(len(cut), cut.length, -1)
-            told = torch.from_numpy(calendar).float()
-        rows = np.stack([s.encode(cut.values[:, :, i]) for i, s in enumerate(scales)], axis=2)
+        encoded = self._encoded(cut, scales, names)
+        labels = encoded.labels
+
+        def encode(held_out: Any) -> Encoded:
+            other = self._cut(held_out)
+            if tuple(other.channels) != tuple(cut.channels):
+                raise ValueError(
+                    f"the held-out windows have the channels {list(other.channels)}, and the model "
+                    f"{list(cut.channels)}"
+                )
+            return self._encoded(other, scales, names)
+
         how = Learning(**{f.name: getattr(self, f.name) for f in fields(Learning)})
-        encoded = torch.from_numpy(rows).float()
-        model = how.train(encoded, told, labels, len(names), progress, device)
+        model = how.train(encoded, len(names), progress, device, callbacks, encode)
         self.model, self.scales, self.entities = model, scales, names
         self._learned = {
             "channels": list(cut.channels),
@@ -230,6 +238,22 @@ class SeriesFlow:
             "labels": labels.tolist() if self.calendar and labels is not None else [],
         }
         return self
+
+    def _encoded(self, cut: Windows, scales: list[ChannelScale], names: list[Any]) -> Encoded:
+        """Return windows as the network sees them, with the classes of their entities."""
+        labels = told = None
+        if names:
+            owners = [None] * len(cut) if cut.entities is None else list(cut.entities)
+            if unknown := set(owners) - set(names):
+                raise ValueError(f"no window to learn is of {self.entity} {unknown.pop()!r}")
+            labels = torch.tensor([names.index(name) for name in owners])
+        if self.calendar:
+            if cut.stamps is None:
+                raise ValueError("these windows belong to no date, so there is no calendar to tell")
+            calendar = self._calendar(cut.stamps, cut.timezone).reshape(len(cut), cut.length, -1)
+            told = torch.from_numpy(calendar).float()
+        rows = np.stack([s.encode(cut.values[:, :, i]) for i, s in enumerate(scales)], axis=2)
+        return Encoded(torch.from_numpy(rows).float(), told, labels)
 
     def _cut(self, data: pd.DataFrame | Windows) -> Windows:
         """Return windows, cut by the settings, or given ones that fit them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from .. import hub, pretrained
+from ..data import TensorData
 from ..model import FlowMap
 from ..networks import MLP
 from ..objectives import EnergyMatching, IntegralIdentity, Objective
 from ..paths import RectifiedFlow
-from ..training import TrainConfig, fit
+from ..training import Callback, TrainConfig, fit
 from ..utils import check_int, check_seed
 from .columns import ColumnCode, Ranks
 from .decoders import TableDecoder, left_out
-from .given import GivenParts, WithGiven, sample_given
+from .given import GivenParts, WithGiven, held_out_frames, sample_given
 from .leftout import LeftOut
 from .schema import LEARNED, Schema, check_frame, names, schema
 
@@ -123,13 +124,22 @@ class TableFlow:
         )  # names of the index and of the columns
 
     # ------------------------------------------------------------------ training
-    def fit(self, frame: pd.DataFrame, progress: bool = False, device: Any = "auto") -> TableFlow:
+    def fit(
+        self,
+        frame: pd.DataFrame,
+        progress: bool = False,
+        device: Any = "auto",
+        callbacks: Sequence[Callback] = (),
+    ) -> TableFlow:
         """Learn a data frame.
 
         Args:
             frame: The rows. Its index is not learned: samples have a fresh one, of the same name.
             progress: Whether a bar is shown.
             device: Where training runs; see ``TrainConfig``.
+            callbacks: As in ``TrainConfig``, of two trainings one after the other: the last one,
+                by ``polish``, goes on with the model of the first. A ``Validation`` takes held-out
+                rows, with the same columns.
 
         Returns:
             Itself.
@@ -184,14 +194,19 @@ class TableFlow:
                 f"a row becomes {numbers:,} numbers, more than {MOST_NUMBERS:,}: drop columns, or lower "
                 f"most_classes ({widest.name!r} alone takes {widest.width})"
             )
-        self.model = self._train(frame, codes, progress, device)
+        self.model = self._train(frame, codes, progress, device, callbacks)
         self._codes, self._left, self._names = codes, left, list(kinds)
         self._axes = (_plain(frame.index.name), _plain(frame.columns.name))
         self.schema = kinds
         return self
 
     def _train(
-        self, frame: pd.DataFrame, codes: list[ColumnCode], progress: bool, device: Any
+        self,
+        frame: pd.DataFrame,
+        codes: list[ColumnCode],
+        progress: bool,
+        device: Any,
+        callbacks: Sequence[Callback],
     ) -> FlowMap:
         """Train a network on the encoded rows, and return it with averaged weights."""
         rng = np.random.default_rng([self.seed, 1])
@@ -219,17 +234,23 @@ class TableFlow:
             progress=progress,
             device=device,
             ema=0.999 if steps >= 2000 else 0.99,
+            callbacks=callbacks,
         )
         base: Objective = IntegralIdentity()
-        if steps > last:
-            objective = GivenParts(base) if self.conditions else base
-            model = fit(model, objective, data, TrainConfig(steps - last, **settings)).model
-        if last:
-            base = EnergyMatching(base)
-            objective = GivenParts(base) if self.conditions else base
-            model = copy.deepcopy(model).requires_grad_(True)
-            config = TrainConfig(last, lr=0.3 / hidden, **settings)
-            model = fit(model, objective, data, config).model
+
+        def encode(held_out: Any) -> TensorData:
+            return TensorData(_held_out(held_out, list(frame.columns), codes, flags, self.seed))
+
+        with held_out_frames(callbacks, encode):
+            if steps > last:
+                objective = GivenParts(base) if self.conditions else base
+                model = fit(model, objective, data, TrainConfig(steps - last, **settings)).model
+            if last:
+                base = EnergyMatching(base)
+                objective = GivenParts(base) if self.conditions else base
+                model = copy.deepcopy(model).requires_grad_(True)
+                config = TrainConfig(last, lr=0.3 / hidden, **settings)
+                model = fit(model, objective, data, config).model
         return model.cpu().eval()
 
     # ------------------------------------------------------------------ sampling
@@ -543,13 +564,29 @@ def _check_columns(frame: pd.DataFrame, expected: list[Any], what: str) -> None:
         raise ValueError(f"{what}: {' and '.join(parts)}")
 
 
-def _typed(code: ColumnCode, series: pd.Series, *, fill: bool) -> Cells:
+def _held_out(
+    frame: Any, columns: list[Any], codes: list[ColumnCode], flags: int, seed: int
+) -> Tensor:
+    """Return held-out rows as the network sees them, with nothing given; ValueError if they do not fit."""
+    check_frame(frame)
+    _check_columns(frame, columns, "the held-out rows have other columns than the rows to learn")
+    rng = np.random.default_rng([seed, 4])
+    parts = []
+    for code in codes:
+        values, missing = _typed(code, frame[code.name], fill=False, beyond=True)
+        parts.append(code.encode_values(values, missing, rng))
+    numbers = torch.from_numpy(np.concatenate(parts, axis=1))
+    return torch.cat([numbers, torch.zeros(len(numbers), flags)], dim=1)
+
+
+def _typed(code: ColumnCode, series: pd.Series, *, fill: bool, beyond: bool = False) -> Cells:
     """Return given cells as values of their column.
 
     Args:
         code: The column.
         series: The cells, in any type that can be read as that of the column.
         fill: Whether missing cells are to be filled in, so that any column may have them.
+        beyond: Whether numbers may lie outside the observed range.
 
     Raises:
         ValueError: If the column never had such a value.
@@ -571,7 +608,8 @@ def _typed(code: ColumnCode, series: pd.Series, *, fill: bool) -> Cells:
             f"column {code.name!r} is of type {own}, and {_shown(there.iloc[0]):.40} is not: give values of that "
             "type"
         ) from error
-    odd = lost | ~code.value.covers(found)
+    covered = code.value.covers(found)
+    odd = lost if beyond and isinstance(code.value, Ranks) else lost | ~covered
     if odd.any():
         raise ValueError(
             f"column {code.name!r} never was {_shown(there[odd].iloc[0]):.60}: {_support(code)}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..utils import check_int, check_seed
+from .callbacks import Callback, checked_callbacks
 
 #: Settings that may differ between a run and its continuation, because they do not change what is
 #: learned: whether a bar is shown, where and how often checkpoints are written and how many stay, and
@@ -74,6 +75,10 @@ class TrainConfig:
             every ``checkpoint_minutes``, one at the end, and one when the run is interrupted.
         checkpoint_minutes: Minutes between two checkpoints.
         keep: Newest checkpoints that stay.
+        callbacks: What is done beside the training, such as ``[Validation(held_out),
+            TensorBoard()]``; see ``Callback``. They are no part of what a manifest and a checkpoint
+            say of the settings: the manifest lists what came out of each, and a run may be
+            continued with others.
 
     Raises:
         ValueError: If a value is of the wrong kind or out of range.
@@ -99,6 +104,7 @@ class TrainConfig:
     checkpoint_every: int = 0
     checkpoint_minutes: float = 10.0
     keep: int = 2
+    callbacks: Sequence[Callback] = field(default=(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check every value, and turn it into one that JSON can hold."""
@@ -132,6 +138,11 @@ class TrainConfig:
         if not isinstance(self.out_dir, (str, os.PathLike)):
             raise ValueError(f'out_dir must be a folder, or "" for none, got {self.out_dir!r}')
         self._set("out_dir", os.path.expanduser(os.fspath(self.out_dir)))
+        self._set("callbacks", checked_callbacks(self.callbacks))
+
+    def values(self) -> dict[str, Any]:
+        """Return all settings but the callbacks, as JSON values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "callbacks"}
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the class is frozen

@@ -14,8 +14,8 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -38,6 +38,7 @@ from ..utils import (
     set_random_state,
 )
 from .batches import Batches
+from .callbacks import CallbackError, Callbacks, states
 from .checkpoints import RunFolder, Signals, difference
 from .checks import (
     check_arguments,
@@ -75,7 +76,8 @@ class TrainRun:
 
     Args:
         model: The trained model with averaged weights, on the training device.
-        history: Table with columns step, loss (mean since the row before) and seconds.
+        history: Table with columns step, loss (mean since the row before), seconds, and what
+            callbacks recorded.
         manifest: Settings, versions, hardware and time, as in manifest.json.
     """
 
@@ -88,6 +90,8 @@ class TrainRun:
         name, path = self.manifest["objective"]["name"], self.manifest["path"]["name"]
         loss = f", loss {self.history.loss.iloc[-1]:.4g}" if len(self.history) else ""
         ended = ", interrupted" if self.manifest["interrupted"] else ""
+        if self.manifest.get("stopped"):
+            ended = ", stopped early"
         return (
             f"TrainRun({name} on {path}, {self.manifest['steps_done']:,} steps in "
             f"{self.manifest['seconds']:.1f} s{loss}{ended}; model, history, manifest)"
@@ -113,6 +117,10 @@ def fit(
     were done before the stop are not repeated. It may draw from its generator and from torch's
     global one. The global one is seeded with ``config.seed``, and afterwards has the state that it
     had before. Of two threads that train, one waits for the other.
+
+    ``config.callbacks`` are called between two steps: ``Validation`` measures how far samples are
+    from held-out data, keeps the best model and stops early, ``TensorBoard`` and
+    ``WeightsAndBiases`` log. What they carry from step to step is in the checkpoints too.
 
     Ctrl-C and SIGTERM end training after the step at work, write a checkpoint, and return what was
     learned so far, with ``manifest["interrupted"]``. A second Ctrl-C stops at once.
@@ -144,6 +152,8 @@ def fit(
             run.
         OSError: For an ``out_dir`` that is in use or cannot be written.
         FloatingPointError: If the loss runs away, or the loss or the weights stop being finite.
+        RuntimeError: If a callback fails: one line that names it. The run has a checkpoint of the
+            last step, where it has a folder.
         torch.OutOfMemoryError: If the device has too little memory.
     """
     check_arguments(model, objective, config, resume)
@@ -187,7 +197,7 @@ def _fit(
                 trainer.resume(None if resume == "auto" else Path(resume))
             interrupted = trainer.run()
         except Exception as error:
-            if not is_out_of_memory(error):
+            if isinstance(error, CallbackError) or not is_out_of_memory(error):
                 raise
             raise torch.OutOfMemoryError(
                 f"out of memory on {device}, with batch_size {config.batch_size}: free the device, lower "
@@ -205,6 +215,9 @@ def _fit(
                 "python": platform.python_version(),
             },
         }
+        if config.callbacks:
+            described = trainer.callbacks.describe()
+            manifest |= {"stopped": trainer.stopped, "callbacks": described}
     if config.compile != "auto" and trainer.compiled:
         trainer.average.compile(**(GRAPHS if trainer.compiled == "graphs" else {}))
     run = TrainRun(model=trainer.average, history=trainer.history.table(), manifest=manifest)
@@ -305,6 +318,10 @@ class Trainer:
                 self.loss, device_ids=[device] if device.type == "cuda" else None
             )
         self.step = self.saved_step = 0
+        self.callbacks = Callbacks(config.callbacks, self.processes)
+        self.called_step = 0  # the last one after which all callbacks were called
+        self.stopped: str | None = None  # why a callback has ended the run
+        self._states: dict[str, dict[str, Any]] = {}  # of callbacks, from a checkpoint
         self.history = History(
             objective.name,
             config,
@@ -342,7 +359,7 @@ class Trainer:
                 "parameters": model.parameter_count,
                 "config": config() if callable(config) else None,
             },
-            "config": asdict(self.config),
+            "config": self.config.values(),
             "compiled": self.compiled,
             "data": {"name": data.name, "shape": list(data.x.shape), **scaling, **marks},
         }
@@ -351,12 +368,40 @@ class Trainer:
         """Return the seconds of training so far, those before a stop included."""
         return time.perf_counter() - self.start
 
+    def record(self, name: str, value: float) -> None:
+        """Put a number of this step into the history: see ``Training``."""
+        self.history.record(self.step, name, value, self.seconds())
+
+    def stop(self, reason: str) -> None:
+        """End the training after this step: see ``Training``."""
+        self.stopped = self.stopped or reason
+
     def run(self) -> bool:
-        """Train to the end.
+        """Train to the end, with the callbacks.
 
         Returns:
             Whether a signal ended it earlier.
+
+        Raises:
+            CallbackError: If a callback fails; a checkpoint is written before.
         """
+        failed = True
+        try:
+            self.callbacks.start(self, self._states)
+            interrupted = self._steps()
+            self.callbacks.end(self)
+            failed = False
+            return interrupted
+        except CallbackError as error:
+            if self.folder and self.saved_step < self.step:
+                with suppress(OSError, FloatingPointError, CallbackError):
+                    self.save()
+            raise CallbackError(f"{error}; {_newest(self.folder)}") from error.__cause__
+        finally:
+            self.callbacks.close(failed)
+
+    def _steps(self) -> bool:
+        """Train to the end; return whether a signal ended it earlier."""
         first = self.processes.rank == 0
         with (
             Signals() as signals,
@@ -370,9 +415,11 @@ class Trainer:
         ):
             try:
                 stop = False
-                while self.step < self.config.steps and not stop:
+                new = self._call_callbacks()  # of a step after which one has failed
+                while self.step < self.config.steps and not (stop or self.stopped):
                     self.one_step()
-                    progress.update(self.history.newest(self.step))
+                    self._call_callbacks()
+                    progress.update(self._row())
                     stop, due = self._agreed(signals.received, self._save_is_due())
                     if due and not stop:
                         self.save()
@@ -380,9 +427,27 @@ class Trainer:
                         stop = self.processes.world_size == 1 and signals.received
             except KeyboardInterrupt:  # a second Ctrl-C, or one where signals are not ours to catch
                 return True
-        if self.folder:
+        if self.folder and (new or self.saved_step < self.step):
             self.save()
-        return self.step < self.config.steps
+        return self.step < self.config.steps and not self.stopped
+
+    def _call_callbacks(self) -> bool:
+        """Call the callbacks after a step; return False if that has been done already."""
+        if self.called_step == self.step:
+            return False
+        if self.callbacks.all:
+            self.callbacks.after_step(self)
+            row = self._row()
+            if row:
+                seconds, rate = self.history.rows[-1][2], learning_rate(self.config, self.step - 1)
+                self.callbacks.log(self.step, {**row, "lr": rate, "seconds": seconds})
+        self.called_step = self.step
+        return True
+
+    def _row(self) -> dict[str, float]:
+        """The loss of this step's row and what callbacks recorded; nothing where none is due."""
+        loss = self.history.newest(self.step)
+        return {} if loss is None else {"loss": loss, **self.history.recorded.get(self.step, {})}
 
     def _agreed(self, stop: bool, due: bool) -> tuple[bool, bool]:
         """What all processes do: they must stop, and save, together."""
@@ -507,6 +572,8 @@ class Trainer:
         for i, w in enumerate(self.weights):
             tensors |= _prefixed(f"optimizer.{i}.", self.optimizer.state.get(w, {}))
         tensors |= _prefixed("objective.", self.objective.state())
+        kept, values = self.callbacks.state()
+        tensors |= _prefixed("callback.", kept)
         tensors["generator"] = self.generator.get_state()
         for name, state in random_state(self.device).items():  # a row for each process
             tensors[f"rng.{name}"] = self.processes.gather(state.to(self.device)[None])
@@ -517,6 +584,8 @@ class Trainer:
             "identity": self._identity(),
             **rows,
         }
+        if self.callbacks.all:
+            info |= {"called": self.called_step, "stopped": self.stopped, "callbacks": values}
         self.folder.save(self.step, tensors | losses, info)
         self.saved, self.saved_step = time.perf_counter(), self.step
 
@@ -566,6 +635,8 @@ class Trainer:
         self.objective.load_state(_part("objective.", tensors))
         self.history.load_state(tensors, info, self.device)
         self.step = self.saved_step = info["step"]
+        self.called_step, self.stopped = info.get("called", self.step), info.get("stopped")
+        self._states = states(_part("callback.", tensors), info.get("callbacks", {}))
         self.start -= info["seconds"]
 
     def _resume_random_numbers(self, states: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 #: Seconds between two updates of the bar, on the screen and in the file.
@@ -27,6 +28,7 @@ class Progress:
 
         self.name, self.total, self.first, self.done = name, total, done, done
         self.file, self.postfix = file, ""
+        self.shown: dict[str, float] = {}
         self.bar = tqdm(
             total=total, initial=done, desc=name, mininterval=INTERVAL, disable=not shown
         )
@@ -35,15 +37,16 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def update(self, loss: float | None = None) -> None:
+    def update(self, values: Mapping[str, float] | None = None) -> None:
         """Count a step.
 
         Args:
-            loss: A newer value of the loss to show, if there is one.
+            values: Newer values to show by name, such as the loss, if there are any.
         """
         self.done += 1
-        if loss is not None:
-            self.postfix = f"loss {loss:.4f}"
+        if values:
+            self.shown |= values
+            self.postfix = ", ".join(f"{name} {value:.4g}" for name, value in self.shown.items())
             self.bar.set_postfix_str(self.postfix, refresh=False)
         self.bar.update()
         if self.file is not None and time.perf_counter() - self.written >= INTERVAL:
