@@ -97,10 +97,11 @@ def test_every_dependency_is_locked(environment):
     for pin in active(pins(), environment):
         assert canonicalize_name(pin.name) not in versions, f"{pin.name} is pinned twice"
         versions[canonicalize_name(pin.name)] = next(iter(pin.specifier)).version
-    assert set(EXTRAS) == {"notebooks", "frames", "scale", "export", "fid", "dev"}
-    declared = [
-        Requirement(line) for line in itertools.chain(PROJECT["dependencies"], *EXTRAS.values())
-    ]
+    locked = "notebooks frames scale export serve hub logging fid dev".split()
+    assert set(EXTRAS) == {*locked, "forest"}
+    assert f"EXTRAS = {' '.join(locked)}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = [EXTRAS[name] for name in locked]
+    declared = [Requirement(line) for line in itertools.chain(PROJECT["dependencies"], *extras)]
     for requirement in active(declared, environment):
         version = versions.get(canonicalize_name(requirement.name))
         assert version, f"{requirement.name} is not in requirements.lock: run make lock"
@@ -193,7 +194,7 @@ def test_imports_are_declared():
         assert (
             unknown(
                 imported(path.read_text(encoding="utf-8")),
-                ["notebooks", "frames", "scale", "export", "hub", "fid"],
+                ["notebooks", "frames", "scale", "export", "serve", "hub", "logging", "fid"],
             )
             == set()
         ), path

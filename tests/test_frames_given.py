@@ -26,7 +26,7 @@ def drawn_sample(model, n, **options):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
-@pytest.mark.parametrize("method, nfe", [("map", 1), ("map", 3), ("euler", 4), ("heun", 4)])
+@pytest.mark.parametrize("method, nfe", [("map", 1), ("map", 3), ("euler", 4), ("heun", 5)])
 def test_given_parts_come_back_to_the_bit(path, method, nfe):
     model = a_model(path)
     values = torch.randn(50, 3)
