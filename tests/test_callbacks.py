@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import time
 import types
 
 import pandas as pd
@@ -286,6 +287,7 @@ def test_killed_and_continued_is_the_undisturbed_run(tmp_path):
     one = process(killed, tmp_path / "killed", 48)  # after the checkpoint of 40, and a row of 42
     one.join(120)
     assert one.exitcode == -signal.SIGKILL
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which have the second
     options, callbacks = settings(tmp_path / "killed")
     run = train(*callbacks, **options)
     assert same_weights(run.model, whole.model.state_dict())
