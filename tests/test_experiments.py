@@ -1104,7 +1104,7 @@ def test_defaults(tmp_path, experiment, few, monkeypatch):
     modes = both[both.metric.eq("off_modes") & ~both.run_id.str.startswith("before/")]
     share = modes.set_index(["method", "nfe"]).value
     points = 100 * (share["map", 4] - share["floor"].item())
-    assert shown.endswith(f"4 jumps {points:.1f} points (wanted 2).")
+    assert shown.endswith(f"4 jumps {points:.1f} points after 2 steps (wanted 2).")
     assert readme_tables.defaults_table(pd.DataFrame()) == ""
     monkeypatch.setattr(module, "digest", lambda steps: "other")
     experiment("defaults", *options)  # the others are measured again
