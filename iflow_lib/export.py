@@ -170,7 +170,7 @@ def export(
             "the weights take 2 GiB or more, too many for one file: save the model itself"
         )
     content = _to_onnx(graph) if format == "onnx" else _to_torch(graph)
-    about = {**about, "sha256": sha256(content)}
+    about = {**about, "file": out.name, "sha256": sha256(content)}
     text = json.dumps(about, indent=1, allow_nan=False) + "\n"
     write_together({out: content, out.with_suffix(".json"): text})
     return about
@@ -256,23 +256,25 @@ def _law(path: Path) -> dict[str, Any]:
 def _check_place(out: FilePath, about: dict[str, Any]) -> None:
     """Raise ValueError if the files are there, and are not an earlier export of the same columns."""
     beside = out.with_suffix(".json")
-    if out.is_dir() or beside.is_dir():
-        raise ValueError(f"{out if out.is_dir() else beside} is a folder: give the name of a file")
-    if not out.exists() and not beside.exists():
+    for file in (out, beside):
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder: give the name of a file")
+    there = [file for file in (out, beside) if file.exists()]
+    if not there:
         return
     try:
         earlier = json.loads(beside.read_text(encoding="utf-8"))
-        ours = str(earlier["made_by"]).startswith("iflow_lib ") and out.exists()
+        ours, name, made = "iflow_lib" in earlier["made_by"], earlier["file"], _makes(earlier)
     except (OSError, ValueError, KeyError, TypeError):
-        ours = False
-    if not ours:
+        ours, name, made = False, "", ""
+    if ours and name != out.name and beside in there:
+        raise ValueError(f"{beside} belongs to {name}: choose another name for {out.name}")
+    if not ours or len(there) < 2:
+        raise ValueError(f"{there[0]} is there and is no earlier export: choose another file")
+    if made != _makes(about):
         raise ValueError(
-            f"{out if out.exists() else beside} is there and is no earlier export: choose another file"
-        )
-    if _makes(earlier) != _makes(about):
-        raise ValueError(
-            f"{out} was exported for other columns, {_makes(earlier)}, and this model makes "
-            f"{_makes(about)}: choose another file, or remove it first"
+            f"{out} was exported for other columns, {made}, and this model makes {_makes(about)}: "
+            "choose another file, or remove it first"
         )
 
 

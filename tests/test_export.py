@@ -362,6 +362,10 @@ def test_wrong_use(table, tmp_path, capfd):
     said = one_line(capfd, model, "--out", folder / "model.onnx")
     assert "was exported for other columns, species, island" in said
     assert "samples of shape (3,)" in said and "choose another file" in said
+    said = one_line(capfd, model, "--out", folder / "model.pt2", "--format", "torch")
+    assert "model.json belongs to model.onnx: choose another name" in said
+    (tmp_path / "model.json").write_text('{"made_by": "iflow_lib 9"}')
+    assert "is no earlier export" in one_line(capfd, model, "--out", tmp_path / "model.onnx")
     (tmp_path / "model.json").write_text("[1, 2]")
     assert "is no earlier export" in one_line(capfd, model, "--out", tmp_path / "model.onnx")
     (tmp_path / "b.onnx").write_text("mine")
