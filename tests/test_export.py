@@ -379,7 +379,6 @@ def test_wrong_use(table, tmp_path, capfd):
     assert not list(tmp_path.glob(".*"))
 
 
-@ifl.register_network
 class Looking(nn.Module):
     """A network whose way depends on its numbers."""
 
@@ -396,7 +395,6 @@ class Looking(nn.Module):
         return {}
 
 
-@ifl.register_path
 class OddNoise(ifl.RectifiedFlow):
     """A path with noise of its own."""
 

@@ -263,5 +263,5 @@ def test_public_names():
     assert ifl.__all__ == sorted(ifl.__all__, key=lambda n: (n.upper() != n, n[0].islower(), n))
     shown = {name for name, value in vars(ifl).items() if not name.startswith("_")}
     hidden = shown - set(ifl.__all__)
-    modules = {"io", "model", "pretrained", "registry", "scaling", "utils"}
+    modules = {"export", "hub", "io", "model", "pretrained", "registry", "scaling", "utils"}
     assert hidden <= modules | {"Any", "TYPE_CHECKING"}, hidden

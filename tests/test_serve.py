@@ -200,7 +200,6 @@ def test_a_time_out_gives_its_room_back_when_the_work_ends(folder, monkeypatch):
     assert app.state.workers.busy == 0 and gate.most == 1
 
 
-@ifl.register_network
 class Slow(nn.Module):
     """A network of many large layers."""
 
