@@ -292,7 +292,7 @@ def test_what_goes_wrong(stub, run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="the network Own cannot be saved") as error:
         ifl.FlowMap(Own(2, 2), ifl.RectifiedFlow()).push_to_hub("user/own")
     one_line(error)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     with pytest.raises(OSError, match="could not be fetched") as error:
         ifl.FlowMap.from_pretrained("user/model", revision="main")
     one_line(error)
